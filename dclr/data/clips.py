@@ -1,0 +1,142 @@
+"""Record + generator -> clips: where a clip starts, how it is cropped and flipped, what its colours will do.
+
+Legend: N clips of one video, T frames a clip, S side of the crop, H W stored frame. Everything random is drawn here, on the
+CPU, from (seed, epoch, key, clip); the device only computes (dclr/views.py). Geometry (start, crop, flip) is one draw a clip,
+shared by its RGB frames, its static frame and its stored cue.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from dclr.data.plan import generator
+from dclr.errors import InputError
+from dclr.record import Record, video_id
+
+COLOURS = 10  # floats of one photometric draw: brightness, contrast, saturation, hue, their order (4), grey, blur sigma
+RATIO = (3 / 4, 4 / 3)  # of RandomResizedCrop, width / height
+CENTRE = 112 / 128  # evaluation: short side 128, centre crop 112, for any clip size
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """What a clip is. ``frames`` T, ``stride`` between them, ``size`` S in pixels, ``min_scale`` the least share of the
+    frame's area that RandomResizedCrop keeps, ``flip`` the probability of a horizontal flip, ``cue`` whether the stored
+    difference is decoded too."""
+
+    frames: int = 16
+    stride: int = 2
+    size: int = 112
+    min_scale: float = 0.2
+    flip: float = 0.5
+    cue: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("frames", 2), ("stride", 1), ("size", 8)):
+            if getattr(self, name) < least:
+                raise InputError(f"clip {name} {getattr(self, name)}: expected at least {least}")
+        if not 0 < self.min_scale <= 1 or not 0 <= self.flip <= 1:
+            raise InputError(
+                f"crop scale {self.min_scale} and flip {self.flip}: expected shares of 1 (scale above 0)"
+            )
+
+    @property
+    def span(self) -> int:
+        """Stored frames from a clip's first to its last."""
+        return (self.frames - 1) * self.stride + 1
+
+
+def frame_indices(start: int, total: int, clip: ClipConfig) -> np.ndarray:
+    """Stored frames of the clip that starts at ``start``: int64 (T,). A video shorter than the clip is looped, never
+    continued with another video (shared/method.md, fault 13)."""
+    return (start + np.arange(clip.frames) * clip.stride) % total
+
+
+def random_start(total: int, clip: ClipConfig, rng: np.random.Generator) -> int:
+    """Uniform among the starts that fit; among all frames where the video is shorter than the clip and loops."""
+    return int(rng.integers(total - clip.span + 1 if total >= clip.span else total))
+
+
+def uniform_starts(total: int, clip: ClipConfig, clips: int) -> list[int]:
+    """``clips`` evenly spaced starts from the first that fits to the last; the middle one for a single clip."""
+    last = max(total - clip.span, 0)
+    return [last // 2] if clips == 1 else [round(i * last / (clips - 1)) for i in range(clips)]
+
+
+def random_resized_crop(height: int, width: int, min_scale: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of RandomResizedCrop (Szegedy et al. 2015): area U(min_scale, 1), log-uniform ratio."""
+    for _ in range(10):
+        area = height * width * rng.uniform(min_scale, 1)
+        ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    w, h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def centre_crop(height: int, width: int) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of the evaluation crop: the middle square of 112 / 128 of the short side."""
+    side = round(min(height, width) * CENTRE)
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def crop_resize(frames_THW: np.ndarray, box: tuple[int, int, int, int], size: int, flip: bool) -> np.ndarray:
+    """Cut ``box`` out of uint8 frames (T, H, W[, C]), resize to (T, size, size[, C]), flip left-right."""
+    top, left, height, width = box
+    mode = cv2.INTER_AREA if min(height, width) > size else cv2.INTER_LINEAR
+    cut = frames_THW[:, top : top + height, left : left + width]
+    if (height, width) != (size, size):
+        cut = np.stack([cv2.resize(frame, (size, size), interpolation=mode) for frame in cut])
+    return np.ascontiguousarray(cut[:, :, ::-1] if flip else cut)
+
+
+def draw_colours(rng: np.random.Generator) -> np.ndarray:
+    """One photometric draw of shared/method.md: float32 (:data:`COLOURS`,). Neutral values where a step is not applied.
+
+    Jitter (.4, .4, .4, .1) in a random order with p 0.8: factors U(0.6, 1.4), hue U(-0.1, 0.1) of a turn; grey p 0.2;
+    Gaussian blur p 0.5 with sigma U(0.1, 2) in pixels, 0 for none.
+    """
+    factors = rng.uniform((0.6, 0.6, 0.6, -0.1), (1.4, 1.4, 1.4, 0.1))
+    order, sigma = rng.permutation(4), rng.uniform(0.1, 2)
+    jitter, grey, blur = rng.random(3) < (0.8, 0.2, 0.5)
+    return np.array([*(factors if jitter else (1, 1, 1, 0)), *order, grey, sigma * blur], np.float32)
+
+
+def train_clips(record: Record, clip: ClipConfig, clips: int, seed: int, epoch: int) -> dict[str, np.ndarray]:
+    """``clips`` random clips of a video, each at its own start.
+
+    Returns:
+        rgb uint8 (N, T, S, S, 3); cue uint8 (N, T, S, S) when ``clip.cue``; frames int64 (N, T), the stored frame numbers;
+        still int64 (N,), the static view's position among the T; colours float32 (N, 2, COLOURS) for v and s.
+    """
+    out: dict[str, list] = {name: [] for name in ("rgb", "cue", "frames", "still", "colours")}
+    for number in range(clips):
+        rng = generator(seed, epoch, record.key, number)
+        indices = frame_indices(random_start(len(record), clip, rng), len(record), clip)
+        box = random_resized_crop(record.meta["height"], record.meta["width"], clip.min_scale, rng)
+        flip = bool(rng.random() < clip.flip)
+        out["rgb"].append(crop_resize(record.frames(indices), box, clip.size, flip))
+        if clip.cue:
+            out["cue"].append(crop_resize(record.differences(indices), box, clip.size, flip))
+        out["frames"].append(indices)
+        out["still"].append(rng.integers(clip.frames))
+        out["colours"].append(np.stack([draw_colours(rng), draw_colours(rng)]))
+    return {name: np.stack(values) for name, values in out.items() if values} | identity(record)
+
+
+def eval_clips(record: Record, clip: ClipConfig, clips: int) -> dict[str, np.ndarray]:
+    """``clips`` uniform clips of a video, centre crop, no flip: rgb uint8 (N, T, S, S, 3)."""
+    indices = np.concatenate([frame_indices(s, len(record), clip) for s in uniform_starts(len(record), clip, clips)])
+    box = centre_crop(record.meta["height"], record.meta["width"])
+    rgb = crop_resize(record.frames(indices), box, clip.size, flip=False)  # a frame in two clips is decoded once
+    return {"rgb": rgb.reshape(clips, clip.frames, clip.size, clip.size, 3)} | identity(record)
+
+
+def identity(record: Record) -> dict[str, np.ndarray]:
+    """The video's 63-bit id, int64 (): what the queues mask by."""
+    return {"video": np.array(video_id(record.meta["video"]), np.int64)}

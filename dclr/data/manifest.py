@@ -1,0 +1,196 @@
+"""What is in a shard set, without opening a shard: the manifest, one index beside each shard, samples by offset.
+
+A set is a folder::
+
+    manifest.json         :class:`Manifest`: shards, counts, bytes, sha256, class names, options
+    shard-000000.tar      samples back to back (dclr/record.py)
+    shard-000000.jsonl    :class:`Entry`, one line a sample: key, offset, size, crc32, label, labels, splits, frames
+    failures.jsonl        videos that are not in the set, one line each, with the reason
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dclr.errors import InputError
+from dclr.record import VERSION
+
+MANIFEST = "manifest.json"
+FAILURES = "failures.jsonl"
+SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")  # a manifest is hostile input: no path escapes the set's folder
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar: ``name`` in the set's folder, its ``samples`` and ``bytes``, the ``sha256`` of the whole file."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+    @property
+    def index_name(self) -> str:
+        return self.name.removesuffix(".tar") + ".jsonl"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The set as a whole. ``classes`` maps each kind of label to its class names, the default kind first."""
+
+    dataset: str
+    shards: tuple[Shard, ...]
+    splits: dict[str, int]  # split -> samples in it
+    classes: dict[str, list[str]]
+    options: dict[str, Any]  # what the set was made with: size, quality, ...
+    failures: dict[str, int]  # stage -> videos that are not in the set
+    version: int = VERSION
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    def dumps(self) -> str:
+        """JSON text; the same set gives the same bytes."""
+        totals = {"samples": self.samples, "bytes": sum(shard.bytes for shard in self.shards)}
+        return json.dumps(dataclasses.asdict(self) | totals, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def loads(cls, text: str, name: str = MANIFEST) -> Manifest:
+        """Parse and check; raises InputError naming the file and the field."""
+        try:
+            found = json.loads(text)
+            if found["version"] != VERSION:
+                raise InputError(f"{name}: format version {found['version']!r}, this code reads version {VERSION}")
+            shards = tuple(Shard(s["name"], int(s["samples"]), int(s["bytes"]), s["sha256"]) for s in found["shards"])
+            manifest = cls(
+                shards=shards, **{key: found[key] for key in ("dataset", "splits", "classes", "options", "failures")}
+            )
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise InputError(
+                f"{name}: not a shard set's manifest ({type(error).__name__}: {error}); see shards/README.md"
+            ) from None
+        for shard in shards:
+            if not SHARD_NAME.fullmatch(shard.name):
+                raise InputError(f"{name}: shard name {shard.name!r}, expected {SHARD_NAME.pattern}")
+        return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a shard's index: where a sample lies in the tar and what is needed to choose it."""
+
+    key: str
+    offset: int  # of the sample's first tar header, in bytes
+    size: int  # of all its members, headers and padding included
+    crc32: int  # of those bytes
+    label: int | None  # of the default kind; None where the set has no labels
+    labels: dict[str, int]
+    splits: list[str]
+    frames: int
+
+    def dumps(self) -> str:
+        return json.dumps({field: getattr(self, field) for field in self.__slots__}, ensure_ascii=False)
+
+
+def read_index(path: Path) -> Iterator[Entry]:
+    """The entries of one shard's index; raises InputError naming the file and line."""
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield Entry(**json.loads(line))
+            except (TypeError, json.JSONDecodeError) as error:
+                raise InputError(f"{path}, line {number}: not an index entry: {error}") from None
+
+
+class ShardSet:
+    """An opened local set: its manifest and one row of plain numbers a sample (numpy columns, in shard order).
+
+    Attributes:
+        keys: N names. shard_N, offset_N, size_N, frames_N: int64 (N,). labels: kind -> int64 (N,), -1 where unlabelled.
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+        path = self.root / MANIFEST
+        if not path.is_file():
+            raise InputError(f"{self.root}: no {MANIFEST} there; make a shard set with python -m preprocess")
+        self.manifest = Manifest.loads(path.read_text(encoding="utf-8"), str(path))
+        self.keys: list[str] = []
+        rows: list[tuple[int, int, int, int]] = []
+        labels: dict[str, list[int]] = {kind: [] for kind in self.manifest.classes}
+        self._splits: dict[str, list[int]] = {split: [] for split in self.manifest.splits}
+        for number, shard in enumerate(self.manifest.shards):
+            self._check(shard)
+            for entry in read_index(self.root / shard.index_name):
+                for split in entry.splits:
+                    self._splits.setdefault(split, []).append(len(self.keys))
+                for kind, column in labels.items():
+                    column.append(entry.labels.get(kind, -1))
+                self.keys.append(entry.key)
+                rows.append((number, entry.offset, entry.size, entry.frames))
+            if len(self.keys) != sum(s.samples for s in self.manifest.shards[: number + 1]):
+                raise InputError(
+                    f"{self.root / shard.index_name}: its entries are not the {shard.samples} samples that {path} counts"
+                )
+        self.shard_N, self.offset_N, self.size_N, self.frames_N = np.array(rows, np.int64).reshape(-1, 4).T
+        self.labels = {kind: np.array(column, np.int64) for kind, column in labels.items()}
+
+    def _check(self, shard: Shard) -> None:
+        """A shard that is missing or has another size is named now, not in the middle of an epoch."""
+        for name in (shard.name, shard.index_name):
+            if not (self.root / name).is_file():
+                raise InputError(f"{self.root / name} is missing, though {MANIFEST} lists it: copy the whole set again")
+        found = (self.root / shard.name).stat().st_size
+        if found != shard.bytes:
+            raise InputError(
+                f"{self.root / shard.name}: {found} bytes, {MANIFEST} says {shard.bytes}: copy the shard again"
+            )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def select(self, splits: Sequence[str]) -> np.ndarray:
+        """Indices of the samples in any of these splits, ascending, each once: int64 (n,). Raises InputError for a split
+        that the set does not have or that is empty."""
+        for split in splits:
+            if not self._splits.get(split):
+                have = ", ".join(f"{name} ({len(members)})" for name, members in self._splits.items()) or "none"
+                raise InputError(f"no split {split!r} in {self.root}; it has: {have}")
+        return np.unique(np.concatenate([np.array(self._splits[split], np.int64) for split in splits]))
+
+    def kind(self, wanted: str | None = None) -> str:
+        """The name of a kind of label, checked (default: the set's first); raises InputError listing those it has."""
+        kinds = list(self.manifest.classes)
+        if wanted is None and kinds:
+            return kinds[0]
+        if wanted not in kinds:
+            have = ", ".join(kinds) or "none: it is unlabelled"
+            raise InputError(f"no label {wanted or 'at all'!r} in {self.root}; it has: {have}")
+        return wanted
+
+
+def split_list(text: str) -> tuple[str, ...]:
+    """``"train01,train02"`` -> ``("train01", "train02")``: how the command line names splits."""
+    splits = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not splits:
+        raise InputError(f"split {text!r}: expected names with commas between them, such as train01,train02")
+    return splits
+
+
+def require_size(shards: ShardSet, clip_size: int) -> None:
+    """Refuse a crop that is larger than the stored frames."""
+    stored: Mapping[str, Any] = shards.manifest.options
+    if clip_size > stored["size"]:
+        raise InputError(
+            f"clip size {clip_size} is above the stored short side {stored['size']} of {shards.root}: "
+            f"use -cs {stored['size']} or less, or make the shards again with --size {clip_size} or more"
+        )
