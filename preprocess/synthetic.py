@@ -26,7 +26,7 @@ from dclr.data.plan import generator
 from preprocess.datasets import Source, Video
 
 MOTIONS = ("left", "right", "up", "down", "orbit_cw", "orbit_ccw", "zoom_in", "oscillate")
-SIZES = ((128, 96), (144, 108), (160, 120), (120, 120))  # width, height
+SIZES = ((112, 96), (120, 108), (128, 112), (120, 120))  # width, height
 RATES = (15, 20, 24, 25, 30)
 RADII = (0.15, 0.25)  # of the object, smallest and largest
 SPEEDS = (0.55, 0.95)  # of the object, short sides a second

@@ -1,0 +1,28 @@
+"""Video backbones by name: ``build("r2plus1d_10")`` is a trunk, clips (B, 3, T, H, W) -> feature map (B, C', T', H', W').
+
+Parameter names follow the common VideoResNet layout (stem, layer1 .. layer4), so weights of that layout load strictly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from dclr.backbones.resnet import VideoResNet
+from dclr.errors import InputError
+
+ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
+    "r2plus1d_10": lambda width: VideoResNet((1, 1, 1, 1), width),
+    "r2plus1d_18": lambda width: VideoResNet((2, 2, 2, 2), width),
+}
+
+
+def build(arch: str, width: int = 64) -> nn.Module:
+    """The trunk ``arch`` with ``width`` channels in its first stage (64 is the published size); its attribute
+    ``channels`` is C' (8 x width). Raises InputError naming the architectures there are."""
+    if arch not in ARCHITECTURES:
+        raise InputError(f"architecture {arch!r}: expected one of {', '.join(ARCHITECTURES)}")
+    if width < 1:
+        raise InputError(f"width {width}: expected at least 1")
+    return ARCHITECTURES[arch](width)

@@ -1,0 +1,80 @@
+"""One process or many, the same code: rank and world size, and the three collectives the method needs.
+
+Without torchrun everything here is the identity. Collectives are called by every rank the same number of times, always.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def setup(device: torch.device) -> None:
+    """Join torchrun's process group (gloo on the CPU, nccl on GPUs); nothing to do where there is none."""
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
+
+
+def shutdown() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def pick_device() -> torch.device:
+    """This process's GPU where there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over ranks; its gradient is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def total(x: torch.Tensor) -> torch.Tensor:
+    """Sum of every rank's ``x``, with gradient."""
+    return x if world() == 1 else _Sum.apply(x)
+
+
+def joined(x_B: torch.Tensor) -> torch.Tensor:
+    """Every rank's rows, first of rank 0 to last of rank n - 1, without gradient: (B, ...) -> (n B, ...)."""
+    if world() == 1:
+        return x_B
+    rows = [torch.empty_like(x_B) for _ in range(world())]
+    dist.all_gather(rows, x_B.contiguous())
+    return torch.cat(rows)
+
+
+def joined_objects(value: Any) -> list[Any]:
+    """Every rank's ``value`` (plain Python), in rank order."""
+    if world() == 1:
+        return [value]
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return values

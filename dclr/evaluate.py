@@ -1,0 +1,195 @@
+"""What every evaluation shares: its configuration, features and scores of whole videos, the saved result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from dclr import checkpoint, distributed, metrics, report
+from dclr import precision as precisions
+from dclr.backbones import build
+from dclr.checkpoint import Trunk
+from dclr.data.clips import ClipConfig
+from dclr.data.loader import eval_loader
+from dclr.data.manifest import ShardSet, require_size
+from dclr.errors import InputError
+from dclr.pretrain import prepare_out, refuse_used
+from dclr.views import normalise, to_clip
+
+MODES = ("finetune", "linear")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Everything that decides an evaluation; saved in its result.json.
+
+    ``frames``, ``stride`` and ``size`` of None are those of the checkpoint (16, 2, 112 for random weights); ``cpv`` is clips a
+    training video: random ones in each epoch of finetune, uniform ones of linear; ``test_clips`` uniform clips of a test video.
+    """
+
+    mode: str
+    shards: str
+    out: str
+    train_split: tuple[str, ...]
+    test_split: tuple[str, ...]
+    pretrained: str
+    arch: str | None = None
+    width: int = 64
+    label: str | None = None
+    frames: int | None = None
+    stride: int | None = None
+    size: int | None = None
+    cpv: int = 10
+    test_clips: int = 10
+    batch: int = 64
+    epochs: int = 10
+    lr: float = 0.1
+    schedule: tuple[int, ...] = (6, 8)
+    wd: float = 1e-4
+    dropout: float = 0.5
+    min_scale: float = 0.2
+    flip: float = 0.5
+    seed: int = 0
+    precision: str = "auto"
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise InputError(f"mode {self.mode!r}: expected one of {', '.join(MODES)}")
+        for name in ("cpv", "test_clips", "batch", "epochs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
+        if not self.lr > 0 or self.wd < 0 or not 0 <= self.dropout < 1 or self.workers < 0:
+            raise InputError(
+                f"lr {self.lr}, wd {self.wd}, dropout {self.dropout}, workers {self.workers}: "
+                "expected lr above 0, wd and workers 0 or more, dropout in [0, 1)"
+            )
+        if self.pretrained == "random" and self.arch is None:
+            raise InputError("--pretrained random says nothing of the network: name it with -a, such as -a r2plus1d_10")
+        if self.arch is not None:
+            build(self.arch, 1)
+        self.clip({})
+
+    def clip(self, learned: dict[str, int]) -> ClipConfig:
+        """The clips to evaluate on, given those that the checkpoint learned on."""
+        default = ClipConfig()
+        frames, stride, size = (
+            getattr(self, name) or learned.get(name) or getattr(default, name) for name in ("frames", "stride", "size")
+        )
+        return ClipConfig(frames, stride, size, self.min_scale, self.flip)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An evaluation ready to run: checked files, samples, device and number format."""
+
+    config: EvalConfig
+    trunk: Trunk
+    shards: ShardSet
+    clip: ClipConfig
+    kind: str
+    train_N: np.ndarray
+    test_N: np.ndarray
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def classes(self) -> list[str]:
+        return self.shards.manifest.classes[self.kind]
+
+
+def prepare(config: EvalConfig) -> Setting:
+    """Check flags, then the checkpoint, then the shard set; raises InputError naming the first thing that is wrong."""
+    device = distributed.pick_device()
+    dtype = precisions.resolve(config.precision, device)
+    refuse_used(Path(config.out), "result.json")
+    if config.pretrained == "random":
+        assert config.arch is not None  # EvalConfig checked it
+        trunk = checkpoint.random_trunk(config.arch, config.width, config.seed)
+    else:
+        trunk = checkpoint.load_trunk(Path(config.pretrained))
+        if config.arch not in (None, trunk.arch):
+            raise InputError(f"{config.pretrained} holds a {trunk.arch}, not the {config.arch} of -a: leave -a out")
+    clip = config.clip(trunk.clip)
+    shards = ShardSet(config.shards)
+    require_size(shards, clip.size)
+    kind = shards.kind(config.label)
+    train_N, test_N = shards.select(config.train_split), shards.select(config.test_split)
+    both = np.intersect1d(train_N, test_N)
+    if len(both):
+        raise InputError(
+            f"{len(both)} videos are in --train-split and in --test-split, such as {shards.keys[both[0]]}: "
+            "a video trains or tests, not both"
+        )
+    distributed.setup(device)
+    return Setting(config, trunk, shards, clip, kind, train_N, test_N, device, dtype)
+
+
+def batched_forward(module: nn.Module, setting: Setting, batch: dict[str, Any]) -> torch.Tensor:
+    """One video's clips in one forward pass: uint8 (1, clips, T, S, S, 3) -> float32 (clips, ...)."""
+    clips = normalise(to_clip(batch["rgb"][0].to(setting.device)))
+    with torch.autocast(setting.device.type, setting.dtype, enabled=setting.dtype != torch.float32):
+        return module(clips.contiguous(memory_format=torch.channels_last_3d)).float()
+
+
+@torch.no_grad()
+def over_videos(
+    module: nn.Module, setting: Setting, samples_N: np.ndarray, clips: int, title: str,
+    reduce: Callable[[torch.Tensor], torch.Tensor],
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """``reduce(module(clips))`` of every video, each exactly once over all ranks, in ascending sample order.
+
+    Returns:
+        the stacked results (N, ...) float32 and the labels int64 (N,), the same on every rank.
+    """
+    module.eval()
+    rank, world = distributed.rank(), distributed.world()
+    loader = eval_loader(
+        setting.shards, samples_N, setting.clip, clips=clips, rank=rank, world=world,
+        workers=setting.config.workers, kind=setting.kind,
+    )  # fmt: skip
+    mine: dict[int, tuple[np.ndarray, int]] = {}
+    bar = tqdm(loader, total=-(-len(samples_N) // world), desc=title, unit="video", disable=rank != 0)
+    for batch in bar:
+        result = reduce(batched_forward(module, setting, batch))
+        mine[int(batch["sample"])] = (result.cpu().numpy(), int(batch["label"]))
+    found = {sample: value for part in distributed.joined_objects(mine) for sample, value in part.items()}
+    if sorted(found) != sorted(int(s) for s in samples_N):
+        raise RuntimeError(f"{len(found)} of {len(samples_N)} videos were evaluated")
+    rows = [found[sample] for sample in sorted(found)]
+    return np.stack([row[0] for row in rows]), np.array([row[1] for row in rows])
+
+
+def save_result(setting: Setting, scores_NC: np.ndarray, label_N: np.ndarray, extra: dict[str, Any]) -> dict[str, Any]:
+    """Write result.json and confusion.png to the run's folder; returns the result."""
+    config, out = setting.config, Path(setting.config.out)
+    prepare_out(out)
+    counts = metrics.confusion(scores_NC.argmax(1), label_N, len(setting.classes))
+    picture = report.confusion_matrix(counts, setting.classes, out / "confusion.png")
+    result = {
+        **metrics.accuracies(scores_NC, label_N),
+        "videos": len(label_N),
+        "classes": len(setting.classes),
+        "label": setting.kind,
+        "arch": setting.trunk.arch,
+        "width": setting.trunk.width,
+        "confusion": counts.tolist(),
+        **extra,
+        "options": dataclasses.asdict(config) | {n: getattr(setting.clip, n) for n in ("frames", "stride", "size")},
+    }
+    temporary = out / ".result.json.tmp"
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.replace(out / "result.json")
+    numbers = ", ".join(f"{name} {100 * result[name]:.1f} %" for name in ("top1", "top5", "mean_class"))
+    print(f"{config.mode} on {setting.kind}: {numbers} of {len(label_N)} videos, {len(setting.classes)} classes")
+    print(f"{out / 'result.json'}, {picture}")
+    return result

@@ -1,0 +1,87 @@
+"""Finetuning: the whole network trained with labels, tested on uniform clips of every test video."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from dclr import distributed, norm
+from dclr.data import plan
+from dclr.data.loader import train_loader
+from dclr.evaluate import EvalConfig, over_videos, prepare, save_result
+from dclr.pretrain import learning_rate, peak_memory_gb
+from dclr.views import normalise, to_clip
+
+
+class Classifier(nn.Module):
+    """Trunk, global average pool, dropout, linear: clips (B, 3, T, H, W) -> logits (B, classes)."""
+
+    def __init__(self, trunk: nn.Module, classes: int, dropout: float):
+        super().__init__()
+        self.backbone = norm.convert(trunk)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(int(self.backbone.channels), classes)
+        nn.init.normal_(self.fc.weight, 0, 0.01)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.dropout(self.backbone(clip_BCTHW).mean((2, 3, 4))))
+
+
+def finetune(config: EvalConfig) -> dict[str, Any]:
+    """Train, test, save; returns the result. An epoch shows every training video ``cpv`` times, each time another clip."""
+    setting = prepare(config)
+    device, rank, world = setting.device, distributed.rank(), distributed.world()
+    passes = plan.epoch_steps(len(setting.train_N), config.batch, world)
+    epoch_steps = passes * config.cpv
+    last_step = epoch_steps * config.epochs
+
+    torch.manual_seed(config.seed)
+    model = Classifier(setting.trunk.module, len(setting.classes), config.dropout)
+    model = model.to(device, memory_format=torch.channels_last_3d).train()
+    parallel: nn.Module = DistributedDataParallel(model, broadcast_buffers=False) if world > 1 else model
+    optimiser = torch.optim.SGD(model.parameters(), config.lr, momentum=0.9, weight_decay=config.wd)
+    scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype == torch.float16)
+    loader = train_loader(
+        setting.shards, setting.train_N, setting.clip, clips=1, batch=config.batch, seed=config.seed,
+        steps=(0, last_step), rank=rank, world=world, workers=config.workers, kind=setting.kind,
+    )  # fmt: skip
+    torch.manual_seed(config.seed + 1 + rank)  # dropout: each rank its own
+    writer = SummaryWriter(Path(config.out)) if rank == 0 else None
+    bar = tqdm(loader, total=last_step, desc="finetuning", unit="step", disable=rank != 0)
+    for step, batch in enumerate(bar):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(config.lr, config.schedule, step // epoch_steps)
+        clips = normalise(to_clip(batch["rgb"][:, 0].to(device)))
+        label = batch["label"].to(device)
+        with torch.autocast(device.type, setting.dtype, enabled=setting.dtype != torch.float32):
+            logits = parallel(clips.contiguous(memory_format=torch.channels_last_3d))
+        loss = F.cross_entropy(logits.float(), label)
+        optimiser.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.step(optimiser)
+        scaler.update()
+        if (step + 1) % 10 == 0 and writer:
+            value, right = loss.item(), (logits.argmax(1) == label).float().mean().item()
+            if value != value:
+                raise FloatingPointError(f"the loss became NaN by step {step + 1}: try --precision fp32 or a smaller --lr")
+            writer.add_scalar("finetune/loss", value, step + 1)
+            writer.add_scalar("finetune/top1", right, step + 1)
+            bar.set_postfix(
+                {"loss": f"{value:.3f}", "clips/s": f"{(bar.format_dict['rate'] or 0) * config.batch:.1f}"}, refresh=False
+            )
+    if writer:
+        writer.close()
+    probabilities, labels = over_videos(
+        model, setting, setting.test_N, config.test_clips, "testing", lambda logits: logits.softmax(1).mean(0)
+    )
+    if rank != 0:
+        return {}
+    return save_result(setting, probabilities, labels, {"peak_memory_gb": round(peak_memory_gb(), 2)})

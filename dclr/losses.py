@@ -1,0 +1,65 @@
+"""The losses of shared/method.md, on plain tensors: contrast with mined positives, and activation alignment.
+
+Legend: N queries, K queue entries, D dimensions. Everything is in at least float32.
+"""
+
+from __future__ import annotations
+
+import torch
+
+TEMPERATURE = 0.07
+ALIGNMENT_WEIGHT = 0.1
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """Half types raised to float32; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def logits(query_ND: torch.Tensor, key_ND: torch.Tensor, queue_KD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine over temperature with the own key (N, 1) and with every queue entry (N, K); inputs L2-normalised."""
+    query, key, queue = at_least_float32(query_ND), at_least_float32(key_ND), at_least_float32(queue_KD)
+    own_N1 = torch.einsum("nd,nd->n", query, key).unsqueeze(1) / TEMPERATURE
+    queue_NK = torch.einsum("nd,kd->nk", query, queue) / TEMPERATURE
+    return own_N1, queue_NK
+
+
+def contrast(own_N1: torch.Tensor, queue_NK: torch.Tensor, allowed_NK: torch.Tensor, mined_NK: torch.Tensor) -> torch.Tensor:
+    """Mean over queries of ``logsumexp(all) - logsumexp(P)``: P the own key and the mined entries, all the own key and the
+    allowed ones. In log space throughout (fault 6); an empty queue gives exactly 0 with gradient 0."""
+    never = float("-inf")
+    everything = torch.cat([own_N1, queue_NK.masked_fill(~allowed_NK, never)], dim=1)
+    positives = torch.cat([own_N1, queue_NK.masked_fill(~(mined_NK & allowed_NK), never)], dim=1)
+    return (everything.logsumexp(1) - positives.logsumexp(1)).mean()
+
+
+def neighbour_probability(query_ND: torch.Tensor, queue_KD: torch.Tensor, allowed_NK: torch.Tensor) -> torch.Tensor:
+    """softmax over the allowed entries of query . queue / temperature: (N, K), 0 elsewhere, all 0 where none is allowed."""
+    scores = torch.einsum("nd,kd->nk", at_least_float32(query_ND), at_least_float32(queue_KD)) / TEMPERATURE
+    return scores.masked_fill(~allowed_NK, float("-inf")).softmax(1).nan_to_num(0.0)
+
+
+def mine(score_NK: torch.Tensor, allowed_NK: torch.Tensor, k: int) -> torch.Tensor:
+    """The top min(k, allowed) entries of each row as a mask, bool (N, K); ties go to the lower index."""
+    k = min(k, score_NK.shape[1])
+    best_Nk = score_NK.masked_fill(~allowed_NK, -1).sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return torch.zeros_like(allowed_NK).scatter(1, best_Nk, True) & allowed_NK
+
+
+def activation_map(features_BCTHW: torch.Tensor) -> torch.Tensor:
+    """A(x) = sum over channels of F(x), (B, T, H, W), >= 0 because F ends in a ReLU."""
+    return at_least_float32(features_BCTHW).sum(1)
+
+
+def mean_one(map_BTHW: torch.Tensor) -> torch.Tensor:
+    """N(A): A over the mean of that sample's A, so that its mean is 1; an all-zero map stays zero."""
+    return map_BTHW / (map_BTHW.mean((1, 2, 3), keepdim=True) + 1e-6)
+
+
+def alignment(query_BTHW: torch.Tensor, static_BTHW: torch.Tensor, dynamic_BTHW: torch.Tensor) -> torch.Tensor:
+    """mean((N(A_q(v)) - sg[N(A_k(s) + A_k(d))])^2): gradient through the query's map (and its mean), none in the target.
+
+    Args: the three raw maps A, (B, T, H, W), of the query clip. The weight is :data:`ALIGNMENT_WEIGHT`.
+    """
+    target = mean_one(static_BTHW + dynamic_BTHW).detach()
+    return (mean_one(query_BTHW) - target).square().mean()

@@ -1,0 +1,199 @@
+"""The pretraining loop: shards in, checkpoints and curves out, the same on one process or many."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from dclr import checkpoint, distributed, precision, report
+from dclr.backbones import build
+from dclr.data import plan
+from dclr.data.clips import ClipConfig
+from dclr.data.loader import train_loader
+from dclr.data.manifest import ShardSet, require_size
+from dclr.errors import InputError
+from dclr.model import DCLR
+from dclr.queue import default_length
+from dclr.views import DYNAMICS, make_views
+
+LOG_EVERY = 10  # steps
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that decides a pretraining run; kept in its checkpoints and its config.json."""
+
+    shards: str
+    out: str
+    split: tuple[str, ...]
+    arch: str = "r2plus1d_10"
+    width: int = 64
+    frames: int = 16
+    stride: int = 2
+    size: int = 112
+    min_scale: float = 0.2
+    flip: float = 0.5
+    dynamic: str = "rgbdiff"
+    queue: int | None = None  # entries; None is dclr.queue.default_length
+    batch: int = 64  # over all processes
+    epochs: int = 200
+    lr: float = 0.01
+    schedule: tuple[int, ...] = (120, 160)
+    wd: float = 1e-4
+    seed: int = 0
+    precision: str = "auto"
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "epochs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)}: expected at least 1")
+        if self.workers < 0:
+            raise InputError(f"workers {self.workers}: expected 0 or more")
+        if not self.lr > 0 or self.wd < 0:
+            raise InputError(f"lr {self.lr} and wd {self.wd}: expected lr above 0 and wd 0 or more")
+        if self.queue is not None and self.queue < self.batch:
+            raise InputError(f"queue {self.queue} is smaller than the batch {self.batch}: expected at least one batch")
+        if self.dynamic not in DYNAMICS:
+            raise InputError(f"dynamic view {self.dynamic!r}: expected one of {', '.join(DYNAMICS)}")
+        build(self.arch, 1)  # names the architectures where this one does not exist
+        self.clip  # noqa: B018  checks its own fields
+
+    @property
+    def clip(self) -> ClipConfig:
+        return ClipConfig(self.frames, self.stride, self.size, self.min_scale, self.flip, self.dynamic == "cue")
+
+
+def learning_rate(base: float, schedule: tuple[int, ...], epoch: int) -> float:
+    """x 0.1 at each epoch of ``schedule``."""
+    return base * 0.1 ** sum(epoch >= at for at in schedule)
+
+
+def peak_memory_gb() -> float:
+    """The most main memory this process ever held, in GB (10**9 bytes); on a GPU, the most its allocator held."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def refuse_used(out: Path, name: str) -> None:
+    """Nothing already made is lost: a folder that holds a result is not written over."""
+    if (out / name).exists():
+        raise InputError(f"--out {out}: it holds {name} of an earlier run; name another folder or remove it")
+
+
+def prepare_out(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be a folder for results ({error})") from None
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Run it; returns the last checkpoint's path. Raises InputError for what cannot start, named and with the way out."""
+    device, out = distributed.pick_device(), Path(config.out)
+    dtype = precision.resolve(config.precision, device)
+    refuse_used(out, "last.pt")
+    shards = ShardSet(config.shards)
+    require_size(shards, config.size)
+    samples_N = shards.select(config.split)
+    distributed.setup(device)
+    rank, world = distributed.rank(), distributed.world()
+    epoch_steps = plan.epoch_steps(len(samples_N), config.batch, world)
+    last_step = epoch_steps * config.epochs
+    length = config.queue or default_length(len(samples_N), config.batch)
+
+    torch.manual_seed(config.seed)  # the weights; everything else is drawn from (seed, epoch, sample)
+    model = DCLR(config.arch, config.width, length, dtype).to(device, memory_format=torch.channels_last_3d).train()
+    parallel: nn.Module = DistributedDataParallel(model, broadcast_buffers=False) if world > 1 else model
+    optimiser = torch.optim.SGD(model.f_q.parameters(), config.lr, momentum=0.9, weight_decay=config.wd)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    loader = train_loader(
+        shards, samples_N, config.clip, clips=2, batch=config.batch, seed=config.seed, steps=(0, last_step),
+        rank=rank, world=world, workers=config.workers,
+    )  # fmt: skip
+    writer = None
+    if rank == 0:
+        prepare_out(out)
+        (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+        writer = SummaryWriter(out)
+        fills = -(-length // config.batch)
+        print(f"{len(samples_N)} videos, {epoch_steps} steps an epoch, {world} process(es), {str(dtype)[6:]} on {device}")
+        print(f"queue of {length} fills at step {fills} of {last_step}; mining starts there")
+        if fills >= last_step:
+            print(f"warning: the queue never fills in {last_step} steps, so no positives are mined: lower --queue")
+
+    bar = tqdm(total=last_step, unit="step", desc="pretraining", disable=rank != 0)
+    began, waited, since = time.perf_counter(), 0.0, 0
+    batches = iter(loader)
+    for step in range(last_step):
+        epoch = step // epoch_steps
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(config.lr, config.schedule, epoch)
+        views = [make_views(batch, clip, config.dynamic, device) for clip in (0, 1)]
+        output = parallel(*views, batch["video"].to(device))
+        optimiser.zero_grad(set_to_none=True)
+        scaler.scale(output.total).backward()
+        scaler.step(optimiser)
+        scaler.update()
+        model.queue.enqueue(output.keys, output.video)
+        bar.update()
+
+        done = step + 1
+        if done % LOG_EVERY == 0 or done % epoch_steps == 0:
+            scalars = _scalars(output)
+            if not torch.isfinite(torch.tensor(scalars["loss/total"])):
+                raise FloatingPointError(
+                    f"the loss became {scalars['loss/total']} between steps {done - LOG_EVERY} and {done}; "
+                    f"the last good checkpoint stays; try --precision fp32 or a smaller --lr"
+                )
+            seconds = time.perf_counter() - began
+            scalars["speed/clips_per_second"] = (done - since) * config.batch * 2 / seconds
+            scalars["speed/data_wait"] = waited / seconds
+            scalars["lr"] = optimiser.param_groups[0]["lr"]
+            began, waited, since = time.perf_counter(), 0.0, done
+            if writer:
+                for name, value in scalars.items():
+                    writer.add_scalar(name, value, done)
+                short = {name.removeprefix("loss/"): f"{v:.3f}" for name, v in scalars.items() if name.startswith("loss/")}
+                short |= {
+                    "clips/s": f"{scalars['speed/clips_per_second']:.1f}",
+                    "wait": f"{scalars['speed/data_wait']:.0%}",
+                }
+                bar.set_postfix(short, refresh=False)
+        if rank == 0 and done % epoch_steps == 0:
+            _save(out / "last.pt", config, model, optimiser, scaler, done)
+    bar.close()
+    if writer:
+        picture = report.activation_maps(model.f_q, views[0], out / "maps.png")
+        writer.close()
+        print(f"peak memory {peak_memory_gb():.2f} GB a process; {out / 'last.pt'}, {picture}")
+    return out / "last.pt"
+
+
+def _scalars(output: Any) -> dict[str, float]:
+    """The step's losses and statistics, averaged over the ranks."""
+    values = {"loss/total": output.total.detach()}
+    values |= {f"loss/{name}": value for name, value in output.terms.items()}
+    values |= {f"contrast/{name}": value for name, value in output.stats.items()}
+    mean = distributed.total(torch.stack(list(values.values()))) / distributed.world()
+    return dict(zip(values, mean.tolist(), strict=True))
+
+
+def _save(path: Path, config: PretrainConfig, model: DCLR, optimiser: Any, scaler: Any, step: int) -> None:
+    state = {"config": dataclasses.asdict(config), "model": model.state_dict(), "step": step}
+    checkpoint.save(path, state | {"optimiser": optimiser.state_dict(), "scaler": scaler.state_dict()})

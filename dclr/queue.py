@@ -1,0 +1,53 @@
+"""The negatives: five rings of past keys that move in step, each entry with its video's id and whether it is valid yet.
+
+Legend: K entries, D dimensions, B keys a step, N queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+RINGS = ("vv", "sv", "dv", "vs", "vd")
+
+
+def default_length(videos: int, batch: int) -> int:
+    """The largest multiple of the batch not above min(2048, videos / 2), at least one batch: it fills in the first epoch."""
+    return max(batch, min(2048, videos // 2) // batch * batch)
+
+
+class Queue(nn.Module):
+    """Rings of K keys under the names of :data:`RINGS`. Buffers: ``keys_5KD`` float32 (at least), ``video_K`` int64,
+    ``valid_K`` bool, ``cursor`` int64, the place of the next entry."""
+
+    def __init__(self, length: int, dimensions: int = 128):
+        super().__init__()
+        self.register_buffer("keys_5KD", torch.zeros(len(RINGS), length, dimensions))
+        self.register_buffer("video_K", torch.zeros(length, dtype=torch.int64))
+        self.register_buffer("valid_K", torch.zeros(length, dtype=torch.bool))
+        self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
+
+    def __len__(self) -> int:
+        return len(self.video_K)
+
+    def __getitem__(self, ring: str) -> torch.Tensor:
+        """The ring's keys, (K, D), in slot order."""
+        return self.keys_5KD[RINGS.index(ring)]
+
+    def allowed(self, video_N: torch.Tensor) -> torch.Tensor:
+        """E_i: which entries query i may see, bool (N, K): valid ones of another video."""
+        return self.valid_K & (self.video_K != video_N[:, None])
+
+    @torch.no_grad()
+    def enqueue(self, keys: Mapping[str, torch.Tensor], video_B: torch.Tensor) -> None:
+        """Put B keys a ring (B, D) over the oldest entries, wrapping anywhere; of more than K the last K stay."""
+        length, batch = len(self), len(video_B)
+        kept = min(batch, length)
+        slots = (self.cursor + torch.arange(batch - kept, batch, device=video_B.device)) % length
+        stacked = torch.stack([keys[ring][batch - kept :] for ring in RINGS])
+        self.keys_5KD[:, slots] = stacked.to(self.keys_5KD.dtype)
+        self.video_K[slots] = video_B[batch - kept :]
+        self.valid_K[slots] = True
+        self.cursor.copy_((self.cursor + batch) % length)

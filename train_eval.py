@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""Evaluate a pretrained network on shards: finetune it, or fit a linear probe on its frozen features."""
+
+import argparse
+
+from dclr.distributed import shutdown
+from dclr.errors import exit_on_input_error
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    top.add_argument("mode", choices=("finetune", "linear"))
+    data = top.add_argument_group("data")
+    data.add_argument("--shards", required=True, metavar="SET", help="folder that python -m preprocess made")
+    data.add_argument("--train-split", required=True, metavar="A,B")
+    data.add_argument("--test-split", required=True, metavar="A,B")
+    data.add_argument("--label", help="kind of label, such as motion or scene; the set's first by default")
+    data.add_argument("--out", required=True, metavar="RUN", help="folder for result.json, the confusion matrix and curves")
+    data.add_argument("-j", "--workers", type=int, default=1, help="loader processes of each rank")
+    model = top.add_argument_group("model")
+    model.add_argument("--pretrained", required=True, metavar="FILE", help="checkpoint of train_pretrain.py, or random")
+    model.add_argument("-a", "--arch", help="network for --pretrained random; otherwise the checkpoint says")
+    model.add_argument("--width", type=int, default=64, help="channels of the first stage, for --pretrained random")
+    clip = top.add_argument_group("clips (frames, stride and size: by default the checkpoint's, or 16, 2, 112)")
+    clip.add_argument("-fpc", "--frames", type=int, help="frames a clip")
+    clip.add_argument("--stride", type=int, help="stored frames from one frame of a clip to the next")
+    clip.add_argument("-cs", "--size", type=int, help="crop in pixels")
+    clip.add_argument("-cpv", type=int, default=10, help="clips a training video: an epoch's (finetune), in all (linear)")
+    clip.add_argument("--test-clips", type=int, default=10, help="uniform clips a test video, probabilities averaged")
+    clip.add_argument("--min-scale", type=float, default=0.2, help="least share of the area that a training crop keeps")
+    clip.add_argument("--flip", type=float, default=0.5, help="probability of a flip; 0 where left and right are labels")
+    run = top.add_argument_group("optimisation (finetune)")
+    run.add_argument("-b", "--batch", type=int, default=64, help="clips a step, over all processes")
+    run.add_argument("--epochs", type=int, default=10)
+    run.add_argument("--lr", type=float, default=0.1)
+    run.add_argument("--schedule", type=int, nargs="*", default=[6, 8], help="epochs at which lr drops to a tenth")
+    run.add_argument("--wd", type=float, default=1e-4, help="weight decay")
+    run.add_argument("--dropout", type=float, default=0.5)
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--precision", default="auto", help="auto (bf16 where the hardware has it), fp32, bf16, fp16")
+    return top
+
+
+def main() -> None:
+    args = vars(parser().parse_args())
+    from dclr.data.manifest import split_list
+    from dclr.evaluate import EvalConfig
+    from dclr.finetune import finetune
+    from dclr.probe import linear
+
+    args |= {name: split_list(args[name]) for name in ("train_split", "test_split")}
+    args["schedule"] = tuple(args["schedule"])
+    try:
+        {"finetune": finetune, "linear": linear}[args["mode"]](EvalConfig(**args))
+    finally:
+        shutdown()
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()

@@ -1,0 +1,53 @@
+#!/usr/bin/env python3
+"""Pretrain on shards: one process (python train_pretrain.py ...) or many (torchrun --nproc-per-node N train_pretrain.py ...)."""
+
+import argparse
+
+from dclr.distributed import shutdown
+from dclr.errors import exit_on_input_error
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    data = top.add_argument_group("data")
+    data.add_argument("--shards", required=True, metavar="SET", help="folder that python -m preprocess made")
+    data.add_argument("--split", required=True, metavar="A,B", help="splits to train on, such as train01")
+    data.add_argument("--out", required=True, metavar="RUN", help="folder for checkpoints, curves and pictures")
+    data.add_argument("-j", "--workers", type=int, default=1, help="loader processes of each rank")
+    clip = top.add_argument_group("clips")
+    clip.add_argument("-fpc", "--frames", type=int, default=16, help="frames a clip")
+    clip.add_argument("--stride", type=int, default=2, help="stored frames from one frame of a clip to the next")
+    clip.add_argument("-cs", "--size", type=int, default=112, help="crop in pixels")
+    clip.add_argument("--min-scale", type=float, default=0.2, help="least share of the area that a crop keeps")
+    clip.add_argument("--flip", type=float, default=0.5, help="probability of a flip; 0 where left and right are labels")
+    model = top.add_argument_group("model")
+    model.add_argument("-a", "--arch", default="r2plus1d_10", help="r2plus1d_10 (the authors' network) or r2plus1d_18")
+    model.add_argument("--width", type=int, default=64, help="channels of the first stage")
+    model.add_argument("--dynamic", default="rgbdiff", help="dynamic view: rgbdiff, or cue (the stored difference)")
+    model.add_argument("--queue", type=int, help="negatives; by default fills within the first epoch, 2048 at most")
+    run = top.add_argument_group("optimisation")
+    run.add_argument("-b", "--batch", type=int, default=64, help="videos a step, over all processes")
+    run.add_argument("--epochs", type=int, default=200)
+    run.add_argument("--lr", type=float, default=0.01)
+    run.add_argument("--schedule", type=int, nargs="*", default=[120, 160], help="epochs at which lr drops to a tenth")
+    run.add_argument("--wd", type=float, default=1e-4, help="weight decay")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--precision", default="auto", help="auto (bf16 where the hardware has it), fp32, bf16, fp16")
+    return top
+
+
+def main() -> None:
+    args = vars(parser().parse_args())
+    from dclr.data.manifest import split_list
+    from dclr.pretrain import PretrainConfig, pretrain
+
+    args |= {"split": split_list(args["split"]), "schedule": tuple(args["schedule"])}
+    try:
+        pretrain(PretrainConfig(**args))
+    finally:
+        shutdown()
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()
