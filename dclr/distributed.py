@@ -34,13 +34,6 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def pick_device() -> torch.device:
-    """This process's GPU where there is one, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("cpu")
-
-
 class _Sum(torch.autograd.Function):
     """Sum over ranks; its gradient is the sum of the ranks' gradients."""
 

@@ -15,13 +15,13 @@ from torch import nn
 from tqdm import tqdm
 
 from dclr import checkpoint, distributed, metrics, report
-from dclr import precision as precisions
 from dclr.backbones import build
 from dclr.checkpoint import Trunk
 from dclr.data.clips import ClipConfig
 from dclr.data.loader import eval_loader
 from dclr.data.manifest import ShardSet, require_size
 from dclr.errors import InputError
+from dclr.hardware import pick_device, resolve_precision
 from dclr.pretrain import prepare_out, refuse_used
 from dclr.views import normalise, to_clip
 
@@ -109,8 +109,8 @@ class Setting:
 
 def prepare(config: EvalConfig) -> Setting:
     """Check flags, then the checkpoint, then the shard set; raises InputError naming the first thing that is wrong."""
-    device = distributed.pick_device()
-    dtype = precisions.resolve(config.precision, device)
+    device = pick_device()
+    dtype = resolve_precision(config.precision, device)
     refuse_used(Path(config.out), "result.json")
     if config.pretrained == "random":
         assert config.arch is not None  # EvalConfig checked it

@@ -16,7 +16,8 @@ from dclr import distributed, norm
 from dclr.data import plan
 from dclr.data.loader import train_loader
 from dclr.evaluate import EvalConfig, over_videos, prepare, save_result
-from dclr.pretrain import learning_rate, peak_memory_gb
+from dclr.hardware import peak_memory_gb
+from dclr.pretrain import learning_rate
 from dclr.views import normalise, to_clip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dclr import checkpoint, distributed, precision, report
+from dclr import checkpoint, distributed, report
 from dclr.backbones import build
 from dclr.data import plan
 from dclr.data.clips import ClipConfig
 from dclr.data.loader import train_loader
 from dclr.data.manifest import ShardSet, require_size
 from dclr.errors import InputError
+from dclr.hardware import peak_memory_gb, pick_device, resolve_precision
 from dclr.model import DCLR
 from dclr.queue import default_length
 from dclr.views import DYNAMICS, make_views
@@ -80,13 +80,6 @@ def learning_rate(base: float, schedule: tuple[int, ...], epoch: int) -> float:
     return base * 0.1 ** sum(epoch >= at for at in schedule)
 
 
-def peak_memory_gb() -> float:
-    """The most main memory this process ever held, in GB (10**9 bytes); on a GPU, the most its allocator held."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
 def refuse_used(out: Path, name: str) -> None:
     """Nothing already made is lost: a folder that holds a result is not written over."""
     if (out / name).exists():
@@ -102,8 +95,8 @@ def prepare_out(out: Path) -> None:
 
 def pretrain(config: PretrainConfig) -> Path:
     """Run it; returns the last checkpoint's path. Raises InputError for what cannot start, named and with the way out."""
-    device, out = distributed.pick_device(), Path(config.out)
-    dtype = precision.resolve(config.precision, device)
+    device, out = pick_device(), Path(config.out)
+    dtype = resolve_precision(config.precision, device)
     refuse_used(out, "last.pt")
     shards = ShardSet(config.shards)
     require_size(shards, config.size)

@@ -11,7 +11,7 @@ from torch import nn
 
 from dclr import distributed
 from dclr.evaluate import EvalConfig, over_videos, prepare, save_result
-from dclr.pretrain import peak_memory_gb
+from dclr.hardware import peak_memory_gb
 
 
 class Pooled(nn.Module):

@@ -1,0 +1,58 @@
+"""What the tests share: a small embedded set, made once, and the real clips where they are at hand."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+REAL = REPOSITORY.parent / "shared" / "data"
+needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real clips are not at {REAL}")
+
+
+def run(*command: str | Path, ranks: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command of the README (``train_pretrain.py``, ``-m preprocess``, ...) as a user would, from the repository."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, *launch, *map(str, command)],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+
+
+def succeed(*command: str | Path, ranks: int = 0) -> str:
+    """:func:`run`, which must succeed; returns what it printed."""
+    done = run(*command, ranks=ranks)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def refuse(*command: str | Path) -> str:
+    """:func:`run`, which must be refused as a user's mistake: exit code 2, a last line with the error, no traceback."""
+    done = run(*command)
+    assert done.returncode == 2, (done.returncode, done.stdout + done.stderr)
+    assert "Traceback" not in done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="session")
+def synthetic_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 embedded videos (64 train, 32 test), short side 32, in shards of about 1 MB."""
+    out = tmp_path_factory.mktemp("shards") / "tiny"
+    succeed("-m", "preprocess", "synthetic", "--out", out, "--videos", "96", "--size", "32", "--shard-size", "1")
+    return out
+
+
+@pytest.fixture(scope="session")
+def checkpoint(synthetic_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network pretrained for two epochs on the embedded set, in one process."""
+    out = tmp_path_factory.mktemp("runs") / "first"
+    succeed("train_pretrain.py", "--shards", synthetic_set, "--split", "train", "--out", out, *SMALL, "-b", "8", "--epochs", "2")
+    return out / "last.pt"
+
+
+SMALL = "-a r2plus1d_10 --width 4 -fpc 4 -cs 32 --precision fp32 -j 0".split()

@@ -1,0 +1,107 @@
+"""Where clips start, how they are cropped, what is drawn for them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dclr.data import clips
+from dclr.data.clips import ClipConfig
+from dclr.data.loader import read_record
+from dclr.data.manifest import ShardSet
+from dclr.errors import InputError
+from dclr.record import Record
+
+CLIP = ClipConfig(frames=8, stride=2, size=32, cue=True)
+
+
+@pytest.fixture(scope="module")
+def record(synthetic_set: Path) -> Record:
+    return read_record(ShardSet(synthetic_set), 0)
+
+
+def test_starts_are_uniform_among_those_that_fit() -> None:
+    rng = np.random.default_rng(0)
+    counts = np.bincount([clips.random_start(20, CLIP, rng) for _ in range(6000)])  # span 15: 0..5 fit
+    assert len(counts) == 6 and counts.min() > 850
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 14, 15, 40])
+def test_fault_13_a_short_video_is_looped_and_never_continued(total: int) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        start = clips.random_start(total, CLIP, rng)
+        indices = clips.frame_indices(start, total, CLIP)
+        np.testing.assert_array_equal(indices, (start + 2 * np.arange(8)) % total)
+        assert total < CLIP.span or np.all(np.diff(indices) == 2)
+
+
+def test_uniform_starts_span_the_video() -> None:
+    assert clips.uniform_starts(115, CLIP, 5) == [0, 25, 50, 75, 100]
+    assert clips.uniform_starts(115, CLIP, 1) == [50]
+    assert clips.uniform_starts(3, CLIP, 4) == [0, 0, 0, 0]
+
+
+def test_crops_keep_their_share_of_area_and_ratio() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        top, left, h, w = clips.random_resized_crop(128, 170, 0.2, rng)
+        assert 0 <= top <= 128 - h and 0 <= left <= 170 - w
+        assert 0.19 < h * w / (128 * 170) <= 1 and 0.73 < w / h < 1.36
+
+
+def test_the_evaluation_crop_is_112_of_128() -> None:
+    assert clips.centre_crop(128, 170) == (8, 29, 112, 112)
+    frames = np.arange(128 * 170, dtype=np.uint32).reshape(1, 128, 170).astype(np.uint8)
+    np.testing.assert_array_equal(clips.crop_resize(frames, (8, 29, 112, 112), 112, False), frames[:, 8:120, 29:141])
+    np.testing.assert_array_equal(clips.crop_resize(frames, (8, 29, 112, 112), 112, True), frames[:, 8:120, 29:141][:, :, ::-1])
+
+
+def test_draws_come_from_seed_epoch_key_and_clip_alone(record: Record) -> None:
+    first = clips.train_clips(record, CLIP, 2, seed=0, epoch=0)
+    again = clips.train_clips(record, CLIP, 2, seed=0, epoch=0)
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    for other in (clips.train_clips(record, CLIP, 2, 1, 0), clips.train_clips(record, CLIP, 2, 0, 1)):
+        assert not np.array_equal(first["rgb"], other["rgb"]) and not np.array_equal(first["colours"], other["colours"])
+    assert not np.array_equal(first["rgb"][0], first["rgb"][1])  # the two clips differ too
+    assert first["rgb"].shape == (2, 8, 32, 32, 3) and first["cue"].shape == (2, 8, 32, 32)
+    assert not np.array_equal(first["colours"][0, 0], first["colours"][0, 1])  # v and s have colours of their own
+
+
+def test_fault_3_crop_and_flip_are_shared_by_frames_and_cue(record: Record) -> None:
+    """The cue of a clip, cropped and flipped with it, is the difference of its cropped luma."""
+    clip = ClipConfig(frames=8, stride=1, size=32, min_scale=0.5, cue=True)
+    mirrored = []
+    for epoch in range(8):
+        drawn = clips.train_clips(record, clip, 1, seed=0, epoch=epoch)
+        luma = drawn["rgb"][0].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+        moved, cue = np.diff(luma, axis=0), (drawn["cue"][0, 1:].astype(np.float32) - 128) * 2
+        assert np.corrcoef(moved.ravel(), cue.ravel())[0, 1] > 0.9
+        mirrored.append(np.corrcoef(moved[:, :, ::-1].ravel(), cue.ravel())[0, 1])
+    assert min(mirrored) < 0.3  # so a flip of one without the other would show
+
+
+def test_colours_follow_the_specified_distributions() -> None:
+    drawn = np.stack([clips.draw_colours(np.random.default_rng(i)) for i in range(4000)])
+    jittered = drawn[:, 0] != 1
+    assert abs(jittered.mean() - 0.8) < 0.03
+    assert abs((drawn[:, 8] == 1).mean() - 0.2) < 0.03 and abs((drawn[:, 9] > 0).mean() - 0.5) < 0.03
+    factors = drawn[jittered, :3]
+    assert 0.6 <= factors.min() < 0.61 and 1.39 < factors.max() <= 1.4
+    assert abs(drawn[jittered, 3]).max() <= 0.1 and len(np.unique(drawn[:, 4:8], axis=0)) == 24
+    sigma = drawn[drawn[:, 9] > 0, 9]
+    assert 0.1 <= sigma.min() < 0.15 and 1.95 < sigma.max() <= 2
+
+
+def test_evaluation_clips_are_uniform_and_undisturbed(record: Record) -> None:
+    found = clips.eval_clips(record, CLIP, 3)["rgb"]
+    box = clips.centre_crop(record.meta["height"], record.meta["width"])
+    for clip, start in zip(found, clips.uniform_starts(len(record), CLIP, 3), strict=True):
+        frames = record.frames(clips.frame_indices(start, len(record), CLIP))
+        np.testing.assert_array_equal(clip, clips.crop_resize(frames, box, 32, False))
+
+
+@pytest.mark.parametrize("wrong", [{"frames": 1}, {"stride": 0}, {"size": 4}, {"min_scale": 0.0}, {"flip": 1.5}])
+def test_impossible_clips_are_refused(wrong: dict) -> None:
+    with pytest.raises(InputError, match="expected"):
+        ClipConfig(**wrong)

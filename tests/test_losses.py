@@ -1,0 +1,92 @@
+"""Each loss against a slow, obvious version."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dclr import losses
+
+
+def unit(*shape: int, seed: int) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def slow_contrast(query, key, queue, allowed, mined) -> float:  # type: ignore[no-untyped-def]
+    """-log (own + mined) / (own + allowed), video by video, as the definition reads."""
+    losses_N = []
+    for n in range(len(query)):
+        own = math.exp(float(query[n] @ key[n]) / 0.07)
+        other = [math.exp(float(query[n] @ entry) / 0.07) for entry in queue]
+        everything = own + sum(o for o, a in zip(other, allowed[n], strict=True) if a)
+        positives = own + sum(o for o, a, m in zip(other, allowed[n], mined[n], strict=True) if a and m)
+        losses_N.append(-math.log(positives / everything))
+    return sum(losses_N) / len(losses_N)
+
+
+@pytest.mark.parametrize("length", [0, 1, 15, 16, 17])
+@pytest.mark.parametrize("k", [0, 1, 5])
+def test_contrast_equals_the_slow_version(length: int, k: int) -> None:
+    query, key, queue = unit(4, 8, seed=0), unit(4, 8, seed=1), unit(length, 8, seed=2)
+    allowed = torch.rand(4, length, generator=torch.Generator().manual_seed(3)) < 0.7
+    mined = losses.mine(losses.neighbour_probability(query, queue, allowed), allowed, k)
+    found = losses.contrast(*losses.logits(query, key, queue), allowed, mined)
+    assert float(found) == pytest.approx(slow_contrast(query, key, queue, allowed, mined), abs=1e-12)
+
+
+def test_an_empty_queue_gives_exactly_zero_with_zero_gradient() -> None:
+    query, key = unit(4, 8, seed=0).requires_grad_(), unit(4, 8, seed=1)
+    nothing = torch.zeros(4, 6, dtype=torch.bool)
+    loss = losses.contrast(*losses.logits(query, key, unit(6, 8, seed=2)), nothing, nothing)
+    loss.backward()
+    assert loss.item() == 0 and query.grad is not None and torch.all(query.grad == 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fault_6_half_precision_stays_finite(dtype: torch.dtype) -> None:
+    """A query far from its key and close to the queue: exp overflows and the share underflows in half precision."""
+    query = unit(2, 8, seed=0).to(dtype)
+    allowed = torch.ones(2, 2, dtype=torch.bool)
+    loss = losses.contrast(*losses.logits(query, -query, query), allowed, torch.zeros_like(allowed))
+    assert loss.dtype == torch.float32 and torch.isfinite(loss) and loss > 20
+
+
+def test_mining_takes_the_best_allowed_and_breaks_ties_low() -> None:
+    score = torch.tensor([[0.1, 0.4, 0.4, 0.1, 0.0], [0.5, 0.2, 0.2, 0.1, 0.0]])
+    allowed = torch.tensor([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1]], dtype=torch.bool)
+    assert losses.mine(score, allowed, 1).int().tolist() == [[0, 1, 0, 0, 0], [0, 1, 0, 0, 0]]
+    assert losses.mine(score, allowed, 3).int().tolist() == [[1, 1, 1, 0, 0], [0, 1, 1, 1, 0]]
+    assert losses.mine(score, allowed, 9).tolist() == allowed.tolist()
+
+
+def test_neighbour_probability_is_a_softmax_over_the_allowed() -> None:
+    query, queue = unit(3, 8, seed=0), unit(5, 8, seed=1)
+    allowed = torch.tensor([[1, 1, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
+    p = losses.neighbour_probability(query, queue, allowed)
+    expected = torch.softmax(query[0] @ queue[[0, 1, 3]].T / 0.07, 0)
+    torch.testing.assert_close(p[0, [0, 1, 3]], expected)
+    assert p[0, [2, 4]].tolist() == [0, 0] and p[1].tolist() == [0] * 5 and float(p[2].sum()) == pytest.approx(1)
+
+
+def test_maps_have_mean_one_and_no_nan() -> None:
+    features = torch.rand(3, 7, 2, 4, 5, dtype=torch.float64)
+    features[1] = 0
+    found = losses.mean_one(losses.activation_map(features))
+    torch.testing.assert_close(found.mean((1, 2, 3)), torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[0] * features[0].sum(0).mean(), features[0].sum(0), atol=1e-4, rtol=0)
+
+
+def test_fault_1_alignment_has_a_gradient_on_the_query_side_only() -> None:
+    query, static, dynamic = (torch.rand(2, 2, 3, 3, dtype=torch.float64).requires_grad_() for _ in range(3))
+    losses.alignment(query, static, dynamic).backward()
+    assert query.grad is not None and query.grad.abs().sum() > 0
+    assert static.grad is None and dynamic.grad is None
+    assert torch.autograd.gradcheck(lambda q: losses.alignment(q, static.detach(), dynamic.detach()), (query,))
+
+
+def test_alignment_is_the_mean_square_of_mean_one_maps() -> None:
+    query, static, dynamic = (torch.rand(2, 2, 3, 3) for _ in range(3))
+    target = static + dynamic
+    expected = torch.stack([(q / q.mean() - t / t.mean()).square().mean() for q, t in zip(query, target, strict=True)]).mean()
+    torch.testing.assert_close(losses.alignment(query, static, dynamic), expected, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,98 @@
+"""Opening a shard set: selection by split, and every way its files can be wrong."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dclr.data.manifest import Manifest, ShardSet, read_index, require_size, split_list
+from dclr.errors import InputError
+
+
+@pytest.fixture
+def copied(synthetic_set: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(synthetic_set, tmp_path / "copy", ignore=shutil.ignore_patterns("videos")))
+
+
+def test_the_set_holds_every_split_and_selects_without_a_second_transcode(synthetic_set: Path) -> None:
+    shards = ShardSet(synthetic_set)
+    train, test = shards.select(["train"]), shards.select(["test"])
+    assert (len(train), len(test), len(shards)) == (64, 32, 96)
+    assert not set(train) & set(test)
+    np.testing.assert_array_equal(shards.select(["test", "train", "test"]), np.arange(96))
+    assert len(shards.manifest.shards) > 1 and shards.manifest.samples == 96
+
+
+def test_motion_and_scene_are_independent_labels(synthetic_set: Path) -> None:
+    shards = ShardSet(synthetic_set)
+    train = shards.select(["train"])
+    pairs = set(zip(shards.labels["motion"][train], shards.labels["scene"][train], strict=True))
+    assert len(pairs) == 64  # every motion over every scene once
+    assert shards.kind() == "motion" and shards.kind("scene") == "scene"
+    with pytest.raises(InputError, match="motion, scene"):
+        shards.kind("colour")
+
+
+def test_a_split_that_does_not_exist_lists_those_that_do(synthetic_set: Path) -> None:
+    with pytest.raises(InputError, match=r"no split 'train01'.*test \(32\), train \(64\)"):
+        ShardSet(synthetic_set).select(["train01"])
+    with pytest.raises(InputError, match="expected names"):
+        split_list(" , ")
+
+
+def test_a_crop_above_the_stored_side_is_refused(synthetic_set: Path) -> None:
+    with pytest.raises(InputError, match="clip size 112 is above the stored short side 32"):
+        require_size(ShardSet(synthetic_set), 112)
+
+
+def edit_manifest(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        found = json.loads((folder / "manifest.json").read_text())
+        change(found)
+        (folder / "manifest.json").write_text(json.dumps(found))
+
+    return apply
+
+
+def shorten(name: str, size: int) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: (folder / "manifest.json").unlink(), "no manifest.json"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "not a shard set's manifest"),
+        (lambda folder: (folder / "manifest.json").write_text("[1]"), "not a shard set's manifest"),
+        (edit_manifest(lambda m: m.update(version=9)), "format version 9"),
+        (edit_manifest(lambda m: m["shards"][0].update(name="../../etc/passwd.tar")), "shard name"),
+        (lambda folder: (folder / "shard-000001.tar").unlink(), "shard-000001.tar is missing"),
+        (lambda folder: (folder / "shard-000001.jsonl").unlink(), "shard-000001.jsonl is missing"),
+        (shorten("shard-000001.tar", 1000), "1000 bytes, manifest.json says"),
+        (shorten("shard-000001.jsonl", 40), "line 1: not an index entry"),
+        (shorten("shard-000001.jsonl", 0), "its entries are not"),
+    ],
+)
+def test_a_damaged_set_is_named_when_it_is_opened(copied: Path, damage: Callable[[Path], None], says: str) -> None:
+    damage(copied)
+    with pytest.raises(InputError, match=says):
+        ShardSet(copied)
+
+
+def test_manifest_and_index_agree_with_the_bytes(synthetic_set: Path) -> None:
+    import hashlib
+    import zlib
+
+    manifest = Manifest.loads((synthetic_set / "manifest.json").read_text())
+    for shard in manifest.shards:
+        data = (synthetic_set / shard.name).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (shard.bytes, shard.sha256)
+        entries = list(read_index(synthetic_set / shard.index_name))
+        assert len(entries) == shard.samples
+        assert all(zlib.crc32(data[e.offset : e.offset + e.size]) == e.crc32 for e in entries)
