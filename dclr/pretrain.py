@@ -56,9 +56,9 @@ class PretrainConfig:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("batch", "epochs"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)}: expected at least 1")
+        for name, least in (("batch", 1), ("epochs", 1), ("frames", 2)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} {getattr(self, name)}: expected at least {least}")
         if self.workers < 0:
             raise InputError(f"workers {self.workers}: expected 0 or more")
         if not self.lr > 0 or self.wd < 0:

@@ -101,7 +101,7 @@ def test_evaluation_clips_are_uniform_and_undisturbed(record: Record) -> None:
         np.testing.assert_array_equal(clip, clips.crop_resize(frames, box, 32, False))
 
 
-@pytest.mark.parametrize("wrong", [{"frames": 1}, {"stride": 0}, {"size": 4}, {"min_scale": 0.0}, {"flip": 1.5}])
+@pytest.mark.parametrize("wrong", [{"frames": 0}, {"stride": 0}, {"size": 4}, {"min_scale": 0.0}, {"flip": 1.5}])
 def test_impossible_clips_are_refused(wrong: dict) -> None:
     with pytest.raises(InputError, match="expected"):
         ClipConfig(**wrong)

@@ -36,7 +36,7 @@ class ClipConfig:
     cue: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("frames", 2), ("stride", 1), ("size", 8)):
+        for name, least in (("frames", 1), ("stride", 1), ("size", 8)):
             if getattr(self, name) < least:
                 raise InputError(f"clip {name} {getattr(self, name)}: expected at least {least}")
         if not 0 < self.min_scale <= 1 or not 0 <= self.flip <= 1:

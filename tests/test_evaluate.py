@@ -1,0 +1,140 @@
+"""Finetuning and the linear probe as a user runs them, over one to three processes; what is refused."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import refuse, succeed
+
+from dclr import metrics, probe
+from dclr.compare import compare
+from dclr.errors import InputError
+from dclr.evaluate import EvalConfig
+
+TINY = "-fpc 4 -cs 32 --precision fp32 -j 0 --test-clips 2 -cpv 2".split()
+
+
+def evaluate(mode: str, shards: Path, out: Path, *more: object, ranks: int = 0) -> dict:
+    succeed(
+        "train_eval.py", mode, "--shards", shards, "--train-split", "train", "--test-split", "test", "--out", out,
+        *TINY, *map(str, more), ranks=ranks,
+    )  # fmt: skip
+    return json.loads((out / "result.json").read_text())
+
+
+def test_the_linear_probe_is_the_same_over_one_to_three_processes(checkpoint: Path, synthetic_set: Path, tmp_path: Path) -> None:
+    """32 test videos do not divide by 3: each is counted once all the same."""
+    results = [
+        evaluate("linear", synthetic_set, tmp_path / str(n), "--pretrained", checkpoint, "--label", "scene", ranks=n)
+        for n in (0, 2, 3)
+    ]
+    for result in results:
+        assert result["videos"] == 32 and result["classes"] == 8 and result["label"] == "scene"
+        assert np.sum(result["confusion"]) == 32
+        assert result["top1"] == np.trace(result["confusion"]) / 32 <= result["top5"] <= 1
+        assert result["options"]["frames"] == 4 and result["options"]["pretrained"] == str(checkpoint)
+        assert [result[n] for n in ("top1", "top5", "mean_class", "confusion")] == [
+            results[0][n] for n in ("top1", "top5", "mean_class", "confusion")
+        ]
+    assert (tmp_path / "0/confusion.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_finetuning_from_a_checkpoint_and_from_random(
+    checkpoint: Path, synthetic_set: Path, tmp_path: Path, ranks: int
+) -> None:
+    for name, weights in (("ours", [checkpoint]), ("random", ["random", "-a", "r2plus1d_10", "--width", "4"])):
+        result = evaluate(
+            "finetune", synthetic_set, tmp_path / name, "--epochs", 1, "-b", 16, "--pretrained", *weights, ranks=ranks
+        )
+        assert result["videos"] == 32 and result["label"] == "motion" and 0 <= result["top1"] <= 1
+    said = compare([tmp_path / "ours", tmp_path / "random"])
+    assert said.count("finetune") == 2 and "12.5" in said
+
+
+def test_accuracies_by_hand() -> None:
+    scores = np.array([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.4, 0.4, 0.2], [0.3, 0.6, 0.1]])
+    labels = np.array([0, 0, 0, 1])
+    found = metrics.accuracies(scores, labels)
+    assert found == pytest.approx({"top1": 0.75, "top5": 1.0, "mean_class": (2 / 3 + 1) / 2})
+    assert metrics.confusion(scores.argmax(1), labels, 3).tolist() == [[2, 0, 1], [0, 1, 0], [0, 0, 0]]
+    many = np.eye(10)[[3]] * 0 + np.arange(10)
+    assert metrics.accuracies(many, np.array([5]))["top5"] == 1 and metrics.accuracies(many, np.array([4]))["top5"] == 0
+
+
+def test_the_probe_reaches_the_minimum_of_its_objective() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(60, 5, generator=generator).double(), torch.arange(60) % 3
+    layer = probe.logistic_regression(x, y, 3)
+    loss = torch.nn.functional.cross_entropy(layer(x), y) + layer.weight.square().sum() / 120
+    layer.zero_grad()
+    loss.backward()
+    assert all(float(p.grad.abs().max()) < 1e-5 for p in layer.parameters() if p.grad is not None)
+
+
+def test_the_probe_separates_what_is_separable() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(30) % 3
+    features = (np.eye(3)[labels][:, None] * 4 + rng.normal(size=(30, 2, 3))).astype(np.float32)
+    scores = probe.fit_and_score(features, labels, features, 3)
+    np.testing.assert_allclose(scores.sum(1), 1)
+    assert metrics.accuracies(scores, labels)["top1"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"mode": "guess"}, "finetune, linear"),
+        ({"pretrained": "random"}, "name it with -a"),
+        ({"arch": "vgg"}, "r2plus1d_10"),
+        ({"test_clips": 0}, "test-clips 0"),
+        ({"dropout": 1.0}, "dropout 1.0"),
+    ],
+)
+def test_configurations_that_cannot_work_are_refused(wrong: dict, says: str) -> None:
+    good = {"mode": "linear", "shards": "s", "out": "o", "train_split": ("a",), "test_split": ("b",), "pretrained": "x.pt"}
+    with pytest.raises(InputError, match=says):
+        EvalConfig(**(good | wrong))
+
+
+class Escape:
+    def __reduce__(self) -> tuple:
+        return (open, ("/nonexistent/escaped", "w"))
+
+
+def test_wrong_input_is_answered_in_one_line(checkpoint: Path, synthetic_set: Path, tmp_path: Path) -> None:
+    def linear(pretrained: object, *more: str, train: str = "train", test: str = "test", shards: Path = synthetic_set) -> str:
+        return refuse(
+            "train_eval.py", "linear", "--shards", shards, "--train-split", train, "--test-split", test,
+            "--out", tmp_path / "out", "--pretrained", str(pretrained), *TINY, *more,
+        )  # fmt: skip
+
+    (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Escape()))
+    torch.save({"state_dict": {}}, tmp_path / "other.pt")
+    torch.save({"version": 1, "config": {"arch": "r2plus1d_10"}, "model": {}}, tmp_path / "hollow.pt")
+    nowhere = tmp_path / "no-shards"
+    assert "no such checkpoint" in linear(tmp_path / "none.pt", shards=nowhere)  # checkpoints before shard sets
+    assert "not a readable checkpoint" in linear(tmp_path / "text.pt", shards=nowhere)
+    assert "not a readable checkpoint" in linear(tmp_path / "pickle.pt")
+    assert "lacks config, model, version" in linear(tmp_path / "other.pt")
+    assert "do not fit" in linear(tmp_path / "hollow.pt")
+    assert "not the r2plus1d_18 of -a" in linear(checkpoint, "-a", "r2plus1d_18")
+    assert "no manifest.json there" in linear(checkpoint, shards=nowhere)
+    assert "it has: motion, scene" in linear(checkpoint, "--label", "action")
+    assert "it has: test (32), train (64)" in linear(checkpoint, test="test01")
+    assert "trains or tests, not both" in linear(checkpoint, test="test,train")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_result_is_not_written_over(checkpoint: Path, synthetic_set: Path, tmp_path: Path) -> None:
+    evaluate("linear", synthetic_set, tmp_path / "r", "--pretrained", checkpoint)
+    before = (tmp_path / "r/result.json").read_bytes()
+    said = refuse(
+        "train_eval.py", "linear", "--shards", synthetic_set, "--train-split", "train", "--test-split", "test",
+        "--out", tmp_path / "r", "--pretrained", checkpoint,
+    )  # fmt: skip
+    assert "it holds result.json" in said and (tmp_path / "r/result.json").read_bytes() == before

@@ -1,0 +1,111 @@
+"""Pretraining as a user runs it: one process and two, the same mathematics; checkpoints; what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL, refuse, succeed
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dclr.checkpoint import load, load_trunk
+from dclr.errors import InputError
+from dclr.hardware import resolve_precision
+from dclr.pretrain import PretrainConfig, learning_rate
+
+
+def scalars(run: Path) -> dict[str, list[float]]:
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_a_run_leaves_checkpoint_curves_config_and_picture(checkpoint: Path) -> None:
+    run = checkpoint.parent
+    assert {"last.pt", "config.json", "maps.png"} <= {p.name for p in run.iterdir()}
+    assert not list(run.glob(".*"))
+    found = scalars(run)
+    assert {f"loss/{name}" for name in ("total", "L_vv", "L_vs", "L_vd", "L_sv", "L_dv", "align")} <= set(found)
+    assert {"speed/clips_per_second", "speed/data_wait", "lr"} <= set(found)
+    assert found["contrast/queue_fill"][-1] == 1 and found["contrast/mined"][-1] == 5
+    state = load(checkpoint)
+    assert state["step"] == 16 and state["config"] == json.loads((run / "config.json").read_text()) | {
+        "split": ("train",), "schedule": (120, 160),
+    }  # fmt: skip
+    trunk = load_trunk(checkpoint)
+    assert (trunk.arch, trunk.width, trunk.clip) == ("r2plus1d_10", 4, {"frames": 4, "stride": 2, "size": 32})
+    torch.testing.assert_close(trunk.module.state_dict()["stem.0.weight"], state["model"]["f_q.backbone.stem.0.weight"])
+
+
+def test_two_processes_make_the_run_of_one(checkpoint: Path, synthetic_set: Path, tmp_path: Path) -> None:
+    """The same global batches, BatchNorm over the joined batch, gradients averaged, keys enqueued in joined order."""
+    out = tmp_path / "two"
+    command = ("train_pretrain.py", "--shards", synthetic_set, "--split", "train", "--out", out, *SMALL, "-b", "8", "--epochs")
+    succeed(*command, "2", ranks=2)
+    one, two = load(checkpoint)["model"], load(out / "last.pt")["model"]
+    assert torch.equal(one["queue.video_K"], two["queue.video_K"])
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=2e-3, atol=2e-3, msg=name)
+    assert scalars(out)["loss/total"] == pytest.approx(scalars(checkpoint.parent)["loss/total"], rel=1e-2)
+
+
+def test_the_same_seed_gives_the_same_weights_with_any_workers(checkpoint: Path, synthetic_set: Path, tmp_path: Path) -> None:
+    common = ("--shards", synthetic_set, "--split", "train", *SMALL[:-2], "-b", "8", "--epochs", "2")
+    succeed("train_pretrain.py", *common, "-j", "2", "--out", tmp_path / "again")
+    succeed("train_pretrain.py", *common, "-j", "0", "--out", tmp_path / "other", "--seed", "1")
+    first, again, other = (load(p)["model"] for p in (checkpoint, tmp_path / "again/last.pt", tmp_path / "other/last.pt"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["f_q.heads.vv.0.weight"], other["f_q.heads.vv.0.weight"])
+
+
+def test_the_stored_cue_is_a_dynamic_view(synthetic_set: Path, tmp_path: Path) -> None:
+    common = ("--shards", synthetic_set, "--split", "train,test", *SMALL, "-b", "16", "--epochs", "1")
+    succeed("train_pretrain.py", *common, "--dynamic", "cue", "--queue", "20", "--out", tmp_path / "cue")
+    assert scalars(tmp_path / "cue")["loss/total"][-1] > 0
+
+
+def test_learning_rate_is_a_function_of_the_epoch() -> None:
+    rates = [learning_rate(0.01, (120, 160), epoch) for epoch in (0, 119, 120, 159, 160, 199)]
+    assert rates == pytest.approx([0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4])
+
+
+def test_precision_is_resolved_or_refused() -> None:
+    cpu = torch.device("cpu")
+    assert resolve_precision("fp32", cpu) == torch.float32 and resolve_precision("bf16", cpu) == torch.bfloat16
+    assert resolve_precision("auto", cpu) in (torch.float32, torch.bfloat16)
+    for name in ("fp16", "fp8"):
+        with pytest.raises(InputError, match=name):
+            resolve_precision(name, cpu)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"arch": "resnet50"}, "r2plus1d_10, r2plus1d_18"),
+        ({"batch": 0}, "batch 0: expected at least 1"),
+        ({"frames": 1}, "frames 1: expected at least 2"),
+        ({"lr": 0.0}, "lr above 0"),
+        ({"queue": 8, "batch": 16}, "queue 8 is smaller than the batch 16"),
+        ({"dynamic": "sound"}, "rgbdiff, cue"),
+        ({"stride": 0}, "clip stride 0"),
+        ({"workers": -1}, "workers -1"),
+    ],
+)
+def test_configurations_that_cannot_work_are_refused(wrong: dict, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        PretrainConfig(shards="s", out="o", split=("train",), **wrong)
+
+
+def test_wrong_input_is_answered_in_one_line(checkpoint: Path, synthetic_set: Path, tmp_path: Path) -> None:
+    def pretrain(*more: object, split: str = "train", shards: Path = synthetic_set) -> str:
+        return refuse("train_pretrain.py", "--shards", shards, "--split", split, *SMALL, *map(str, more))
+
+    out = ("--out", tmp_path / "run")
+    assert "it has: test (32), train (64)" in pretrain(*out, split="train07")
+    assert "no manifest.json there" in pretrain(*out, shards=tmp_path)
+    assert "fewer than one batch of 65" in pretrain(*out, "-b", 65)
+    assert "above the stored short side 32" in pretrain(*out, "-cs", 64)
+    assert "--precision int8" in pretrain(*out, "--precision", "int8", shards=tmp_path)  # flags before files
+    before = checkpoint.read_bytes()
+    assert "it holds last.pt of an earlier run" in pretrain("--out", checkpoint.parent)
+    assert checkpoint.read_bytes() == before and not (tmp_path / "run").exists()
