@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Pretrain on shards: one process (python train_pretrain.py ...) or many (torchrun --nproc-per-node N train_pretrain.py ...)."""
+"""Pretrain on shards: python train_pretrain.py ..., or on many processes torchrun --nproc-per-node N train_pretrain.py ..."""
 
 import argparse
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from dclr.backbones import build
+from dclr.backbones.resnet import VideoResNet
 from dclr.errors import InputError
 
 VERSION = 1
@@ -32,7 +32,9 @@ def load(path: Path) -> dict[str, Any]:
     """The state in ``path``, on the CPU. Only tensors and plain Python are read (``weights_only``); raises InputError for a
     file that is missing, damaged or not one of our checkpoints."""
     if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint; expected a file that train_pretrain.py wrote, such as runs/first/last.pt")
+        raise InputError(
+            f"{path}: no such checkpoint; expected a file that train_pretrain.py wrote, such as runs/first/last.pt"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a hostile or damaged file makes the reader raise, the file is to blame
@@ -51,7 +53,7 @@ class Trunk:
     """A backbone to evaluate: the module, its ``arch`` and ``width``, and the ``clip`` (frames, stride, size) it learned on
     (empty for random weights)."""
 
-    module: nn.Module
+    module: VideoResNet
     arch: str
     width: int
     clip: dict[str, int]

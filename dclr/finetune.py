@@ -13,10 +13,11 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dclr import distributed, norm
+from dclr.backbones.resnet import VideoResNet
 from dclr.data import plan
 from dclr.data.loader import train_loader
 from dclr.evaluate import EvalConfig, over_videos, prepare, save_result
-from dclr.hardware import peak_memory_gb
+from dclr.hardware import peak_memory_gb, place
 from dclr.pretrain import learning_rate
 from dclr.views import normalise, to_clip
 
@@ -24,11 +25,11 @@ from dclr.views import normalise, to_clip
 class Classifier(nn.Module):
     """Trunk, global average pool, dropout, linear: clips (B, 3, T, H, W) -> logits (B, classes)."""
 
-    def __init__(self, trunk: nn.Module, classes: int, dropout: float):
+    def __init__(self, trunk: VideoResNet, classes: int, dropout: float):
         super().__init__()
         self.backbone = norm.convert(trunk)
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(int(self.backbone.channels), classes)
+        self.fc = nn.Linear(self.backbone.channels, classes)
         nn.init.normal_(self.fc.weight, 0, 0.01)
         nn.init.zeros_(self.fc.bias)
 
@@ -46,7 +47,7 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
 
     torch.manual_seed(config.seed)
     model = Classifier(setting.trunk.module, len(setting.classes), config.dropout)
-    model = model.to(device, memory_format=torch.channels_last_3d).train()
+    place(model, device).train()
     parallel: nn.Module = DistributedDataParallel(model, broadcast_buffers=False) if world > 1 else model
     optimiser = torch.optim.SGD(model.parameters(), config.lr, momentum=0.9, weight_decay=config.wd)
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype == torch.float16)

@@ -31,12 +31,9 @@ class Encoder(nn.Module):
     def __init__(self, arch: str, width: int = 64, dimensions: int = 128):
         super().__init__()
         self.backbone = norm.convert(build(arch, width))
-        channels = int(self.backbone.channels)
+        channels = self.backbone.channels
         self.heads = nn.ModuleDict(
-            {
-                name: nn.Sequential(nn.Linear(channels, 512), nn.ReLU(inplace=True), nn.Linear(512, dimensions))
-                for name in HEADS
-            }
+            {name: nn.Sequential(nn.Linear(channels, 512), nn.ReLU(inplace=True), nn.Linear(512, dimensions)) for name in HEADS}
         )
 
     def features(self, clip_BCTHW: torch.Tensor, view: str = "v", track: bool = True) -> torch.Tensor:
@@ -89,7 +86,8 @@ class DCLR(nn.Module):
     def __init__(self, arch: str, width: int, queue_length: int, precision: torch.dtype = torch.float32):
         super().__init__()
         self.f_q = Encoder(arch, width)
-        self.f_k = copy.deepcopy(self.f_q).requires_grad_(False)
+        self.f_k = copy.deepcopy(self.f_q)
+        self.f_k.requires_grad_(False)
         self.queue = Queue(queue_length)
         self.precision = precision
 

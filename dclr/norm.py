@@ -7,6 +7,8 @@ those of the whole global batch on any number of ranks (torch.nn.SyncBatchNorm r
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,6 +16,9 @@ from torch import nn
 from dclr.distributed import total, world
 
 VIEWS = ("v", "s", "d")
+MOMENTUM = 0.1  # of the running statistics, as in torch
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class ViewBatchNorm(nn.BatchNorm3d):
@@ -32,8 +37,9 @@ class ViewBatchNorm(nn.BatchNorm3d):
         mean, var = getattr(self, f"running_mean{suffix}"), getattr(self, f"running_var{suffix}")
         if self.training and world() > 1:
             return self._joined(x_BCTHW, mean, var)
-        tracked = (mean, var) if self.track or not self.training else (None, None)
-        return F.batch_norm(x_BCTHW, *tracked, self.weight, self.bias, self.training, self.momentum, self.eps)
+        if self.training and not self.track:
+            mean = var = None
+        return F.batch_norm(x_BCTHW, mean, var, self.weight, self.bias, self.training, MOMENTUM, self.eps)
 
     def _joined(self, x_BCTHW: torch.Tensor, running_mean: torch.Tensor, running_var: torch.Tensor) -> torch.Tensor:
         """Two passes, not E[x^2] - E[x]^2: no cancellation. At least float32, whatever autocast hands in."""
@@ -45,13 +51,13 @@ class ViewBatchNorm(nn.BatchNorm3d):
         var = total(centred.square().sum(over)) / count
         if self.track:
             with torch.no_grad():
-                running_mean.lerp_(mean.to(running_mean.dtype), self.momentum)
-                running_var.lerp_((var * count / max(count - 1, 1)).to(running_var.dtype), self.momentum)
+                running_mean.lerp_(mean.to(running_mean.dtype), MOMENTUM)
+                running_var.lerp_((var * count / max(count - 1, 1)).to(running_var.dtype), MOMENTUM)
         scale = self.weight * torch.rsqrt(var + self.eps)
         return (centred * scale.view(shape) + self.bias.view(shape)).to(x_BCTHW.dtype)
 
 
-def convert(module: nn.Module) -> nn.Module:
+def convert(module: M) -> M:
     """Put a :class:`ViewBatchNorm` in the place of every BatchNorm3d below ``module``, in place."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm3d) and not isinstance(child, ViewBatchNorm):

@@ -22,7 +22,7 @@ from dclr.data.clips import ClipConfig
 from dclr.data.loader import train_loader
 from dclr.data.manifest import ShardSet, require_size
 from dclr.errors import InputError
-from dclr.hardware import peak_memory_gb, pick_device, resolve_precision
+from dclr.hardware import peak_memory_gb, pick_device, place, resolve_precision
 from dclr.model import DCLR
 from dclr.queue import default_length
 from dclr.views import DYNAMICS, make_views
@@ -108,7 +108,7 @@ def pretrain(config: PretrainConfig) -> Path:
     length = config.queue or default_length(len(samples_N), config.batch)
 
     torch.manual_seed(config.seed)  # the weights; everything else is drawn from (seed, epoch, sample)
-    model = DCLR(config.arch, config.width, length, dtype).to(device, memory_format=torch.channels_last_3d).train()
+    model = place(DCLR(config.arch, config.width, length, dtype), device).train()
     parallel: nn.Module = DistributedDataParallel(model, broadcast_buffers=False) if world > 1 else model
     optimiser = torch.optim.SGD(model.f_q.parameters(), config.lr, momentum=0.9, weight_decay=config.wd)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)

@@ -11,7 +11,7 @@ from torch import nn
 
 from dclr import distributed
 from dclr.evaluate import EvalConfig, over_videos, prepare, save_result
-from dclr.hardware import peak_memory_gb
+from dclr.hardware import peak_memory_gb, place
 
 
 class Pooled(nn.Module):
@@ -51,7 +51,7 @@ def logistic_regression(features_NC: torch.Tensor, label_N: torch.Tensor, classe
 def linear(config: EvalConfig) -> dict[str, Any]:
     """Extract, fit, test, save; returns the result. Probabilities of a test video's clips are averaged."""
     setting = prepare(config)
-    module = Pooled(setting.trunk.module).to(setting.device, memory_format=torch.channels_last_3d)
+    module = place(Pooled(setting.trunk.module), setting.device)
     train_NKC, train_label = over_videos(module, setting, setting.train_N, config.cpv, "train features", lambda f: f)
     test_NKC, test_label = over_videos(module, setting, setting.test_N, config.test_clips, "test features", lambda f: f)
     if distributed.rank() != 0:

@@ -22,6 +22,11 @@ class Queue(nn.Module):
     """Rings of K keys under the names of :data:`RINGS`. Buffers: ``keys_5KD`` float32 (at least), ``video_K`` int64,
     ``valid_K`` bool, ``cursor`` int64, the place of the next entry."""
 
+    keys_5KD: torch.Tensor
+    video_K: torch.Tensor
+    valid_K: torch.Tensor
+    cursor: torch.Tensor
+
     def __init__(self, length: int, dimensions: int = 128):
         super().__init__()
         self.register_buffer("keys_5KD", torch.zeros(len(RINGS), length, dimensions))

@@ -114,9 +114,7 @@ class JpegStream:
         for row, frame in enumerate(wanted):
             data = self.data[int(self.offsets[frame]) : int(self.offsets[frame + 1])]
             try:
-                simplejpeg.decode_jpeg(
-                    data, "GRAY" if grey else "RGB", fastdct=True, fastupsample=True, buffer=out[row]
-                )
+                simplejpeg.decode_jpeg(data, "GRAY" if grey else "RGB", fastdct=True, fastupsample=True, buffer=out[row])
             except ValueError as error:
                 raise FormatError(f"frame {frame} does not decode to {width}x{height}: {error}") from None
         out = out[where]  # a looped clip names a frame more than once

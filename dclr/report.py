@@ -15,14 +15,14 @@ from dclr.model import Encoder, Views
 from dclr.views import MEAN, STD
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  the backend must be chosen first
+from matplotlib import pyplot as plt
 
 SHOWN = 4  # videos, and frames of each, in the picture of maps
 
 
 @torch.no_grad()
 def activation_maps(encoder: Encoder, views: Views, out: Path) -> Path:
-    """Write a PNG: for up to four clips (views v, s, d, each (B, 3, T, H, W)) the frames, and A(v), A(s), A(d) over them.
+    """Write a PNG: for up to four clips (views v, s, d, each (B, 3, T, H, W)) the frames, below them A(v), A(s), A(d).
 
     The maps are mean-1 activation maps of the encoder as it evaluates (BatchNorm by running statistics). Returns ``out``.
     """
@@ -36,20 +36,20 @@ def activation_maps(encoder: Encoder, views: Views, out: Path) -> Path:
     large = {name: F.interpolate(m.unsqueeze(1), size, mode="trilinear").squeeze(1).cpu() for name, m in maps.items()}
     rgb = (clips["v"].cpu() * torch.tensor(STD).view(3, 1, 1, 1) + torch.tensor(MEAN).view(3, 1, 1, 1)).clamp(0, 1)
     at = np.linspace(0, frames - 1, SHOWN).astype(int)
-    rows = len(rgb)
-    figure, axes = plt.subplots(4 * rows, SHOWN, figsize=(1.6 * SHOWN + 1, 1.6 * 4 * rows), squeeze=False)
-    for clip in range(rows):
-        for column, t in enumerate(at):
-            frame = rgb[clip, :, t].permute(1, 2, 0).numpy()
-            for row, name in enumerate(("", "v", "s", "d")):
-                axis = axes[4 * clip + row, column]
-                axis.imshow(frame)
-                if name:
-                    axis.imshow(large[name][clip, t].numpy(), cmap="jet", alpha=0.5, vmin=0, vmax=3)
-                axis.set_xticks([])
-                axis.set_yticks([])
-                if column == 0:
-                    axis.set_ylabel(f"A({name})" if name else "frame", fontsize=8)
+    columns = [(clip, t) for clip in range(len(rgb)) for t in at]
+    figure, axes = plt.subplots(4, len(columns), figsize=(1.1 * len(columns) + 0.4, 4.6), squeeze=False)
+    for column, (clip, t) in enumerate(columns):
+        for row, name in enumerate(("", "v", "s", "d")):
+            axis = axes[row, column]
+            axis.imshow(rgb[clip, :, t].permute(1, 2, 0).numpy())
+            if name:
+                axis.imshow(large[name][clip, t].numpy(), cmap="jet", alpha=0.5, vmin=0, vmax=3)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if column == 0:
+                axis.set_ylabel(f"A({name})" if name else "frame")
+            if row == 0:
+                axis.set_title(f"clip {clip + 1}, frame {t}", fontsize=7)
     figure.tight_layout(pad=0.3)
     return _write(figure, out)
 

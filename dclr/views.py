@@ -117,4 +117,4 @@ def make_views(batch: dict[str, torch.Tensor], clip: int, dynamic: str, device: 
         cue_BTHW = batch["cue"][:, clip].to(device, non_blocking=True)
         d = ((cue_BTHW.float() - 128) / 127).unsqueeze(1).expand_as(v)
     d = hold_seams(d, frames)
-    return {name: view.contiguous(memory_format=torch.channels_last_3d) for name, view in zip("vsd", (v, s, d))}
+    return {name: view.contiguous(memory_format=torch.channels_last_3d) for name, view in zip("vsd", (v, s, d), strict=True)}

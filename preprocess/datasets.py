@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from dclr.errors import InputError
 
-VIDEO_SUFFIXES = frozenset(".avi .mp4 .mkv .webm .mov .m4v .mpg .mpeg .wmv .flv .3gp .ts".split())
+VIDEO_SUFFIXES = frozenset([".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts"])
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def read_classes(path: Path) -> list[str]:
     """Class names of UCF101's classInd.txt (``1 ApplyEyeMakeup``), in label order; raises InputError naming the line."""
     if not path.is_file():
         raise InputError(f"{path} is missing: --splits expects classInd.txt beside the train and test lists")
-    names = []
+    names: list[str] = []
     for number, line in _lines(path):
         index, _, name = line.partition(" ")
         if index != str(len(names) + 1) or not name.strip():

@@ -14,7 +14,7 @@ COLUMNS = 8  # frames of one video
 
 
 def contact_sheet(folder: Path, out: Path, videos: int) -> Path:
-    """Write a PNG with ``videos`` evenly spaced samples of the set: frames, and their signed difference below. Returns ``out``."""
+    """Write a PNG with ``videos`` evenly spaced samples: frames, and their signed difference below. Returns ``out``."""
     shards = ShardSet(folder)
     rows = []
     for sample in np.linspace(0, len(shards) - 1, min(videos, len(shards))).astype(int):

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dclr.data.manifest import FAILURES, MANIFEST, Manifest
+from dclr.data.manifest import FAILURES, MANIFEST, Manifest, Shard
 from dclr.errors import InputError
 from dclr.record import pack
 from preprocess.datasets import Source, Video, sample_keys
@@ -127,7 +127,8 @@ def build(source: Source, out: Path, options: Options, workers: int, limit: int 
     kind = next(iter(source.classes), None)
     names = [source.classes[kind][video.labels[kind]] if kind else None for video in videos]
     failures = [Failure(v.path, "missing", "in the lists, not on disk", 0.0) for v in source.missing]
-    shards, splits, frames = [], Counter[str](), 0
+    shards: list[Shard | None] = []
+    splits, frames = Counter[str](), 0
     with (
         ProcessPoolExecutor(workers, get_context("spawn")) as pool,
         (out / FAILURES).open("w", encoding="utf-8") as log,
@@ -153,7 +154,9 @@ def build(source: Source, out: Path, options: Options, workers: int, limit: int 
                     frames += result.frames
                 bar.update()
                 elapsed = bar.format_dict["elapsed"] or 1
-                bar.set_postfix({"frames/s": f"{frames / elapsed:.0f}", "failed": len(failures) - len(source.missing)}, refresh=False)
+                bar.set_postfix(
+                    {"frames/s": f"{frames / elapsed:.0f}", "failed": len(failures) - len(source.missing)}, refresh=False
+                )
             shards += [writer.close()] if writer else []
         except BaseException:
             if writer:
@@ -163,9 +166,7 @@ def build(source: Source, out: Path, options: Options, workers: int, limit: int 
     if not written:
         raise InputError(f"none of the {len(videos)} videos could be transcoded; the first: {failures[-1].reason}")
     by_stage = dict(sorted(Counter(failure.stage for failure in failures).items()))
-    manifest = Manifest(
-        source.name, tuple(written), dict(sorted(splits.items())), source.classes, asdict(options), by_stage
-    )
+    manifest = Manifest(source.name, tuple(written), dict(sorted(splits.items())), source.classes, asdict(options), by_stage)
     write_manifest(out, manifest)
     return Summary(manifest, failures, source.unlisted)
 

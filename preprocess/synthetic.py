@@ -86,7 +86,8 @@ def _dots(h: int, w: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _clouds(h: int, w: int, rng: np.random.Generator) -> np.ndarray:
-    return _mix(sum(_noise(h, w, (c, c), rng) * c for c in (0.5, 0.25, 0.12)) / 0.87, rng)
+    octaves = [_noise(h, w, (c, c), rng) * c for c in (0.5, 0.25, 0.12)]
+    return _mix(np.sum(octaves, axis=0) / 0.87, rng)
 
 
 def _grass(h: int, w: int, rng: np.random.Generator) -> np.ndarray:

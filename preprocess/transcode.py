@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import simplejpeg
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Colorspace, VideoReformatter
 
 from dclr.record import MAX_SIDE
 from preprocess.motion import STILL, Difference
@@ -98,7 +98,7 @@ def _planes(scaler: VideoReformatter, frame: av.VideoFrame, width: int, height: 
         height=height,
         format="yuvj420p",
         interpolation="AREA" if smaller else "BICUBIC",
-        dst_colorspace="ITU601",
+        dst_colorspace=Colorspace.ITU601,
         dst_color_range="JPEG",
         threads=1,
     )

@@ -6,6 +6,7 @@ import hashlib
 import os
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 from dclr.data.manifest import MANIFEST, Entry, Manifest, Shard
 from dclr.record import BLOCK
@@ -21,7 +22,7 @@ def write_whole(path: Path, data: bytes) -> None:
     temporary.replace(path)
 
 
-def _sync(file) -> None:  # type: ignore[no-untyped-def]
+def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
 
@@ -41,9 +42,7 @@ class ShardWriter:
         """Append one sample (:func:`dclr.record.pack`)."""
         label = next(iter(video.labels.values()), None)
         crc32 = zlib.crc32(sample)
-        self._entries.append(
-            Entry(key, self._bytes, len(sample), crc32, label, video.labels, list(video.splits), frames)
-        )
+        self._entries.append(Entry(key, self._bytes, len(sample), crc32, label, video.labels, list(video.splits), frames))
         self._write(sample)
 
     def _write(self, data: bytes) -> None:

@@ -51,8 +51,10 @@ def synthetic_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(synthetic_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small network pretrained for two epochs on the embedded set, in one process."""
     out = tmp_path_factory.mktemp("runs") / "first"
-    succeed("train_pretrain.py", "--shards", synthetic_set, "--split", "train", "--out", out, *SMALL, "-b", "8", "--epochs", "2")
+    succeed(
+        "train_pretrain.py", "--shards", synthetic_set, "--split", "train", "--out", out, *SMALL, "-b", "8", "--epochs", "2"
+    )
     return out / "last.pt"
 
 
-SMALL = "-a r2plus1d_10 --width 4 -fpc 4 -cs 32 --precision fp32 -j 0".split()
+SMALL = ["-a", "r2plus1d_10", "--width", "4", "-fpc", "4", "-cs", "32", "--precision", "fp32", "-j", "0"]

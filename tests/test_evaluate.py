@@ -14,7 +14,7 @@ from dclr.compare import compare
 from dclr.errors import InputError
 from dclr.evaluate import EvalConfig
 
-TINY = "-fpc 4 -cs 32 --precision fp32 -j 0 --test-clips 2 -cpv 2".split()
+TINY = ["-fpc", "4", "-cs", "32", "--precision", "fp32", "-j", "0", "--test-clips", "2", "-cpv", "2"]
 
 
 def evaluate(mode: str, shards: Path, out: Path, *more: object, ranks: int = 0) -> dict:
@@ -25,7 +25,9 @@ def evaluate(mode: str, shards: Path, out: Path, *more: object, ranks: int = 0) 
     return json.loads((out / "result.json").read_text())
 
 
-def test_the_linear_probe_is_the_same_over_one_to_three_processes(checkpoint: Path, synthetic_set: Path, tmp_path: Path) -> None:
+def test_the_linear_probe_is_the_same_over_one_to_three_processes(
+    checkpoint: Path, synthetic_set: Path, tmp_path: Path
+) -> None:
     """32 test videos do not divide by 3: each is counted once all the same."""
     results = [
         evaluate("linear", synthetic_set, tmp_path / str(n), "--pretrained", checkpoint, "--label", "scene", ranks=n)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dclr import losses, norm
-from dclr.model import MOMENTUM, DCLR, Encoder
+from dclr.model import DCLR, MOMENTUM, Encoder
 
 VIDEOS = torch.arange(4)
 

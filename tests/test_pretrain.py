@@ -40,7 +40,19 @@ def test_a_run_leaves_checkpoint_curves_config_and_picture(checkpoint: Path) -> 
 def test_two_processes_make_the_run_of_one(checkpoint: Path, synthetic_set: Path, tmp_path: Path) -> None:
     """The same global batches, BatchNorm over the joined batch, gradients averaged, keys enqueued in joined order."""
     out = tmp_path / "two"
-    command = ("train_pretrain.py", "--shards", synthetic_set, "--split", "train", "--out", out, *SMALL, "-b", "8", "--epochs")
+    command = (
+        "train_pretrain.py",
+        "--shards",
+        synthetic_set,
+        "--split",
+        "train",
+        "--out",
+        out,
+        *SMALL,
+        "-b",
+        "8",
+        "--epochs",
+    )
     succeed(*command, "2", ranks=2)
     one, two = load(checkpoint)["model"], load(out / "last.pt")["model"]
     assert torch.equal(one["queue.video_K"], two["queue.video_K"])

@@ -32,9 +32,9 @@ def test_any_frame_is_one_slice_in_any_order() -> None:
 
 
 def test_members_are_adjacent_and_in_the_specified_order() -> None:
-    tar = tarfile.open(fileobj=io.BytesIO(sample() + bytes(1024)))
-    assert tar.getnames() == [f"a_b.{extension}" for extension in record.MEMBERS]
-    assert {(m.mtime, m.uid, m.mode) for m in tar.getmembers()} == {(0, 0, 0o644)}
+    with tarfile.open(fileobj=io.BytesIO(sample() + bytes(1024))) as tar:
+        assert tar.getnames() == [f"a_b.{extension}" for extension in record.MEMBERS]
+        assert {(m.mtime, m.uid, m.mode) for m in tar.getmembers()} == {(0, 0, 0o644)}
 
 
 def test_luma_difference_is_half_the_change_around_128() -> None:

@@ -57,7 +57,10 @@ def test_every_instant_of_every_motion_has_the_same_places_and_sizes() -> None:
             frames, _ = render(motion, "clouds", ("test", motion, i))
             spread = frames[:: len(frames) // 4].max(-1).astype(int) - frames[:: len(frames) // 4].min(-1) > 150
             h, w = spread.shape[1] // 2, spread.shape[2] // 2
-            total += [[spread[:, :h, :w].mean(), spread[:, :h, w:].mean()], [spread[:, h:, :w].mean(), spread[:, h:, w:].mean()]]
+            total += [
+                [spread[:, :h, :w].mean(), spread[:, :h, w:].mean()],
+                [spread[:, h:, :w].mean(), spread[:, h:, w:].mean()],
+            ]
         return total / 60
 
     shares = {motion: vivid(motion) for motion in ("left", "up", "orbit_cw", "zoom_in")}

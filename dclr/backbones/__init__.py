@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
-
 from dclr.backbones.resnet import VideoResNet
 from dclr.errors import InputError
 
-ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {
+ARCHITECTURES: dict[str, Callable[[int], VideoResNet]] = {
     "r2plus1d_10": lambda width: VideoResNet((1, 1, 1, 1), width),
     "r2plus1d_18": lambda width: VideoResNet((2, 2, 2, 2), width),
 }
 
 
-def build(arch: str, width: int = 64) -> nn.Module:
+def build(arch: str, width: int = 64) -> VideoResNet:
     """The trunk ``arch`` with ``width`` channels in its first stage (64 is the published size); its attribute
     ``channels`` is C' (8 x width). Raises InputError naming the architectures there are."""
     if arch not in ARCHITECTURES:

@@ -49,9 +49,7 @@ class BasicBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int = 1):
         super().__init__()
         middle = midplanes(inputs, outputs)  # of both convolutions, as in the published network
-        self.conv1 = nn.Sequential(
-            conv2plus1d(inputs, middle, outputs, stride), nn.BatchNorm3d(outputs), nn.ReLU(inplace=True)
-        )
+        self.conv1 = nn.Sequential(conv2plus1d(inputs, middle, outputs, stride), nn.BatchNorm3d(outputs), nn.ReLU(inplace=True))
         self.conv2 = nn.Sequential(conv2plus1d(outputs, middle, outputs), nn.BatchNorm3d(outputs))
         self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None

@@ -40,9 +40,7 @@ class ClipConfig:
             if getattr(self, name) < least:
                 raise InputError(f"clip {name} {getattr(self, name)}: expected at least {least}")
         if not 0 < self.min_scale <= 1 or not 0 <= self.flip <= 1:
-            raise InputError(
-                f"crop scale {self.min_scale} and flip {self.flip}: expected shares of 1 (scale above 0)"
-            )
+            raise InputError(f"crop scale {self.min_scale} and flip {self.flip}: expected shares of 1 (scale above 0)")
 
     @property
     def span(self) -> int:

@@ -134,8 +134,7 @@ class CutEvalClips:
     def __call__(self, batches: Iterable[Records]) -> Iterator[list[Sample]]:
         for _, records in batches:
             yield [
-                eval_clips(record, self.clip, self.clips) | named(self.shards, sample, self.kind)
-                for sample, record in records
+                eval_clips(record, self.clip, self.clips) | named(self.shards, sample, self.kind) for sample, record in records
             ]
 
 

@@ -151,9 +151,7 @@ class ShardSet:
                 raise InputError(f"{self.root / name} is missing, though {MANIFEST} lists it: copy the whole set again")
         found = (self.root / shard.name).stat().st_size
         if found != shard.bytes:
-            raise InputError(
-                f"{self.root / shard.name}: {found} bytes, {MANIFEST} says {shard.bytes}: copy the shard again"
-            )
+            raise InputError(f"{self.root / shard.name}: {found} bytes, {MANIFEST} says {shard.bytes}: copy the shard again")
 
     def __len__(self) -> int:
         return len(self.keys)
