@@ -6,11 +6,14 @@ Without torchrun everything here is the identity. Collectives are called by ever
 from __future__ import annotations
 
 import os
+import warnings
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def setup(device: torch.device) -> None:
@@ -32,6 +35,16 @@ def rank() -> int:
 
 def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def parallel(module: nn.Module) -> nn.Module:
+    """``module`` with its gradients averaged over the ranks. Buffers stay as they are: the queue and the joined BatchNorm are
+    the same on every rank by construction."""
+    if world() == 1:
+        return module
+    with warnings.catch_warnings():  # torch 2.13 wants another name for broadcast_buffers, which 2.11 does not know
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(module, broadcast_buffers=False)
 
 
 class _Sum(torch.autograd.Function):

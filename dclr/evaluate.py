@@ -130,6 +130,7 @@ def prepare(config: EvalConfig) -> Setting:
             f"{len(both)} videos are in --train-split and in --test-split, such as {shards.keys[both[0]]}: "
             "a video trains or tests, not both"
         )
+    prepare_out(Path(config.out))
     distributed.setup(device)
     return Setting(config, trunk, shards, clip, kind, train_N, test_N, device, dtype)
 
@@ -172,7 +173,6 @@ def over_videos(
 def save_result(setting: Setting, scores_NC: np.ndarray, label_N: np.ndarray, extra: dict[str, Any]) -> dict[str, Any]:
     """Write result.json and confusion.png to the run's folder; returns the result."""
     config, out = setting.config, Path(setting.config.out)
-    prepare_out(out)
     counts = metrics.confusion(scores_NC.argmax(1), label_N, len(setting.classes))
     picture = report.confusion_matrix(counts, setting.classes, out / "confusion.png")
     result = {

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -48,7 +47,7 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     model = Classifier(setting.trunk.module, len(setting.classes), config.dropout)
     place(model, device).train()
-    parallel: nn.Module = DistributedDataParallel(model, broadcast_buffers=False) if world > 1 else model
+    parallel = distributed.parallel(model)
     optimiser = torch.optim.SGD(model.parameters(), config.lr, momentum=0.9, weight_decay=config.wd)
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype == torch.float16)
     loader = train_loader(

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -109,7 +107,7 @@ def pretrain(config: PretrainConfig) -> Path:
 
     torch.manual_seed(config.seed)  # the weights; everything else is drawn from (seed, epoch, sample)
     model = place(DCLR(config.arch, config.width, length, dtype), device).train()
-    parallel: nn.Module = DistributedDataParallel(model, broadcast_buffers=False) if world > 1 else model
+    parallel = distributed.parallel(model)
     optimiser = torch.optim.SGD(model.f_q.parameters(), config.lr, momentum=0.9, weight_decay=config.wd)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     loader = train_loader(
@@ -117,8 +115,8 @@ def pretrain(config: PretrainConfig) -> Path:
         rank=rank, world=world, workers=config.workers,
     )  # fmt: skip
     writer = None
+    prepare_out(out)
     if rank == 0:
-        prepare_out(out)
         (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
         writer = SummaryWriter(out)
         fills = -(-length // config.batch)

@@ -54,7 +54,7 @@ def transcode(path: Path, short_side: int, quality: int) -> Transcoded:
     try:
         container = av.open(str(path), metadata_errors="replace")
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise TranscodeError("open", str(error)) from None
+        raise TranscodeError("open", _reason(error)) from None
     with container:
         if not container.streams.video:
             raise TranscodeError("open", "no video stream in the file")
@@ -80,13 +80,18 @@ def transcode(path: Path, short_side: int, quality: int) -> Transcoded:
                     differences.append(_grey(moved[0], quality))
                     energy.append(moved[1])
         except (av.error.FFmpegError, ValueError) as error:
-            raise TranscodeError("decode", f"{error}, after {len(frames)} frames") from None
+            raise TranscodeError("decode", f"{_reason(error)}, after {len(frames)} frames") from None
         if not frames:
             raise TranscodeError("decode", "no frame in the video stream")
         first = differences[0] if differences else _grey(np.full((height, width), STILL, np.uint8), quality)
         energy_N = np.array([energy[0] if energy else 0.0, *energy], np.float32)
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         return Transcoded(frames, [first, *differences], energy_N, width, height, *source, round(fps, 3))
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong without FFmpeg's error number and without the path of this machine."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _planes(scaler: VideoReformatter, frame: av.VideoFrame, width: int, height: int) -> list[np.ndarray]:
