@@ -1,32 +1,33 @@
 # make demo: from nothing to a table and pictures.  make test: every check.  Needs Python >= 3.11 and make.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 DEMO := runs/demo
 CLIPS := --size 56 --frames 16 --flip 0 --min-scale 0.6
 
 .PHONY: demo test clean
 .SUFFIXES:
 
-.venv/installed: requirements.txt pyproject.toml
+$(VENV)/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11; name another with make PYTHON=python3.12" >&2; exit 2; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
-.venv/installed-dev: .venv/installed
+$(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-test: .venv/installed-dev
+test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-shards/demo/manifest.json: | .venv/installed
+shards/demo/manifest.json: | $(VENV)/installed
 	$(BIN)/python -m preprocess synthetic --out shards/demo --size 64
 
-demo: .venv/installed shards/demo/manifest.json
+demo: $(VENV)/installed shards/demo/manifest.json
 	rm -rf $(DEMO)
 	$(BIN)/python -m preprocess preview shards/demo --out $(DEMO)/sheet.png
 	$(BIN)/python train_pretrain.py --shards shards/demo --split train --out $(DEMO)/dclr -a r2plus1d_10 --width 16 $(CLIPS) -b 16 --epochs 5 --lr 0.05 --schedule 3 4 --queue 256
@@ -40,4 +41,4 @@ demo: .venv/installed shards/demo/manifest.json
 	@echo "pictures: $(DEMO)/sheet.png $(DEMO)/dclr/maps.png $(DEMO)/dclr-motion/confusion.png"
 
 clean:
-	rm -rf .venv runs shards/demo
+	rm -rf $(VENV) runs shards/demo

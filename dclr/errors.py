@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -17,5 +19,14 @@ def exit_on_input_error() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun every rank finds the same mistake
+            print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def make_folder(out: Path) -> None:
+    """The folder that ``--out`` names, made where it is not there; raises InputError where it cannot be one."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be a folder for results ({error.strerror}); name another") from None

@@ -15,14 +15,14 @@ from torch import nn
 from tqdm import tqdm
 
 from dclr import checkpoint, distributed, metrics, report
-from dclr.backbones import build
+from dclr.backbones import check
 from dclr.checkpoint import Trunk
 from dclr.data.clips import ClipConfig
 from dclr.data.loader import eval_loader
 from dclr.data.manifest import ShardSet, require_size
-from dclr.errors import InputError
+from dclr.errors import InputError, make_folder
 from dclr.hardware import pick_device, resolve_precision
-from dclr.pretrain import prepare_out, refuse_used
+from dclr.pretrain import refuse_used
 from dclr.views import normalise, to_clip
 
 MODES = ("finetune", "linear")
@@ -76,14 +76,15 @@ class EvalConfig:
         if self.pretrained == "random" and self.arch is None:
             raise InputError("--pretrained random says nothing of the network: name it with -a, such as -a r2plus1d_10")
         if self.arch is not None:
-            build(self.arch, 1)
+            check(self.arch, self.width)
         self.clip({})
 
     def clip(self, learned: dict[str, int]) -> ClipConfig:
         """The clips to evaluate on, given those that the checkpoint learned on."""
         default = ClipConfig()
+        given = {name: getattr(self, name) for name in ("frames", "stride", "size")}
         frames, stride, size = (
-            getattr(self, name) or learned.get(name) or getattr(default, name) for name in ("frames", "stride", "size")
+            learned.get(name, getattr(default, name)) if value is None else value for name, value in given.items()
         )
         return ClipConfig(frames, stride, size, self.min_scale, self.flip)
 
@@ -130,7 +131,7 @@ def prepare(config: EvalConfig) -> Setting:
             f"{len(both)} videos are in --train-split and in --test-split, such as {shards.keys[both[0]]}: "
             "a video trains or tests, not both"
         )
-    prepare_out(Path(config.out))
+    make_folder(Path(config.out))
     distributed.setup(device)
     return Setting(config, trunk, shards, clip, kind, train_N, test_N, device, dtype)
 
@@ -173,6 +174,8 @@ def over_videos(
 def save_result(setting: Setting, scores_NC: np.ndarray, label_N: np.ndarray, extra: dict[str, Any]) -> dict[str, Any]:
     """Write result.json and confusion.png to the run's folder; returns the result."""
     config, out = setting.config, Path(setting.config.out)
+    if not np.isfinite(scores_NC).all():
+        raise FloatingPointError("scores are not finite and nothing was saved: try --precision fp32 or a smaller --lr")
     counts = metrics.confusion(scores_NC.argmax(1), label_N, len(setting.classes))
     picture = report.confusion_matrix(counts, setting.classes, out / "confusion.png")
     result = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from dclr.data import plan
 from dclr.data.loader import train_loader
 from dclr.evaluate import EvalConfig, over_videos, prepare, save_result
 from dclr.hardware import peak_memory_gb, place
-from dclr.pretrain import learning_rate
+from dclr.pretrain import LOG_EVERY, learning_rate
 from dclr.views import normalise, to_clip
 
 
@@ -40,8 +41,7 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
     """Train, test, save; returns the result. An epoch shows every training video ``cpv`` times, each time another clip."""
     setting = prepare(config)
     device, rank, world = setting.device, distributed.rank(), distributed.world()
-    passes = plan.epoch_steps(len(setting.train_N), config.batch, world)
-    epoch_steps = passes * config.cpv
+    epoch_steps = plan.epoch_steps(len(setting.train_N) * config.cpv, config.batch, world)
     last_step = epoch_steps * config.epochs
 
     torch.manual_seed(config.seed)
@@ -52,7 +52,7 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype == torch.float16)
     loader = train_loader(
         setting.shards, setting.train_N, setting.clip, clips=1, batch=config.batch, seed=config.seed,
-        steps=(0, last_step), rank=rank, world=world, workers=config.workers, kind=setting.kind,
+        steps=(0, last_step), passes=config.cpv, rank=rank, world=world, workers=config.workers, kind=setting.kind,
     )  # fmt: skip
     torch.manual_seed(config.seed + 1 + rank)  # dropout: each rank its own
     writer = SummaryWriter(Path(config.out)) if rank == 0 else None
@@ -69,15 +69,16 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
         scaler.scale(loss).backward()
         scaler.step(optimiser)
         scaler.update()
-        if (step + 1) % 10 == 0 and writer:
-            value, right = loss.item(), (logits.argmax(1) == label).float().mean().item()
-            if value != value:
-                raise FloatingPointError(f"the loss became NaN by step {step + 1}: try --precision fp32 or a smaller --lr")
-            writer.add_scalar("finetune/loss", value, step + 1)
-            writer.add_scalar("finetune/top1", right, step + 1)
-            bar.set_postfix(
-                {"loss": f"{value:.3f}", "clips/s": f"{(bar.format_dict['rate'] or 0) * config.batch:.1f}"}, refresh=False
-            )
+        if (step + 1) % LOG_EVERY == 0:
+            right = (logits.argmax(1) == label).float().mean()
+            value, right = (distributed.total(torch.stack([loss.detach(), right])) / world).tolist()
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the loss became {value} by step {step + 1}: try --precision fp32 or a smaller --lr")
+            if writer:
+                writer.add_scalar("finetune/loss", value, step + 1)
+                writer.add_scalar("finetune/top1", right, step + 1)
+                rate = (bar.format_dict["rate"] or 0) * config.batch
+                bar.set_postfix({"loss": f"{value:.3f}", "clips/s": f"{rate:.1f}"}, refresh=False)
     if writer:
         writer.close()
     probabilities, labels = over_videos(

@@ -59,7 +59,7 @@ def cpu_has_bf16() -> bool:
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """``auto`` is bf16 where the processor or GPU has it, else fp32; fp16 needs a GPU (its gradients need scaling)."""
     if name == "auto":
-        has = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_bf16()
+        has = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
         return torch.bfloat16 if has else torch.float32
     if name not in PRECISIONS:
         raise InputError(f"--precision {name}: expected auto, {', '.join(PRECISIONS)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,12 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dclr import checkpoint, distributed, report
-from dclr.backbones import build
+from dclr.backbones import check
 from dclr.data import plan
 from dclr.data.clips import ClipConfig
 from dclr.data.loader import train_loader
 from dclr.data.manifest import ShardSet, require_size
-from dclr.errors import InputError
+from dclr.errors import InputError, make_folder
 from dclr.hardware import peak_memory_gb, pick_device, place, resolve_precision
 from dclr.model import DCLR
 from dclr.queue import default_length
@@ -65,7 +66,7 @@ class PretrainConfig:
             raise InputError(f"queue {self.queue} is smaller than the batch {self.batch}: expected at least one batch")
         if self.dynamic not in DYNAMICS:
             raise InputError(f"dynamic view {self.dynamic!r}: expected one of {', '.join(DYNAMICS)}")
-        build(self.arch, 1)  # names the architectures where this one does not exist
+        check(self.arch, self.width)
         self.clip  # noqa: B018  checks its own fields
 
     @property
@@ -82,13 +83,6 @@ def refuse_used(out: Path, name: str) -> None:
     """Nothing already made is lost: a folder that holds a result is not written over."""
     if (out / name).exists():
         raise InputError(f"--out {out}: it holds {name} of an earlier run; name another folder or remove it")
-
-
-def prepare_out(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be a folder for results ({error})") from None
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -115,7 +109,7 @@ def pretrain(config: PretrainConfig) -> Path:
         rank=rank, world=world, workers=config.workers,
     )  # fmt: skip
     writer = None
-    prepare_out(out)
+    make_folder(out)
     if rank == 0:
         (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
         writer = SummaryWriter(out)
@@ -147,7 +141,7 @@ def pretrain(config: PretrainConfig) -> Path:
         done = step + 1
         if done % LOG_EVERY == 0 or done % epoch_steps == 0:
             scalars = _scalars(output)
-            if not torch.isfinite(torch.tensor(scalars["loss/total"])):
+            if not math.isfinite(scalars["loss/total"]):
                 raise FloatingPointError(
                     f"the loss became {scalars['loss/total']} between steps {done - LOG_EVERY} and {done}; "
                     f"the last good checkpoint stays; try --precision fp32 or a smaller --lr"

@@ -170,13 +170,24 @@ def members(data: bytes | memoryview) -> dict[str, memoryview]:
     return found
 
 
+def _float_vector(npy: memoryview) -> np.ndarray:
+    """float32 (N,) from .npy bytes; the header is believed only where the bytes behind it are as many as it says."""
+    stream = io.BytesIO(npy)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise FormatError("energy.npy: expected .npy version 1.0")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype != np.dtype("<f4") or len(shape) != 1 or 4 * shape[0] != len(npy) - stream.tell():
+        raise FormatError(f"energy.npy: {dtype} {shape} in {len(npy)} bytes, expected a float32 vector")
+    return np.frombuffer(npy[stream.tell() :], "<f4")
+
+
 def parse(found: Mapping[str, memoryview]) -> Record:
     """A :class:`Record` from :func:`members`, checked: raises FormatError naming the key and what is wrong."""
     key = bytes(found["key"]).decode()
     try:
         meta = json.loads(bytes(found["json"]))
-        energy = np.load(io.BytesIO(found["energy.npy"]), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        energy = _float_vector(found["energy.npy"])
+    except (ValueError, EOFError, RecursionError) as error:
         raise FormatError(f"{key}: {error}") from None
     if not isinstance(meta, dict) or meta.get("version") != VERSION:
         version = meta.get("version") if isinstance(meta, dict) else meta
@@ -184,6 +195,8 @@ def parse(found: Mapping[str, memoryview]) -> Record:
     for side in ("width", "height"):
         if not isinstance(meta.get(side), int) or not 0 < meta[side] <= MAX_SIDE:
             raise FormatError(f"{key}.json: {side} is {meta.get(side)!r}, expected 1..{MAX_SIDE}")
+    if not isinstance(meta.get("video"), str):
+        raise FormatError(f"{key}.json: video is {meta.get('video')!r}, expected its id, a text")
     rgb = JpegStream.parse(found["mjpg"], found["idx"], f"{key}.idx")
     diff = JpegStream.parse(found["diff.mjpg"], found["diff.idx"], f"{key}.diff.idx")
     if not len(rgb) == len(diff) == len(energy) == meta.get("frames"):

@@ -76,15 +76,17 @@ def photometry(clip_BCTHW: torch.Tensor, colours_BP: torch.Tensor) -> torch.Tens
     return normalise(out)
 
 
-def hold_seams(dynamic_BCTHW: torch.Tensor, frames_BT: torch.Tensor) -> torch.Tensor:
+def hold_seams(dynamic_BCTHW: torch.Tensor, frames_BT: torch.Tensor, first_is_second: bool) -> torch.Tensor:
     """At a looped video's seam (frame numbers fall) the difference would be a cut, not a motion: repeat the entry before.
 
-    A seam at the clip's second frame takes the first entry that is no seam; a clip of nothing but seams is returned as it is.
+    ``first_is_second`` says that entry 0 is a copy of entry 1 (differences within the clip): then a seam at the second frame
+    spoils both, and they take the first entry that is no seam. A clip of nothing but seams is returned as it is.
     """
     time = torch.arange(frames_BT.shape[1], device=frames_BT.device).expand_as(frames_BT)
     fair = torch.ones_like(frames_BT, dtype=torch.bool)
     fair[:, 1:] = frames_BT[:, 1:] >= frames_BT[:, :-1]
-    fair[:, 0] = fair[:, 1]  # entry 0 is entry 1
+    if first_is_second:
+        fair[:, 0] = fair[:, 1]
     source_BT = torch.where(fair, time, -1).cummax(1).values
     first = torch.where(fair, time, frames_BT.shape[1]).amin(1, keepdim=True)
     source_BT = torch.where(source_BT < 0, first % frames_BT.shape[1], source_BT)
@@ -116,5 +118,5 @@ def make_views(batch: dict[str, torch.Tensor], clip: int, dynamic: str, device: 
     else:
         cue_BTHW = batch["cue"][:, clip].to(device, non_blocking=True)
         d = ((cue_BTHW.float() - 128) / 127).unsqueeze(1).expand_as(v)
-    d = hold_seams(d, frames)
+    d = hold_seams(d, frames, first_is_second=dynamic == "rgbdiff")
     return {name: view.contiguous(memory_format=torch.channels_last_3d) for name, view in zip("vsd", (v, s, d), strict=True)}

@@ -15,12 +15,13 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m preprocess", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     making = argparse.ArgumentParser(add_help=False)
     making.add_argument("--out", type=Path, required=True, metavar="SET", help="folder of the shard set, e.g. shards/ucf101")
     making.add_argument("--size", type=int, default=128, metavar="PIXELS", help="short side of the stored frames (128)")
     making.add_argument("--quality", type=int, default=90, help="JPEG quality, 1 to 100 (90)")
     making.add_argument("--shard-size", type=int, default=256, metavar="MB", help="estimated size of a shard (256)")
-    making.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (one a core)")
+    making.add_argument("--workers", type=int, default=cores, help="processes (one a core)")
 
     made = commands.add_parser("synthetic", parents=[making], help="the embedded data set: made here, no download")
     made.add_argument("--videos", type=int, default=1200, metavar="N", help="videos, a third of them test (1200)")
@@ -47,8 +48,9 @@ def main(argv: list[str] | None = None) -> None:
         print(contact_sheet(args.set, args.out, args.videos))
         return
     options = run.Options(args.size, args.quality, args.shard_size)
+    run.check_out(args.out)
     if args.command == "synthetic":
-        source = synthetic.make(args.out / "videos", args.videos, args.seed, args.workers)
+        source = synthetic.make(args.out / "videos" / f"seed{args.seed}", args.videos, args.seed, args.workers)
         summary = run.build(source, args.out, options, args.workers)
     else:
         source = datasets.ucf101(args.root, args.splits)

@@ -28,7 +28,7 @@ class Video:
 @dataclass(frozen=True)
 class Source:
     """A data set as found: ``videos`` on disk in sorted order, ``missing`` ones that a list names, the number of files
-    that no list names, and kind -> class names."""
+    that no list names, kind -> class names, and the ``options`` that the set was found or made with."""
 
     name: str
     root: Path
@@ -36,13 +36,14 @@ class Source:
     classes: dict[str, list[str]]
     missing: list[Video] = field(default_factory=list)
     unlisted: int = 0
+    options: dict[str, int] = field(default_factory=dict)
 
 
 def find_videos(root: Path) -> set[str]:
     """Paths of the video files below ``root``, relative and with ``/``; raises InputError where there are none."""
     if not root.is_dir():
         raise InputError(f"--root {root}: no such folder")
-    found = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES}
+    found = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()}
     if not found:
         raise InputError(f"--root {root}: no videos in it (looked for {' '.join(sorted(VIDEO_SUFFIXES))})")
     return found
@@ -84,7 +85,7 @@ def ucf101(root: Path, lists: Path) -> Source:
     for file in sorted(files, key=lambda p: (p.stem[-2:], p.name.startswith("test"))):
         split = file.stem.replace("list", "")
         for number, line in _lines(file):
-            path = re.sub(r"\s+\d+$", "", line)  # "Class/v_x.avi 1": the number is classInd's
+            path = PurePosixPath(re.sub(r"\s+\d+$", "", line)).as_posix()  # "Class/v_x.avi 1": the number is classInd's
             parts = PurePosixPath(path).parts
             if len(parts) != 2 or ".." in parts or parts[0] not in names:
                 known = f"one of the {len(names)} classes of classInd.txt"
@@ -98,14 +99,14 @@ def ucf101(root: Path, lists: Path) -> Source:
     listed = [
         Video(path, {"action": names.index(PurePosixPath(path).parts[0])}, tuple(splits[path])) for path in sorted(splits)
     ]
-    videos = [video for video in listed if video.path in on_disk]
+    videos = [video for video in listed if (root / video.path).is_file()]
     if not videos:
         raise InputError(
             f"--splits {lists} names {len(listed)} videos and --root {root} holds {len(on_disk)}, but none of them is the "
             f"same: expected {root / listed[0].path}"
         )
-    missing = [video for video in listed if video.path not in on_disk]
-    return Source("ucf101", root, videos, {"action": names}, missing, len(on_disk) - len(videos))
+    missing = [video for video in listed if not (root / video.path).is_file()]
+    return Source("ucf101", root, videos, {"action": names}, missing, len(on_disk - splits.keys()))
 
 
 def sample_keys(paths: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from dclr.data.manifest import ShardSet
+from dclr.errors import InputError, make_folder
 from dclr.record import unpack
 
 COLUMNS = 8  # frames of one video
@@ -30,7 +31,11 @@ def contact_sheet(folder: Path, out: Path, videos: int) -> Path:
         rows.append(np.concatenate([title, frames, np.repeat(moved[..., None], 3, axis=2)]))
     width = max(row.shape[1] for row in rows)
     sheet = np.concatenate([np.pad(r, ((0, 4), (0, width - r.shape[1]), (0, 0)), constant_values=255) for r in rows])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(out), sheet[..., ::-1]):
-        raise OSError(f"cannot write {out}")
+    make_folder(out.parent)
+    try:
+        written = cv2.imwrite(str(out), sheet[..., ::-1])
+    except cv2.error:  # no such format
+        written = False
+    if not written:
+        raise InputError(f"--out {out}: cannot be written; expected the name of a picture, such as sheet.png")
     return out

@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dclr.data.manifest import FAILURES, MANIFEST, Manifest, Shard
-from dclr.errors import InputError
+from dclr.errors import InputError, make_folder
 from dclr.record import pack
 from preprocess.datasets import Source, Video, sample_keys
 from preprocess.transcode import TranscodeError, transcode
@@ -49,7 +49,7 @@ class Failure:
     """A video that is not in the set: one line of failures.jsonl."""
 
     path: str
-    stage: str  # missing, open, decode or size
+    stage: str  # missing, open, decode, size or error
     reason: str
     seconds: float
 
@@ -90,6 +90,8 @@ def make_sample(root: Path, video: Video, key: str, class_name: str | None, opti
         done = transcode(root / video.path, options.size, options.quality)
     except TranscodeError as error:
         return Failure(video.path, error.stage, str(error), round(time.perf_counter() - began, 3))
+    except Exception as error:  # whatever a hostile file makes a library raise costs that one video
+        return Failure(video.path, "error", f"{type(error).__name__}: {error}", round(time.perf_counter() - began, 3))
     meta: dict[str, Any] = {
         "video": video.path,
         "label": next(iter(video.labels.values()), None),
@@ -115,12 +117,20 @@ def _in_order(pool: ProcessPoolExecutor, tasks: Iterable[tuple[Any, ...]], ahead
         yield waiting.popleft().result()
 
 
-def build(source: Source, out: Path, options: Options, workers: int, limit: int | None = None) -> Summary:
-    """Write the set to ``out`` and say what came of it; raises InputError where ``out`` holds a finished set already or no
-    video could be used. A failed video costs itself, not the run."""
+def check_out(out: Path) -> None:
+    """Make the folder of the set; raises InputError where it cannot be made or holds a finished set."""
+    make_folder(out)
     if (out / MANIFEST).exists():
         raise InputError(f"--out {out}: a finished shard set is there already; name another folder or remove it")
-    out.mkdir(parents=True, exist_ok=True)
+
+
+def build(source: Source, out: Path, options: Options, workers: int, limit: int | None = None) -> Summary:
+    """Write the set to ``out`` and say what came of it; raises InputError where ``out`` holds a finished set already or no
+    video could be used. A video that fails costs itself, not the run."""
+    check_out(out)
+    for pattern in ("shard-*.tar", "shard-*.jsonl", ".*.tmp"):  # without a manifest: what a killed run left
+        for leftover in out.glob(pattern):
+            leftover.unlink()
     videos, keys, shard_numbers = source.videos, sample_keys([v.path for v in source.videos]), shard_of(source, options)
     if limit is not None:
         videos, keys, shard_numbers = videos[:limit], keys[:limit], shard_numbers[:limit]
@@ -164,9 +174,11 @@ def build(source: Source, out: Path, options: Options, workers: int, limit: int 
             raise
     written = [shard for shard in shards if shard]
     if not written:
-        raise InputError(f"none of the {len(videos)} videos could be transcoded; the first: {failures[-1].reason}")
+        first = failures[len(source.missing)]
+        raise InputError(f"none of the {len(videos)} videos could be transcoded; {first.path}: {first.reason}")
+    made_with = asdict(options) | source.options | ({} if limit is None else {"limit": limit})
     by_stage = dict(sorted(Counter(failure.stage for failure in failures).items()))
-    manifest = Manifest(source.name, tuple(written), dict(sorted(splits.items())), source.classes, asdict(options), by_stage)
+    manifest = Manifest(source.name, tuple(written), dict(sorted(splits.items())), source.classes, made_with, by_stage)
     write_manifest(out, manifest)
     return Summary(manifest, failures, source.unlisted)
 

@@ -135,7 +135,7 @@ def _sprite(rng: np.random.Generator, side: int = 96) -> np.ndarray:
 
 
 def _path(motion: str, t_N: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Offsets x, y from the start and radius at times ``t_N``, in short sides. Every class makes the same draws."""
+    """Offsets x, y from the start and radius at times ``t_N``, in short sides. Speed and size have one law in all."""
     speed, reach, phase = rng.uniform(*SPEEDS), rng.uniform(0.14, 0.24), rng.uniform(0, 1)
     x, y, size = np.zeros_like(t_N), np.zeros_like(t_N), np.full_like(t_N, phase)
     turn = speed / reach * t_N + 2 * math.pi * rng.uniform()
@@ -257,4 +257,4 @@ def make(root: Path, videos: int, seed: int, workers: int) -> Source:
     found = [
         Video(p.path, {"motion": MOTIONS.index(p.motion), "scene": list(SCENES).index(p.scene)}, (p.split,)) for p in plans
     ]
-    return Source("synthetic", root, found, classes)
+    return Source("synthetic", root, found, classes, options={"videos": videos, "seed": seed})

@@ -1,4 +1,4 @@
-"""One video -> resized JPEG frames and motion cues, in decode order, with bounded memory.
+"""One video -> resized JPEG frames and motion cues, in decode order; memory holds one decoded frame and the JPEGs.
 
 Decoded frames go through one reused scaler straight to full-range 4:2:0 planes (BT.601, what JPEG means), and the planes to
 simplejpeg: colour conversion and scaling, not decoding, are where the time goes. Frames are counted in decode order, never
@@ -59,6 +59,8 @@ def transcode(path: Path, short_side: int, quality: int) -> Transcoded:
         if not container.streams.video:
             raise TranscodeError("open", "no video stream in the file")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise TranscodeError("open", "no decoder for its codec")
         stream.codec_context.thread_count = 1  # a process is one core
         frames: list[bytes] = []
         differences: list[bytes] = []

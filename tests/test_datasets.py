@@ -32,6 +32,8 @@ def test_one_source_holds_all_splits(layout: tuple[Path, Path]) -> None:
         ("Swim/c.avi", 1, ("train01",)),
     ]
     assert [v.path for v in source.missing] == ["Swim/gone.avi"]
+    (layout[0] / "Swim/gone.avi").symlink_to("nowhere.avi")  # a dead link is missing too
+    assert [v.path for v in ucf101(*layout).missing] == ["Swim/gone.avi"]
     assert source.unlisted == 1 and source.classes == {"action": ["Run", "Swim"]}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import refuse, succeed
+from conftest import refuse, scalars, succeed
 
 from dclr import metrics, probe
 from dclr.compare import compare
@@ -48,11 +48,15 @@ def test_the_linear_probe_is_the_same_over_one_to_three_processes(
 def test_finetuning_from_a_checkpoint_and_from_random(
     checkpoint: Path, synthetic_set: Path, tmp_path: Path, ranks: int
 ) -> None:
+    """It learns the scenes of the training videos, and over two processes it is the training of one."""
+    curves = {}
+    options = ("--label", "scene", "--epochs", 5, "-b", 16, "--lr", 0.05, "--dropout", 0, "--flip", 0, "--min-scale", 0.8)
     for name, weights in (("ours", [checkpoint]), ("random", ["random", "-a", "r2plus1d_10", "--width", "4"])):
-        result = evaluate(
-            "finetune", synthetic_set, tmp_path / name, "--epochs", 1, "-b", 16, "--pretrained", *weights, ranks=ranks
-        )
-        assert result["videos"] == 32 and result["label"] == "motion" and 0 <= result["top1"] <= 1
+        result = evaluate("finetune", synthetic_set, tmp_path / name, *options, "--pretrained", *weights, ranks=ranks)
+        assert result["videos"] == 32 and result["label"] == "scene" and np.sum(result["confusion"]) == 32
+        curves[name] = scalars(tmp_path / name)["finetune/loss"]
+        assert len(curves[name]) == 4 and curves[name][-1] < curves[name][0] - 0.2
+    assert abs(curves["ours"][0] - curves["random"][0]) > 1e-3  # the checkpoint's weights were there
     said = compare([tmp_path / "ours", tmp_path / "random"])
     assert said.count("finetune") == 2 and "12.5" in said
 

@@ -5,19 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, refuse, succeed
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from conftest import SMALL, refuse, scalars, succeed
 
 from dclr.checkpoint import load, load_trunk
 from dclr.errors import InputError
 from dclr.hardware import resolve_precision
 from dclr.pretrain import PretrainConfig, learning_rate
-
-
-def scalars(run: Path) -> dict[str, list[float]]:
-    events = EventAccumulator(str(run))
-    events.Reload()
-    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def test_a_run_leaves_checkpoint_curves_config_and_picture(checkpoint: Path) -> None:
@@ -69,9 +62,11 @@ def test_the_same_seed_gives_the_same_weights_with_any_workers(checkpoint: Path,
 
 
 def test_the_stored_cue_is_a_dynamic_view(synthetic_set: Path, tmp_path: Path) -> None:
-    common = ("--shards", synthetic_set, "--split", "train,test", *SMALL, "-b", "16", "--epochs", "1")
-    succeed("train_pretrain.py", *common, "--dynamic", "cue", "--queue", "20", "--out", tmp_path / "cue")
-    assert scalars(tmp_path / "cue")["loss/total"][-1] > 0
+    common = ("--shards", synthetic_set, "--split", "train,test", *SMALL, "-b", "16", "--queue", "20", "--epochs", "1")
+    for dynamic in ("cue", "rgbdiff"):
+        succeed("train_pretrain.py", *common, "--dynamic", dynamic, "--out", tmp_path / dynamic)
+    cue, difference = (scalars(tmp_path / name) for name in ("cue", "rgbdiff"))
+    assert cue["loss/L_dv"][-1] > 0 and cue["loss/L_dv"] != difference["loss/L_dv"]
 
 
 def test_learning_rate_is_a_function_of_the_epoch() -> None:

@@ -74,6 +74,13 @@ def pickled() -> bytes:
     return out.getvalue()
 
 
+def announcing(values: int) -> bytes:
+    """A .npy whose header promises more than there is."""
+    out = io.BytesIO()
+    np.lib.format.write_array_header_1_0(out, {"descr": "<f4", "fortran_order": False, "shape": (values,)})
+    return out.getvalue()
+
+
 @pytest.mark.parametrize(
     ("damaged", "says"),
     [
@@ -84,8 +91,11 @@ def pickled() -> bytes:
         (rewritten({"idx": np.array([0, 5, 3], "<u8").tobytes()}), "offsets do not rise"),
         (rewritten({"idx": np.array([0, 2**60], "<u8").tobytes()}), "offsets do not rise"),
         (rewritten({"idx": b"123"}), "uint64 offsets"),
-        (rewritten({"energy.npy": pickled()}), "allow_pickle"),
+        (rewritten({"energy.npy": pickled()}), "expected a float32 vector"),
+        (rewritten({"energy.npy": announcing(10**14)}), "expected a float32 vector"),
+        (rewritten({"energy.npy": b"PK" + bytes(40)}), "a_b"),
         (rewritten({"json": b"{"}), "a_b"),
+        (sample(video=None), "video is None"),
         (rewritten({"json": b"[]"}), "format version"),
         (rewritten({}, [tarfile.TarInfo("../../etc/passwd")]), "unexpected tar member"),
         (rewritten({}, [tarfile.TarInfo("other.json")]), "unexpected tar member"),

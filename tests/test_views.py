@@ -75,8 +75,10 @@ def test_fault_4_the_difference_does_not_wrap() -> None:
 def test_at_a_looped_videos_seam_the_entry_before_is_repeated() -> None:
     d = torch.arange(6.0).view(1, 1, 6, 1, 1).expand(4, 1, 6, 1, 1)
     frames = torch.tensor([[0, 2, 4, 6, 8, 10], [3, 5, 0, 2, 4, 6], [6, 1, 3, 5, 0, 2], [0, 2, 1, 0, 2, 1]])
-    held = views.hold_seams(d, frames)[:, 0, :, 0, 0]
-    assert held.tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 1, 3, 4, 5], [2, 2, 2, 3, 3, 5], [0, 1, 1, 1, 4, 4]]
+    within = views.hold_seams(d, frames, first_is_second=True)[:, 0, :, 0, 0]
+    assert within.tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 1, 3, 4, 5], [2, 2, 2, 3, 3, 5], [0, 1, 1, 1, 4, 4]]
+    stored = views.hold_seams(d, frames, first_is_second=False)[:, 0, :, 0, 0]
+    assert stored.tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 1, 3, 4, 5], [0, 0, 2, 3, 3, 5], [0, 1, 1, 1, 4, 4]]
 
 
 def batch(cue: bool = False) -> dict[str, torch.Tensor]:

@@ -16,11 +16,16 @@ ARCHITECTURES: dict[str, Callable[[int], VideoResNet]] = {
 }
 
 
-def build(arch: str, width: int = 64) -> VideoResNet:
-    """The trunk ``arch`` with ``width`` channels in its first stage (64 is the published size); its attribute
-    ``channels`` is C' (8 x width). Raises InputError naming the architectures there are."""
+def check(arch: str, width: int) -> None:
+    """Raises InputError where there is no such trunk, naming those there are."""
     if arch not in ARCHITECTURES:
         raise InputError(f"architecture {arch!r}: expected one of {', '.join(ARCHITECTURES)}")
     if width < 1:
         raise InputError(f"width {width}: expected at least 1")
+
+
+def build(arch: str, width: int = 64) -> VideoResNet:
+    """The trunk ``arch`` with ``width`` channels in its first stage (64 is the published size); its attribute
+    ``channels`` is C' (8 x width). Raises InputError as :func:`check` does."""
+    check(arch, width)
     return ARCHITECTURES[arch](width)

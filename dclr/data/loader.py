@@ -28,8 +28,8 @@ from dclr.record import FormatError, Record, unpack
 Sample = dict[str, Any]
 
 
-Row = tuple[int, np.ndarray]  # (epoch, sample indices of one batch)
-Records = tuple[int, list[tuple[int, Record]]]  # (epoch, the same samples, read)
+Row = list[tuple[int, int]]  # one batch: (pass over the set, sample index)
+Records = list[tuple[int, int, Record]]  # the same, read
 
 
 def _every_worker(rows: Iterator[Row]) -> Iterator[Row]:
@@ -39,12 +39,16 @@ def _every_worker(rows: Iterator[Row]) -> Iterator[Row]:
 
 @dataclass
 class TrainRows(torch.utils.data.IterableDataset):
-    """Stage 1, training: this worker's batches from step ``first`` to step ``last``, over as many epochs as that takes."""
+    """Stage 1, training: this worker's batches from step ``first`` to step ``last``, over as many epochs as that takes.
+
+    An epoch is ``passes`` passes over the samples, one after another, cut into batches as one list.
+    """
 
     samples_N: np.ndarray
     shard_N: np.ndarray
     seed: int
     batch: int
+    passes: int
     rank: int
     world: int
     first: int
@@ -54,12 +58,14 @@ class TrainRows(torch.utils.data.IterableDataset):
         return _every_worker(self._rows())
 
     def _rows(self) -> Iterator[Row]:
-        steps = plan.epoch_steps(len(self.samples_N), self.batch, self.world)
+        steps = plan.epoch_steps(len(self.samples_N) * self.passes, self.batch, self.world)
         for epoch in range(self.first // steps, -(-self.last // steps)):
-            order = plan.epoch_order(self.samples_N, self.shard_N, self.seed, epoch)
-            rows = plan.rank_batches(order, self.batch, self.rank, self.world)
-            for row in rows[max(self.first - epoch * steps, 0) : self.last - epoch * steps]:
-                yield epoch, row
+            passes = range(epoch * self.passes, (epoch + 1) * self.passes)
+            orders = [plan.epoch_order(self.samples_N, self.shard_N, self.seed, number) for number in passes]
+            samples = plan.rank_batches(np.concatenate(orders), self.batch, self.rank, self.world)
+            numbers = plan.rank_batches(np.repeat(passes, len(self.samples_N)), self.batch, self.rank, self.world)
+            for step in range(max(self.first - epoch * steps, 0), min(self.last - epoch * steps, steps)):
+                yield list(zip(numbers[step].tolist(), samples[step].tolist(), strict=True))
 
 
 @dataclass
@@ -69,7 +75,7 @@ class EvalRows(torch.utils.data.IterableDataset):
     samples_N: np.ndarray
 
     def __iter__(self) -> Iterator[Row]:
-        return _every_worker((0, np.array([sample])) for sample in self.samples_N)
+        return _every_worker([(0, int(sample))] for sample in self.samples_N)
 
 
 @lru_cache(maxsize=64)
@@ -100,8 +106,8 @@ class ReadRecords:
     shards: ShardSet
 
     def __call__(self, rows: Iterable[Row]) -> Iterator[Records]:
-        for epoch, row in rows:
-            yield epoch, [(int(sample), read_record(self.shards, int(sample))) for sample in row]
+        for row in rows:
+            yield [(number, sample, read_record(self.shards, sample)) for number, sample in row]
 
 
 @dataclass
@@ -115,10 +121,10 @@ class CutTrainClips:
     kind: str | None
 
     def __call__(self, batches: Iterable[Records]) -> Iterator[list[Sample]]:
-        for epoch, records in batches:
+        for records in batches:
             yield [
-                train_clips(record, self.clip, self.clips, self.seed, epoch) | named(self.shards, sample, self.kind)
-                for sample, record in records
+                train_clips(record, self.clip, self.clips, self.seed, number) | named(self.shards, sample, self.kind)
+                for number, sample, record in records
             ]
 
 
@@ -132,9 +138,10 @@ class CutEvalClips:
     kind: str | None
 
     def __call__(self, batches: Iterable[Records]) -> Iterator[list[Sample]]:
-        for _, records in batches:
+        for records in batches:
             yield [
-                eval_clips(record, self.clip, self.clips) | named(self.shards, sample, self.kind) for sample, record in records
+                eval_clips(record, self.clip, self.clips) | named(self.shards, sample, self.kind)
+                for _, sample, record in records
             ]
 
 
@@ -179,19 +186,20 @@ def train_loader(
     batch: int,
     seed: int,
     steps: tuple[int, int],
+    passes: int = 1,
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
     kind: str | None = None,
 ) -> Any:
-    """This rank's training batches of the global steps ``[first, last)``, epoch after epoch.
+    """This rank's training batches of the global steps ``[first, last)``, epoch after epoch of ``passes`` passes.
 
     Each is a dict of :func:`dclr.data.clips.train_clips`' arrays as tensors with B = batch / world in front, plus
     ``key`` (list of B str), ``sample`` and ``label`` int64 (B,) (-1 without a ``kind`` of label). Raises InputError where
     ``batch`` does not divide by ``world`` or exceeds the number of samples.
     """
-    plan.epoch_steps(len(samples_N), batch, world)
-    rows = TrainRows(samples_N, shards.shard_N[samples_N], seed, batch, rank, world, *steps)
+    plan.epoch_steps(len(samples_N) * passes, batch, world)
+    rows = TrainRows(samples_N, shards.shard_N[samples_N], seed, batch, passes, rank, world, *steps)
     return _loader(rows, [ReadRecords(shards), CutTrainClips(shards, clip, clips, seed, kind)], workers)
 
 

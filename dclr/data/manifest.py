@@ -74,13 +74,19 @@ class Manifest:
             manifest = cls(
                 shards=shards, **{key: found[key] for key in ("dataset", "splits", "classes", "options", "failures")}
             )
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            for shard in shards:
+                if not SHARD_NAME.fullmatch(shard.name):
+                    raise InputError(f"{name}: shard name {shard.name!r}, expected {SHARD_NAME.pattern}")
+            for field, value in (("splits", manifest.splits), ("classes", manifest.classes), ("options", manifest.options)):
+                if not isinstance(value, dict):
+                    raise TypeError(f"{field} is {value!r}")
+            int(manifest.options["size"])
+        except InputError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(
                 f"{name}: not a shard set's manifest ({type(error).__name__}: {error}); see shards/README.md"
             ) from None
-        for shard in shards:
-            if not SHARD_NAME.fullmatch(shard.name):
-                raise InputError(f"{name}: shard name {shard.name!r}, expected {SHARD_NAME.pattern}")
         return manifest
 
 
@@ -103,11 +109,15 @@ class Entry:
 
 def read_index(path: Path) -> Iterator[Entry]:
     """The entries of one shard's index; raises InputError naming the file and line."""
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                yield Entry(**json.loads(line))
-            except (TypeError, json.JSONDecodeError) as error:
+                entry = Entry(**json.loads(line))
+                numbers = (entry.offset, entry.size, entry.frames, *entry.labels.values())
+                if not isinstance(entry.key, str) or not all(isinstance(n, int) and n >= 0 for n in numbers):
+                    raise TypeError(f"key {entry.key!r}, numbers {numbers}")
+                yield entry
+            except (TypeError, AttributeError, ValueError) as error:
                 raise InputError(f"{path}, line {number}: not an index entry: {error}") from None
 
 
@@ -123,7 +133,7 @@ class ShardSet:
         path = self.root / MANIFEST
         if not path.is_file():
             raise InputError(f"{self.root}: no {MANIFEST} there; make a shard set with python -m preprocess")
-        self.manifest = Manifest.loads(path.read_text(encoding="utf-8"), str(path))
+        self.manifest = Manifest.loads(path.read_text(encoding="utf-8", errors="replace"), str(path))
         self.keys: list[str] = []
         rows: list[tuple[int, int, int, int]] = []
         labels: dict[str, list[int]] = {kind: [] for kind in self.manifest.classes}
