@@ -30,7 +30,7 @@ shards/demo/manifest.json: | $(VENV)/installed
 demo: $(VENV)/installed shards/demo/manifest.json
 	rm -rf $(DEMO)
 	$(BIN)/python -m preprocess preview shards/demo --out $(DEMO)/sheet.png
-	$(BIN)/python train_pretrain.py --shards shards/demo --split train --out $(DEMO)/dclr -a r2plus1d_10 --width 16 $(CLIPS) -b 16 --epochs 5 --lr 0.05 --schedule 3 4 --queue 256
+	$(BIN)/python train_pretrain.py --shards shards/demo --split train --out $(DEMO)/dclr -a r2plus1d_10 --width 16 $(CLIPS) -b 16 --epochs 4 --lr 0.05 --schedule 2 3 --queue 256
 	for label in motion scene; do \
 	  for from in random dclr; do \
 	    if [ $$from = random ]; then weights="random -a r2plus1d_10 --width 16"; else weights="$(DEMO)/dclr/last.pt"; fi; \
