@@ -69,14 +69,19 @@ def report(out: Path, summary: run.Summary) -> str:
     missing = [f for f in summary.failures if f.stage == "missing"]
     failed = [f for f in summary.failures if f.stage != "missing"]
     if missing:
-        lines.append(f"missing: {len(missing)} videos are in the lists and not on disk, such as {missing[0].path}")
+        lines.append(f"missing: {len(missing)} videos are in the lists and not on disk: {_some([f.path for f in missing])}")
     if failed:
-        lines.append(f"failed: {len(failed)} videos, such as {failed[0].path} ({failed[0].stage}: {failed[0].reason})")
+        reasons = [f"{f.path} ({f.stage}: {f.reason})" for f in failed]
+        lines.append(f"failed: {len(failed)} videos: {_some(reasons)}")
     if summary.failures:
         lines.append(f"each is a line of {out / run.FAILURES}")
     if summary.unlisted:
         lines.append(f"left out: {summary.unlisted} videos on disk that no list names")
     return "\n".join(lines)
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 if __name__ == "__main__":
