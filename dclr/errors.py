@@ -20,7 +20,8 @@ def exit_on_input_error() -> Iterator[None]:
         yield
     except InputError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun every rank finds the same mistake
-            print(f"error: {error}", file=sys.stderr)
+            said = str(error).strip().splitlines()[-1]  # a loader worker puts its traceback in front
+            print(f"error: {said}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

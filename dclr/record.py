@@ -28,6 +28,8 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from dclr.errors import InputError
+
 VERSION = 1
 MEMBERS = ("mjpg", "idx", "diff.mjpg", "diff.idx", "energy.npy", "json")
 BLOCK = 512  # tar's unit
@@ -35,7 +37,7 @@ MAX_SIDE = 4096  # of a stored frame, in pixels: a bound on what a hostile heade
 KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")  # no dots: webdataset ends the key at the first one
 
 
-class FormatError(ValueError):
+class FormatError(InputError):
     """A sample's bytes are not what shards/README.md says."""
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,18 @@ def test_wrong_input_is_answered_in_one_line(checkpoint: Path, synthetic_set: Pa
     assert "it has: test (32), train (64)" in linear(checkpoint, test="test01")
     assert "trains or tests, not both" in linear(checkpoint, test="test,train")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_damaged_shard_is_one_line_that_names_it(checkpoint: Path, synthetic_set: Path, tmp_path: Path, workers: str) -> None:
+    copy = Path(shutil.copytree(synthetic_set, tmp_path / "copy", ignore=shutil.ignore_patterns("videos")))
+    shard = copy / "shard-000000.tar"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    said = refuse(
+        "train_eval.py", "linear", "--shards", copy, "--train-split", "train", "--test-split", "test",
+        "--out", tmp_path / "out", "--pretrained", checkpoint, *TINY, "-j", workers,
+    )  # fmt: skip
+    assert "shard-000000.tar" in said and "the shard is damaged, copy it again" in said
 
 
 def test_a_result_is_not_written_over(checkpoint: Path, synthetic_set: Path, tmp_path: Path) -> None:
