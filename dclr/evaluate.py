@@ -131,6 +131,12 @@ def prepare(config: EvalConfig) -> Setting:
             f"{len(both)} videos are in --train-split and in --test-split, such as {shards.keys[both[0]]}: "
             "a video trains or tests, not both"
         )
+    unlabelled = [shards.keys[n] for n in np.concatenate([train_N, test_N]) if shards.labels[kind][n] < 0]
+    if unlabelled:
+        raise InputError(
+            f"{len(unlabelled)} videos of {config.train_split} and {config.test_split} have no label {kind!r}, such as "
+            f"{unlabelled[0]}: choose splits that are labelled"
+        )
     make_folder(Path(config.out))
     distributed.setup(device)
     return Setting(config, trunk, shards, clip, kind, train_N, test_N, device, dtype)
@@ -148,7 +154,8 @@ def over_videos(
     module: nn.Module, setting: Setting, samples_N: np.ndarray, clips: int, title: str,
     reduce: Callable[[torch.Tensor], torch.Tensor],
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """``reduce(module(clips))`` of every video, each exactly once over all ranks, in ascending sample order.
+    """``reduce(module(clips))`` of every video, each exactly once over all ranks, in ascending sample order; the segments of a
+    cut video count as one, with the mean of their results.
 
     Returns:
         the stacked results (N, ...) float32 and the labels int64 (N,), the same on every rank.
@@ -167,8 +174,11 @@ def over_videos(
     found = {sample: value for part in distributed.joined_objects(mine) for sample, value in part.items()}
     if sorted(found) != sorted(int(s) for s in samples_N):
         raise RuntimeError(f"{len(found)} of {len(samples_N)} videos were evaluated")
-    rows = [found[sample] for sample in sorted(found)]
-    return np.stack([row[0] for row in rows]), np.array([row[1] for row in rows])
+    videos: dict[str, list[tuple[np.ndarray, int]]] = {}
+    for sample in sorted(found):
+        videos.setdefault(setting.shards.video_N[sample], []).append(found[sample])
+    rows = list(videos.values())
+    return np.stack([np.mean([part[0] for part in row], axis=0) for row in rows]), np.array([row[0][1] for row in rows])
 
 
 def save_result(setting: Setting, scores_NC: np.ndarray, label_N: np.ndarray, extra: dict[str, Any]) -> dict[str, Any]:

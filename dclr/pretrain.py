@@ -19,7 +19,7 @@ from dclr.backbones import check
 from dclr.data import plan
 from dclr.data.clips import ClipConfig
 from dclr.data.loader import train_loader
-from dclr.data.manifest import ShardSet, require_size
+from dclr.data.manifest import ShardSet, require_cue, require_size
 from dclr.errors import InputError, make_folder
 from dclr.hardware import peak_memory_gb, pick_device, place, resolve_precision
 from dclr.model import DCLR
@@ -92,6 +92,8 @@ def pretrain(config: PretrainConfig) -> Path:
     refuse_used(out, "last.pt")
     shards = ShardSet(config.shards)
     require_size(shards, config.size)
+    if config.dynamic == "cue":
+        require_cue(shards, "diff")
     samples_N = shards.select(config.split)
     distributed.setup(device)
     rank, world = distributed.rank(), distributed.world()

@@ -1,16 +1,17 @@
 """One sample's bytes <-> arrays: the only file that knows what a sample looks like inside a shard (shards/README.md).
 
-A sample is one video: a run of adjacent tar members that share a key, in this order::
+A sample is one video, or one segment of a long one: a run of adjacent tar members that share a key. N is the number of frames.
 
-    KEY.mjpg       colour JPEGs back to back, one a frame, native frame rate
-    KEY.idx        uint64 little-endian, N + 1 offsets into .mjpg: frame i is mjpg[idx[i]:idx[i + 1]]
-    KEY.diff.mjpg  grey JPEGs back to back, the signed luma difference (see :func:`luma_difference`)
-    KEY.diff.idx   uint64 little-endian, N + 1 offsets into .diff.mjpg
-    KEY.energy.npy float32, N values: mean absolute luma difference of a frame, in grey levels (0..255)
-    KEY.json       what is known about the video
+    KEY.mjpg        frames: colour JPEGs back to back; .h264 instead holds packets of H.264 in coded order
+    KEY.idx         uint64 little-endian, N + 1 offsets into the stream before it: part i is stream[idx[i]:idx[i + 1]]
+    KEY.kinds       H.264 only: N letters in display order, I (a group starts), P (reference), b (droppable)
+    KEY.diff.*      cue "diff": the signed luma difference as grey pictures, in the same three members
+    KEY.flow.*      cue "flow": grey JPEGs (2h, w), horizontal above vertical; flow.npy float32 (N,), pixels a level
+    KEY.energy.npy  cue "energy": float32 (N,), mean absolute luma difference of a frame in grey levels (0..255)
+    KEY.grid.npy    cue "energy": float16 (N, 8, 8), the same in each cell of a grid
+    KEY.json        what is known about the video
 
-N is the number of frames. Everything here is read as hostile: sizes are bounded by the slice, names cannot leave it, and no
-pickle is ever loaded.
+Everything here is read as hostile: sizes are bounded by the slice, names cannot leave it, and no pickle is ever loaded.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -30,11 +31,16 @@ import simplejpeg
 
 from dclr.errors import InputError
 
-VERSION = 1
-MEMBERS = ("mjpg", "idx", "diff.mjpg", "diff.idx", "energy.npy", "json")
+VERSION = 2
+CODECS = {"jpeg": "mjpg", "h264": "h264"}  # codec of frames and differences -> extension of their stream
+CUES = ("diff", "flow", "energy")
 BLOCK = 512  # tar's unit
 MAX_SIDE = 4096  # of a stored frame, in pixels: a bound on what a hostile header can make us allocate
-KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")  # no dots: webdataset ends the key at the first one
+KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")  # no dots: webdataset ends the key at the first one
+GRID = 8  # cells of the energy grid along each side
+FLOW_SHRINK = 4  # flow is stored at a quarter of the frame's sides
+FLOW_STEP = 1 / 16  # smallest step of stored flow, in pixels a level
+STILL = 128  # the level of no motion, in differences and flow
 
 
 class FormatError(InputError):
@@ -46,7 +52,29 @@ def luma_difference(luma_HW: np.ndarray, previous_HW: np.ndarray) -> np.ndarray:
 
     Halves round to even and +255 saturates to 255; a still pixel is exactly 128 (shared/method.md, "Inputs of one video").
     """
-    return cv2.addWeighted(luma_HW, 0.5, previous_HW, -0.5, 128)
+    return cv2.addWeighted(luma_HW, 0.5, previous_HW, -0.5, STILL)
+
+
+def flow_levels(flow_hw2: np.ndarray) -> tuple[np.ndarray, float]:
+    """Flow float32 (h, w, 2) in pixels -> (uint8 (2h, w), horizontal above vertical; pixels a level of this frame).
+
+    ``round(x / scale) + 128`` with ``scale = max(1/16, max|x| / 127)``: each component is at most half a level off.
+    """
+    scale = max(FLOW_STEP, float(np.abs(flow_hw2).max()) / 127)
+    levels = np.rint(flow_hw2 / scale) + STILL
+    return np.concatenate([levels[..., 0], levels[..., 1]]).astype(np.uint8), scale
+
+
+def flow_pixels(levels_n2hw: np.ndarray, scale_n: np.ndarray) -> np.ndarray:
+    """The inverse of :func:`flow_levels`: uint8 (n, 2h, w), float32 (n,) -> float32 (n, h, w, 2), stored pixels a frame."""
+    n, rows, w = levels_n2hw.shape
+    flow = (levels_n2hw.reshape(n, 2, rows // 2, w).astype(np.float32) - STILL) * scale_n[:, None, None, None]
+    return np.ascontiguousarray(flow.transpose(0, 2, 3, 1))
+
+
+def flow_size(height: int, width: int) -> tuple[int, int]:
+    """(h, w) of the flow stored for frames of ``height`` x ``width``."""
+    return max(1, height // FLOW_SHRINK), max(1, width // FLOW_SHRINK)
 
 
 def video_id(video: str) -> int:
@@ -54,95 +82,224 @@ def video_id(video: str) -> int:
     return int.from_bytes(hashlib.blake2b(video.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def pack(
-    key: str, frames: Sequence[bytes], differences: Sequence[bytes], energy_N: np.ndarray, meta: Mapping[str, Any]
-) -> bytes:
-    """The tar bytes of one sample, a whole number of 512-byte blocks; the same input gives the same bytes.
+def member_names(codec: str, cues: Sequence[str]) -> tuple[str, ...]:
+    """The extensions of a sample's members, in their order."""
+
+    def stream(prefix: str) -> tuple[str, ...]:
+        names = (CODECS[codec], "idx") if codec == "jpeg" else (CODECS[codec], "idx", "kinds")
+        return tuple(prefix + name for name in names)
+
+    names = stream("")
+    names += stream("diff.") if "diff" in cues else ()
+    names += ("flow.mjpg", "flow.idx", "flow.npy") if "flow" in cues else ()
+    names += ("energy.npy", "grid.npy") if "energy" in cues else ()
+    return (*names, "json")
+
+
+EXTENSIONS = frozenset(name for codec in CODECS for name in member_names(codec, CUES))
+
+
+def pack(key: str, members: Mapping[str, bytes | IO[bytes]], meta: Mapping[str, Any]) -> Iterator[bytes]:
+    """The tar bytes of one sample in pieces, a whole number of 512-byte blocks; the same input gives the same bytes.
 
     Args:
         key: the sample's name, matching :data:`KEY`.
-        frames: N colour JPEGs. differences: N grey JPEGs. energy_N: float32 (N,).
-        meta: what goes into ``KEY.json``; ``version`` and ``frames`` are filled in here.
+        members: what :func:`member_names` names but ``json``: bytes, or a file of them (a long video's, on disk).
+        meta: what goes into ``KEY.json``, with at least frames, width, height, video, codec and cues.
     """
     if not KEY.fullmatch(key):
         raise FormatError(f"key {key!r}: expected {KEY.pattern}")
-    energy = io.BytesIO()
-    np.save(energy, energy_N.astype("<f4"), allow_pickle=False)
-    document = {"version": VERSION, "frames": len(frames), **meta}
-    members = (
-        b"".join(frames),
-        _offsets(frames),
-        b"".join(differences),
-        _offsets(differences),
-        energy.getvalue(),
-        json.dumps(document, sort_keys=True, ensure_ascii=False).encode(),
-    )
-    blocks = []
-    for extension, data in zip(MEMBERS, members, strict=True):
+    document = json.dumps({"version": VERSION, **meta}, sort_keys=True, ensure_ascii=False).encode()
+    for extension in member_names(meta["codec"], meta["cues"]):
+        data = document if extension == "json" else members[extension]
         info = tarfile.TarInfo(f"{key}.{extension}")  # mtime, owner and mode are constants, so bytes repeat
-        info.size = len(data)
-        blocks += [info.tobuf(tarfile.USTAR_FORMAT), data, bytes(-len(data) % BLOCK)]
-    return b"".join(blocks)
+        info.size = len(data) if isinstance(data, bytes) else data.seek(0, io.SEEK_END)
+        yield info.tobuf(tarfile.USTAR_FORMAT)
+        if isinstance(data, bytes):
+            yield data
+        else:
+            data.seek(0)
+            while piece := data.read(1 << 20):
+                yield piece
+        yield bytes(-info.size % BLOCK)
 
 
-def _offsets(parts: Sequence[bytes]) -> bytes:
-    return np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype="<u8")]).astype("<u8").tobytes()
+def pack_offsets(sizes: Sequence[int]) -> bytes:
+    """``KEY.idx`` of parts of these sizes: uint64 little-endian (N + 1,)."""
+    return np.concatenate([[0], np.cumsum(sizes, dtype="<u8")]).astype("<u8").tobytes()
+
+
+def pack_array(array: np.ndarray) -> bytes:
+    """.npy bytes, version 1.0."""
+    out = io.BytesIO()
+    np.lib.format.write_array(out, array, version=(1, 0), allow_pickle=False)
+    return out.getvalue()
 
 
 @dataclass(frozen=True)
-class JpegStream:
-    """N JPEGs back to back with the offsets between them: any frame is one slice and one decode."""
+class Stream:
+    """N pictures of one size, back to back, with the offsets between them; :meth:`decode` gives any of them."""
 
+    name: str
     data: memoryview
     offsets: np.ndarray  # uint64 (N + 1,)
-
-    @classmethod
-    def parse(cls, data: memoryview, offsets: memoryview, name: str) -> JpegStream:
-        """Raises FormatError where the offsets do not rise from 0 to the length of ``data``."""
-        if len(offsets) % 8 or len(offsets) < 16:
-            raise FormatError(f"{name}: an index of {len(offsets)} bytes, expected uint64 offsets of at least one frame")
-        table = np.frombuffer(offsets, "<u8")
-        if table[0] != 0 or table[-1] != len(data) or np.any(table[1:] <= table[:-1]):
-            raise FormatError(f"{name}: offsets do not rise from 0 to the stream's {len(data)} bytes")
-        return cls(data, table)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def part(self, index: int) -> memoryview:
+        return self.data[int(self.offsets[index]) : int(self.offsets[index + 1])]
+
     def decode(self, indices: Sequence[int] | np.ndarray, height: int, width: int, grey: bool = False) -> np.ndarray:
-        """The named frames, each decoded once: uint8 (n, height, width, 3) RGB, or (n, height, width) when ``grey``."""
+        """The named pictures, each decoded once: uint8 (n, height, width, 3) RGB, or (n, height, width) when ``grey``.
+
+        Raises FormatError where one does not decode to that size.
+        """
         wanted, where = np.unique(np.asarray(indices), return_inverse=True)
+        if not len(wanted) or wanted[0] < 0 or wanted[-1] >= len(self):
+            raise IndexError(f"{self.name}: frames {list(indices)} of {len(self)}")
         out = np.empty((len(wanted), height, width, 1 if grey else 3), np.uint8)
-        for row, frame in enumerate(wanted):
-            data = self.data[int(self.offsets[frame]) : int(self.offsets[frame + 1])]
-            try:
-                simplejpeg.decode_jpeg(data, "GRAY" if grey else "RGB", fastdct=True, fastupsample=True, buffer=out[row])
-            except ValueError as error:
-                raise FormatError(f"frame {frame} does not decode to {width}x{height}: {error}") from None
+        self._decode(wanted, out)
         out = out[where]  # a looped clip names a frame more than once
         return out[..., 0] if grey else out
+
+    def _decode(self, wanted_n: np.ndarray, out_nHWC: np.ndarray) -> None:
+        raise NotImplementedError
+
+
+class JpegStream(Stream):
+    """A JPEG a picture: one slice and one decode."""
+
+    def _decode(self, wanted_n: np.ndarray, out_nHWC: np.ndarray) -> None:
+        colours = "GRAY" if out_nHWC.shape[-1] == 1 else "RGB"
+        for picture, frame in zip(out_nHWC, wanted_n, strict=True):
+            try:
+                simplejpeg.decode_jpeg(self.part(frame), colours, fastdct=True, fastupsample=True, buffer=picture)
+            except ValueError as error:
+                raise _undecodable(self.name, frame, picture, error) from None
+
+
+@dataclass(frozen=True)
+class PacketStream(Stream):
+    """Packets of H.264 in coded order, decoded without a container.
+
+    Every group starts at an I and needs nothing before it, and a b is referenced by nothing and needs the picture after it:
+    so a clip costs the references from its group's start on and those b that it asks for. Coded order is display order with
+    each b behind its follower.
+    """
+
+    kinds: str  # N letters I, P or b in display order
+
+    def packets(self, wanted_n: np.ndarray) -> Iterator[tuple[int, bytes]]:
+        """What a decoder must be fed for ascending frames: (display number, packet)."""
+        wanted, frame = set(wanted_n.tolist()), 0  # frame: the next one to be fed
+        for at in wanted_n.tolist():
+            frame = max(frame, self.kinds.rfind("I", 0, at + 1))
+            while frame <= at:
+                if self.kinds[frame] == "b":
+                    yield frame + 1, bytes(self.part(frame))
+                    if frame in wanted:
+                        yield frame, bytes(self.part(frame + 1))
+                    frame += 2
+                else:
+                    yield frame, bytes(self.part(frame))
+                    frame += 1
+
+    def _decode(self, wanted_n: np.ndarray, out_nHWC: np.ndarray) -> None:
+        import av
+        from av.video.reformatter import Colorspace, VideoReformatter
+
+        decoder = av.CodecContext.create("h264", "r")
+        assert isinstance(decoder, av.VideoCodecContext)
+        decoder.thread_count = 1
+        decoder.options = {"max_pixels": str(MAX_SIDE**2)}
+        place = {int(frame): row for row, frame in enumerate(wanted_n)}
+        scaler, missing = VideoReformatter(), set(place)
+
+        def keep(frames: list[av.VideoFrame]) -> None:
+            for frame in frames:
+                number = -1 if frame.pts is None else int(frame.pts)
+                if number not in place:
+                    continue
+                picture = out_nHWC[place[number]]
+                if (frame.height, frame.width) != picture.shape[:2]:
+                    raise ValueError(f"a picture of {frame.width}x{frame.height}")
+                if picture.shape[-1] == 1:
+                    plane = frame.planes[0]
+                    luma = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+                    picture[..., 0] = luma[: frame.height, : frame.width]
+                else:
+                    rgb = scaler.reformat(
+                        frame,
+                        format="rgb24",
+                        src_color_range="JPEG",
+                        src_colorspace=Colorspace.ITU601,
+                        dst_color_range="JPEG",
+                        threads=1,
+                    )
+                    plane = rgb.planes[0]
+                    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : 3 * frame.width]
+                    picture[...] = rows.reshape(picture.shape)
+                missing.discard(number)
+
+        try:
+            for number, data in self.packets(wanted_n):
+                packet = av.Packet(data)
+                packet.pts = number
+                keep(decoder.decode(packet))
+            keep(decoder.decode(None))
+        except (av.error.FFmpegError, ValueError) as error:
+            raise _undecodable(self.name, min(missing), out_nHWC[0], error) from None
+        if missing:
+            raise _undecodable(self.name, min(missing), out_nHWC[0], "the packets give no such picture")
+
+
+def _undecodable(name: str, frame: int, picture: np.ndarray, why: object) -> FormatError:
+    return FormatError(f"{name}: frame {frame} does not decode to {picture.shape[1]}x{picture.shape[0]}: {why}")
 
 
 @dataclass(frozen=True)
 class Record:
-    """One decoded sample. ``meta`` is ``KEY.json``; see shards/README.md for its fields."""
+    """One sample. ``meta`` is ``KEY.json`` (shards/README.md has its fields); a cue that the set was made without is None."""
 
     key: str
     meta: dict[str, Any]
-    rgb: JpegStream
-    diff: JpegStream
-    energy_N: np.ndarray  # float32 (N,)
+    rgb: Stream
+    diff: Stream | None
+    flow_levels: Stream | None
+    flow_scale_N: np.ndarray | None  # float32 (N,), pixels a level
+    energy_N: np.ndarray | None  # float32 (N,), grey levels
+    grid_NGG: np.ndarray | None  # float16 (N, 8, 8), grey levels
 
     def __len__(self) -> int:
         return len(self.rgb)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the stored frames."""
+        return self.meta["height"], self.meta["width"]
+
     def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """RGB frames at ``indices``: uint8 (n, H, W, 3)."""
-        return self.rgb.decode(indices, self.meta["height"], self.meta["width"])
+        return self.rgb.decode(indices, *self.size)
 
     def differences(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The stored signed luma difference at ``indices``: uint8 (n, H, W), 128 where nothing moved."""
-        return self.diff.decode(indices, self.meta["height"], self.meta["width"], grey=True)
+        if self.diff is None:
+            raise self._without("diff")
+        return self.diff.decode(indices, *self.size, grey=True)
+
+    def flow(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The stored optical flow at ``indices``: float32 (n, h, w, 2), rightward and downward, in stored pixels a frame."""
+        if self.flow_levels is None or self.flow_scale_N is None:
+            raise self._without("flow")
+        h, w = flow_size(*self.size)
+        levels = self.flow_levels.decode(indices, 2 * h, w, grey=True)
+        return flow_pixels(levels, self.flow_scale_N[np.asarray(indices)])
+
+    def _without(self, cue: str) -> FormatError:
+        have = ", ".join(self.meta["cues"]) or "none"
+        return FormatError(f"{self.key}: no cue {cue!r} in it (it has: {have}); make the shards with --cues {cue}")
 
 
 def members(data: bytes | memoryview) -> dict[str, memoryview]:
@@ -157,7 +314,7 @@ def members(data: bytes | memoryview) -> dict[str, memoryview]:
         except tarfile.TarError as error:
             raise FormatError(f"not a tar header at byte {at} of the sample: {error}") from None
         name, _, extension = info.name.partition(".")
-        if not info.isreg() or not KEY.fullmatch(name) or extension not in MEMBERS or (key or name) != name:
+        if not info.isreg() or not KEY.fullmatch(name) or extension not in EXTENSIONS or (key or name) != name:
             raise FormatError(f"unexpected tar member {info.name!r} in sample {key or name!r}")
         if extension in found:
             raise FormatError(f"tar member {info.name!r} twice in one sample")
@@ -166,21 +323,39 @@ def members(data: bytes | memoryview) -> dict[str, memoryview]:
             raise FormatError(f"{info.name}: {info.size} bytes announced, {len(view) - start} left in the sample")
         found[extension] = view[start : start + info.size]
         at = start + info.size + (-info.size % BLOCK)
-    if key is None or set(found) != set(MEMBERS):
-        raise FormatError(f"sample {key!r} holds {sorted(found)}, expected {sorted(MEMBERS)}")
+    if key is None or "json" not in found:
+        raise FormatError(f"sample {key!r} holds {sorted(found)}, and no json")
     found["key"] = memoryview(key.encode())
     return found
 
 
-def _float_vector(npy: memoryview) -> np.ndarray:
-    """float32 (N,) from .npy bytes; the header is believed only where the bytes behind it are as many as it says."""
+def _array(npy: memoryview, dtype: str, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """An array from .npy bytes; the header is believed only where it says what was expected and the bytes are there."""
     stream = io.BytesIO(npy)
     if np.lib.format.read_magic(stream) != (1, 0):
-        raise FormatError("energy.npy: expected .npy version 1.0")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    if dtype != np.dtype("<f4") or len(shape) != 1 or 4 * shape[0] != len(npy) - stream.tell():
-        raise FormatError(f"energy.npy: {dtype} {shape} in {len(npy)} bytes, expected a float32 vector")
-    return np.frombuffer(npy[stream.tell() :], "<f4")
+        raise FormatError(f"{name}: expected .npy version 1.0")
+    found, fortran, kind = np.lib.format.read_array_header_1_0(stream)
+    count = int(np.prod(shape))
+    if kind != np.dtype(dtype) or found != shape or fortran or kind.itemsize * count != len(npy) - stream.tell():
+        raise FormatError(f"{name}: {kind} {found} in {len(npy)} bytes, expected {np.dtype(dtype)} {shape}")
+    return np.frombuffer(npy[stream.tell() :], dtype).reshape(shape)
+
+
+def _stream(found: Mapping[str, memoryview], prefix: str, codec: str, key: str) -> Stream:
+    """The stream under ``prefix``; raises FormatError where offsets or kinds cannot be those of a stream."""
+    data, index, name = found[prefix + CODECS[codec]], found[prefix + "idx"], f"{key}.{prefix}idx"
+    if len(index) % 8 or len(index) < 16:
+        raise FormatError(f"{name}: an index of {len(index)} bytes, expected uint64 offsets of at least one frame")
+    offsets = np.frombuffer(index, "<u8")
+    if offsets[0] != 0 or offsets[-1] != len(data) or np.any(offsets[1:] <= offsets[:-1]):
+        raise FormatError(f"{name}: offsets do not rise from 0 to the stream's {len(data)} bytes")
+    stream = f"{key}.{prefix}{CODECS[codec]}"
+    if codec == "jpeg":
+        return JpegStream(stream, data, offsets)
+    kinds = bytes(found[prefix + "kinds"]).decode("ascii", "replace")
+    if len(kinds) != len(offsets) - 1 or not re.fullmatch(r"I(b?[IP])*", kinds):
+        raise FormatError(f"{key}.{prefix}kinds: {kinds[:20]!r}..., expected {len(offsets) - 1} letters I, P, b, no b last")
+    return PacketStream(stream, data, offsets, kinds)
 
 
 def parse(found: Mapping[str, memoryview]) -> Record:
@@ -188,23 +363,39 @@ def parse(found: Mapping[str, memoryview]) -> Record:
     key = bytes(found["key"]).decode()
     try:
         meta = json.loads(bytes(found["json"]))
-        energy = _float_vector(found["energy.npy"])
+        _check_meta(key, meta)
+        total, cues, codec = meta["frames"], meta["cues"], meta["codec"]
+        expected = {*member_names(codec, cues), "key"}
+        if set(found) != expected:
+            raise FormatError(f"{key} holds {sorted(found)}, expected {sorted(expected)}")
+        rgb = _stream(found, "", codec, key)
+        diff = _stream(found, "diff.", codec, key) if "diff" in cues else None
+        flow = _stream(found, "flow.", "jpeg", key) if "flow" in cues else None
+        scale = _array(found["flow.npy"], "<f4", (total,), f"{key}.flow.npy") if "flow" in cues else None
+        energy = _array(found["energy.npy"], "<f4", (total,), f"{key}.energy.npy") if "energy" in cues else None
+        grid = _array(found["grid.npy"], "<f2", (total, GRID, GRID), f"{key}.grid.npy") if "energy" in cues else None
     except (ValueError, EOFError, RecursionError) as error:
-        raise FormatError(f"{key}: {error}") from None
+        raise error if isinstance(error, FormatError) else FormatError(f"{key}: {error}") from None
+    for stream in (rgb, diff, flow):
+        if stream is not None and len(stream) != total:
+            raise FormatError(f"{stream.name}: {len(stream)} pictures, and {key}.json says {total}")
+    return Record(key, meta, rgb, diff, flow, scale, energy, grid)
+
+
+def _check_meta(key: str, meta: Any) -> None:
     if not isinstance(meta, dict) or meta.get("version") != VERSION:
         version = meta.get("version") if isinstance(meta, dict) else meta
         raise FormatError(f"{key}.json: format version {version!r}, this code reads version {VERSION}")
-    for side in ("width", "height"):
-        if not isinstance(meta.get(side), int) or not 0 < meta[side] <= MAX_SIDE:
-            raise FormatError(f"{key}.json: {side} is {meta.get(side)!r}, expected 1..{MAX_SIDE}")
+    for field, most in (("width", MAX_SIDE), ("height", MAX_SIDE), ("frames", 1 << 40)):
+        if not isinstance(meta.get(field), int) or not 0 < meta[field] <= most:
+            raise FormatError(f"{key}.json: {field} is {meta.get(field)!r}, expected 1..{most}")
     if not isinstance(meta.get("video"), str):
         raise FormatError(f"{key}.json: video is {meta.get('video')!r}, expected its id, a text")
-    rgb = JpegStream.parse(found["mjpg"], found["idx"], f"{key}.idx")
-    diff = JpegStream.parse(found["diff.mjpg"], found["diff.idx"], f"{key}.diff.idx")
-    if not len(rgb) == len(diff) == len(energy) == meta.get("frames"):
-        counts = f"{len(rgb)} frames, {len(diff)} differences, {len(energy)} energies"
-        raise FormatError(f"{key}: {counts}, and {key}.json says {meta.get('frames')}")
-    return Record(key, meta, rgb, diff, energy)
+    if meta.get("codec") not in CODECS:
+        raise FormatError(f"{key}.json: codec is {meta.get('codec')!r}, expected one of {', '.join(CODECS)}")
+    cues = meta.get("cues")
+    if not isinstance(cues, list) or not all(cue in CUES for cue in cues):
+        raise FormatError(f"{key}.json: cues are {cues!r}, expected some of {', '.join(CUES)}")
 
 
 def unpack(data: bytes | memoryview) -> Record:

@@ -1,42 +1,124 @@
-"""python -m preprocess DATASET --out SET: videos in, shards out. See README.md and shards/README.md."""
+"""python -m preprocess COMMAND: videos in, shards out, and looking after what came out. See README.md and shards/README.md."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import tempfile
+from contextlib import ExitStack
+from dataclasses import fields, replace
 from pathlib import Path
 
+from dclr.data.manifest import MANIFEST, Manifest
 from dclr.errors import InputError, exit_on_input_error
+from dclr.record import CODECS, CUES
+from dclr.storage import Folder, RemoteFolder, open_folder
 from preprocess import datasets, run, synthetic
+from preprocess.datasets import Source
 from preprocess.preview import contact_sheet
+from preprocess.stats import describe
+from preprocess.transcode import Options
+from preprocess.verify import verify
+
+LISTED = {
+    "ucf101": "UCF101, or any set with lists in its form: classInd.txt, trainlist0N.txt, testlist0N.txt",
+    "hmdb51": "HMDB51: CLASS_test_splitN.txt",
+    "kinetics": "Kinetics: the official CSV files, or one of them, and a label map where there is one",
+    "diving48": "Diving48 V2: train, test and vocabulary JSON",
+}
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m preprocess", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    place = "a folder, or s3://bucket/prefix"
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    making = argparse.ArgumentParser(add_help=False)
-    making.add_argument("--out", type=Path, required=True, metavar="SET", help="folder of the shard set, e.g. shards/ucf101")
-    making.add_argument("--size", type=int, default=128, metavar="PIXELS", help="short side of the stored frames (128)")
-    making.add_argument("--quality", type=int, default=90, help="JPEG quality, 1 to 100 (90)")
-    making.add_argument("--shard-size", type=int, default=256, metavar="MB", help="estimated size of a shard (256)")
-    making.add_argument("--workers", type=int, default=cores, help="processes (one a core)")
+    working = argparse.ArgumentParser(add_help=False)
+    speed = working.add_argument_group("how it is done (no byte depends on these)")
+    speed.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (one a core)")
+    speed.add_argument(
+        "--timeout", type=float, default=600, metavar="SECONDS", help="a video that takes longer has failed (600)"
+    )
+    speed.add_argument("--max-failures", type=float, default=5, metavar="PERCENT", help="more failed videos: exit code 1 (5)")
+    speed.add_argument("--engine", choices=("local", "ray"), default="local", help="processes here, or a Ray cluster")
+
+    making = argparse.ArgumentParser(add_help=False, parents=[working])
+    stored = making.add_argument_group("what is stored")
+    stored.add_argument(
+        "--out", type=open_folder, required=True, metavar="SET", help=f"of the shard set, e.g. shards/ucf101: {place}"
+    )
+    stored.add_argument("--size", type=int, default=128, metavar="PIXELS", help="short side of the stored frames (128)")
+    stored.add_argument(
+        "--codec", choices=list(CODECS), default="jpeg", help="jpeg reads fastest, h264 is a fifth of the bytes"
+    )
+    stored.add_argument("--quality", type=int, help="JPEG quality (90) or h264's crf (20)")
+    stored.add_argument(
+        "--cues",
+        type=cue_list,
+        default=("diff", "energy"),
+        metavar="LIST",
+        help=f"some of {','.join(CUES)}, or none (diff,energy)",
+    )
+    stored.add_argument("--stabilise", action="store_true", help="take the camera's motion out of the cues")
+    stored.add_argument("--shard-size", type=int, default=256, metavar="MB", help="estimated size of a shard (256)")
+
+    reading = argparse.ArgumentParser(add_help=False, parents=[making])
+    source = reading.add_argument_group("which videos")
+    source.add_argument("--root", type=open_folder, required=True, help=f"of the videos: {place}")
+    source.add_argument("--limit", type=int, metavar="N", help="only the first N videos of the sorted list")
+    source.add_argument("--max-seconds", type=float, default=600, help="a longer video fails (600)")
+    source.add_argument("--segment", type=float, default=0, metavar="SECONDS", help="cut videos into samples of this length")
+    source.add_argument("--append", action="store_true", help="add the videos that the set does not hold yet")
+    source.add_argument("--part", metavar="I/N", help="only the I-th of N parts (Slurm arrays); then merge")
+    source.add_argument(
+        "--dry-run", action="store_true", help="say how many videos, shards, bytes and hours, and write nothing"
+    )
 
     made = commands.add_parser("synthetic", parents=[making], help="the embedded data set: made here, no download")
     made.add_argument("--videos", type=int, default=1200, metavar="N", help="videos, a third of them test (1200)")
     made.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (0)")
 
-    ucf = commands.add_parser("ucf101", parents=[making], help="UCF101, or any set with lists in its form")
-    ucf.add_argument("--root", type=Path, required=True, help="folder of class folders of videos")
-    ucf.add_argument("--splits", type=Path, required=True, help="folder of classInd.txt, trainlist0N.txt, testlist0N.txt")
-    ucf.add_argument("--limit", type=int, metavar="N", help="only the first N videos of the sorted list")
+    for name, what in LISTED.items():
+        listed = commands.add_parser(name, parents=[reading], help=what.partition(":")[0])
+        listed.add_argument("--splits", type=Path, required=True, metavar="LISTS", help=f"folder of the lists. {what}")
+    commands.add_parser("folder", parents=[reading], help="a folder of videos: sub-folders are classes, split 'all'")
+    table = commands.add_parser("csv", parents=[reading], help="your own list: path[,label][,split][,start,end], frames")
+    table.add_argument("--list", type=Path, required=True, metavar="CSV", help="with a header line; paths relative to --root")
 
-    preview = commands.add_parser("preview", help="a contact sheet: frames above their motion cues")
-    preview.add_argument("set", type=Path, help="folder of a shard set")
+    existing = argparse.ArgumentParser(add_help=False)
+    existing.add_argument("set", type=open_folder, metavar="SET", help=f"a shard set: {place}")
+    again = commands.add_parser(
+        "retry", parents=[existing, working], help="try the failed videos again and add what comes of them"
+    )
+    again.add_argument("--root", type=open_folder, help="where the videos are now (as before)")
+    joined = commands.add_parser("merge", parents=[existing], help="the one manifest of what several parts made")
+    joined.add_argument("--max-failures", type=float, default=5, metavar="PERCENT", help="as above (5)")
+
+    checked = commands.add_parser(
+        "verify", parents=[existing], help="hash every shard, compare it with its index; exit code 1 on a fault"
+    )
+    checked.add_argument("--deep", action="store_true", help="decode every frame and cue too")
+    checked.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (one a core)")
+    counted = commands.add_parser("stats", parents=[existing], help="videos, hours, classes, splits, sizes; a picture of them")
+    counted.add_argument("--out", type=Path, default=Path("stats.png"), metavar="PNG", help="histograms (stats.png)")
+    preview = commands.add_parser("preview", parents=[existing], help="a contact sheet: frames above their motion cues")
     preview.add_argument("--out", type=Path, required=True, metavar="PNG")
     preview.add_argument("--videos", type=int, default=6, metavar="N", help="rows of the sheet (6)")
     return top
+
+
+def cue_list(text: str) -> tuple[str, ...]:
+    """``"diff,flow"`` -> ``("diff", "flow")``; ``"none"`` -> ``()``. Names are checked by :class:`Options`."""
+    return () if text == "none" else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def part(text: str) -> tuple[int, int]:
+    """``"2/8"`` -> ``(2, 8)``: the second of eight."""
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise InputError(f"--part {text}: expected I/N with I from 1 to N, such as 1/8 (Slurm: sbatch --array=1-8)")
+    return int(number), int(count)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,44 +126,104 @@ def main(argv: list[str] | None = None) -> None:
     for flag in ("workers", "videos", "limit"):
         if getattr(args, flag, None) is not None and getattr(args, flag) < 1:
             raise InputError(f"--{flag} {getattr(args, flag)}: expected at least 1")
+    for flag, most in (("timeout", 1e9), ("max_failures", 100)):
+        if not 0 <= getattr(args, flag, 0) <= most:
+            raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: expected 0 to {most:g}")
     if args.command == "preview":
         print(contact_sheet(args.set, args.out, args.videos))
-        return
-    options = run.Options(args.size, args.quality, args.shard_size)
-    run.check_out(args.out)
-    if args.command == "synthetic":
-        source = synthetic.make(args.out / "videos" / f"seed{args.seed}", args.videos, args.seed, args.workers)
-        summary = run.build(source, args.out, options, args.workers)
+    elif args.command == "stats":
+        print(describe(args.set, args.out))
+    elif args.command == "verify":
+        faults = verify(args.set, args.deep, args.workers)
+        if faults:
+            raise SystemExit(1)
+    elif args.command == "merge":
+        conclude(args.set, run.merge(args.set), args.max_failures)
+    elif args.command == "retry":
+        conclude(args.set, run.retry(args.set, how(args), args.root), args.max_failures)
     else:
-        source = datasets.ucf101(args.root, args.splits)
-        summary = run.build(source, args.out, options, args.workers, args.limit)
-    print(report(args.out, summary))
+        make(args)
 
 
-def report(out: Path, summary: run.Summary) -> str:
+def how(args: argparse.Namespace) -> run.How:
+    text = getattr(args, "part", None)
+    return run.How(args.workers, args.timeout, args.engine, None if text is None else part(text))
+
+
+def make(args: argparse.Namespace) -> None:
+    """One of the commands that make a set."""
+    options = Options(**{field.name: getattr(args, field.name) for field in fields(Options) if hasattr(args, field.name)})
+    with ExitStack() as stack:
+        source = _drawn(args, stack) if args.command == "synthetic" else _found(args)
+        if getattr(args, "dry_run", False):
+            print(run.dry_run(source, options, how(args)))
+            return
+        work = run.append if getattr(args, "append", False) else run.build
+        summary = work(source, args.out, options, how(args))
+    if summary is None:
+        print(f"{args.out}: part {args.part} is made; when all are: python -m preprocess merge {args.out}")
+    else:
+        conclude(args.out, summary, args.max_failures)
+
+
+def _drawn(args: argparse.Namespace, stack: ExitStack) -> Source:
+    """The embedded set's videos, drawn below the set's folder (a temporary one where that is in object storage)."""
+    drawn_with = {"videos": args.videos, "seed": args.seed}
+    if args.out.size(MANIFEST) is not None:
+        old = Manifest.loads(args.out.read(MANIFEST).decode(errors="replace"), f"{args.out}/{MANIFEST}").options
+        if drawn_with != {name: old.get(name) for name in drawn_with}:
+            raise InputError(f"--out {args.out}: a finished shard set is there already; name another folder or remove it")
+    if isinstance(args.out, RemoteFolder):
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dclr-")))
+    else:
+        place = Path(args.out.place, "videos", f"seed{args.seed}")
+    return synthetic.make(place, args.videos, args.seed, args.workers)
+
+
+def _found(args: argparse.Namespace) -> Source:
+    if args.command == "folder":
+        source = datasets.folder(args.root)
+    elif args.command == "csv":
+        source = datasets.csv(args.root, args.list)
+    else:
+        source = getattr(datasets, args.command)(args.root, args.splits)
+    if args.limit is None:
+        return source
+    return replace(source, videos=source.videos[: args.limit], options=source.options | {"limit": args.limit})
+
+
+def conclude(out: Folder, summary: run.Summary, max_failures: float) -> None:
+    """Say what came of it; exit code 1 where more than ``max_failures`` percent of the videos tried failed."""
+    print(report(out, summary))
+    failed = len([failure for failure in summary.failures if failure.stage != "missing"])
+    if summary.tried and 100 * failed > max_failures * summary.tried:
+        share = f"{failed} of {summary.tried} videos failed, more than --max-failures {max_failures:g} percent"
+        raise SystemExit(f"error: {share}; what is written is kept: python -m preprocess retry {out} tries them again")
+
+
+def report(out: Folder, summary: run.Summary) -> str:
     """The last lines a user sees: what is in the set, and what is not and why."""
     manifest = summary.manifest
     lines = [
-        f"{out}: {manifest.samples} videos in {len(manifest.shards)} shards, "
+        f"{out}: {manifest.samples} {'segments' if manifest.options.get('segment') else 'videos'} in {len(manifest.shards)} "
+        "shards, "
         f"{sum(s.bytes for s in manifest.shards) / 1e6:.0f} MB",
         "splits: " + ", ".join(f"{name} {count}" for name, count in manifest.splits.items()),
     ]
     missing = [f for f in summary.failures if f.stage == "missing"]
     failed = [f for f in summary.failures if f.stage != "missing"]
     if missing:
-        lines.append(f"missing: {len(missing)} videos are in the lists and not on disk: {_some([f.path for f in missing])}")
+        lines.append(f"missing: {len(missing)} videos are in the lists and not on disk: {run.some([f.path for f in missing])}")
     if failed:
         reasons = [f"{f.path} ({f.stage}: {f.reason})" for f in failed]
-        lines.append(f"failed: {len(failed)} videos: {_some(reasons)}")
+        lines.append(f"failed: {len(failed)} videos: {run.some(reasons)}")
     if summary.failures:
-        lines.append(f"each is a line of {out / run.FAILURES}")
+        lines.append(f"each is a line of {out}/{run.FAILURES}")
     if summary.unlisted:
         lines.append(f"left out: {summary.unlisted} videos on disk that no list names")
+    if not summary.tried:
+        lines.append("there was nothing new to try")
     return "\n".join(lines)
-
-
-def _some(names: list[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 if __name__ == "__main__":

@@ -1,58 +1,283 @@
-"""What is on disk and what the official lists say of it -> the videos of a set, in one fixed order.
+"""What is on disk and what the lists say of it -> the videos of a set, in one fixed order.
 
 Nothing here opens a video. Lists are hostile input like everything else: a line cannot leave the root.
 """
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import posixpath
 import re
 from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from csv import Error as CsvError
+from csv import reader as csv_reader
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 from dclr.errors import InputError
+from dclr.storage import Folder
 
 VIDEO_SUFFIXES = frozenset([".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts"])
+KINETICS_SPLITS = {"train": "train", "val": "val", "validate": "val", "test": "test"}
+KINETICS_COLUMNS = ("youtube_id", "time_start", "time_end", "split")
+UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # in a path or a name: control characters, halves of characters
+LAST_CLASS = 100_000  # of a CSV file with numbers for labels
+LAST_FRAME = 10**9
+NOT_BOTH = "a video trains or tests, not both"
 
 
 @dataclass(frozen=True)
 class Video:
     """One video of a set: its ``path`` relative to the root with ``/``, its ``labels`` (kind -> index, the default kind
-    first; empty where unlabelled) and the ``splits`` it belongs to."""
+    first; empty where unlabelled), the ``splits`` it belongs to, the ``span`` of frames [first, end) in decode order that
+    it is (None: all of them) and the ``bytes`` of the source file (0 where it is missing)."""
 
     path: str
     labels: dict[str, int]
     splits: tuple[str, ...]
+    span: tuple[int, int] | None = None
+    bytes: int = 0
+
+    @property
+    def id(self) -> str:
+        """What tells it from all others of the set; two spans of one file are two videos."""
+        return self.path if self.span is None else f"{self.path}[{self.span[0]}:{self.span[1]}]"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as found: ``videos`` on disk in sorted order, ``missing`` ones that a list names, the number of files
-    that no list names, kind -> class names, and the ``options`` that the set was found or made with."""
+    """A data set as found: ``videos`` on disk sorted by path and span, kind -> class names (no kind where unlabelled),
+    ``missing`` ones that a list names (path: where they were expected), the number of files that no list names, and the
+    ``options`` that the set was found or made with."""
 
     name: str
-    root: Path
+    root: Folder
     videos: list[Video]
     classes: dict[str, list[str]]
     missing: list[Video] = field(default_factory=list)
     unlisted: int = 0
-    options: dict[str, int] = field(default_factory=dict)
+    options: dict[str, int | str] = field(default_factory=dict)
 
 
-def find_videos(root: Path) -> set[str]:
-    """Paths of the video files below ``root``, relative and with ``/``; raises InputError where there are none."""
-    if not root.is_dir():
-        raise InputError(f"--root {root}: no such folder")
-    found = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()}
+# --- the sources
+
+
+def ucf101(root: Folder, lists: Path) -> Source:
+    """UCF101 and anything with its lists: classInd.txt, trainlist0N.txt, testlist0N.txt (any subset) -> train0N, test0N.
+
+    The class of a video is the folder in its line, its label that class's place in classInd.txt.
+    """
+    files = _files(lists, r"(train|test)list\d\d\.txt")
+    names = read_classes(lists / "classInd.txt")
+    if not files:
+        raise InputError(f"--splits {lists}: no trainlist01.txt, testlist01.txt, ... in it")
+    index = {name: label for label, name in enumerate(names)}
+    splits: dict[str, list[str]] = {}
+    for file in sorted(files, key=lambda p: (p.stem[-2:], p.name.startswith("test"))):
+        split = file.stem.replace("list", "")
+        other = ("test" if split.startswith("train") else "train") + split[-2:]
+        for number, line in _lines(file):
+            path, last = _split_last(line)
+            path = posixpath.normpath(path if last.isdigit() else line)  # "Class/v_x.avi 1": the number is classInd's
+            if not _inside(line) or path.count("/") != 1 or path.partition("/")[0] not in index:
+                known = f"one of the {len(names)} classes of classInd.txt"
+                raise InputError(f"{file}, line {number}: {_shown(line)}, expected 'Class/video.avi' with {known}")
+            of = splits.setdefault(path, [])
+            if other in of:
+                raise InputError(f"{file}, line {number}: {path} is in {other} too; {NOT_BOTH}")
+            if split not in of:
+                of.append(split)
+    on_disk = find_videos(root)
+    listed = [
+        Video(path, {"action": index[path.partition("/")[0]]}, tuple(of), bytes=on_disk.get(path, 0))
+        for path, of in splits.items()
+    ]
+    return _source("ucf101", root, f"--splits {lists}", on_disk, listed, {"action": names})
+
+
+def hmdb51(root: Folder, lists: Path) -> Source:
+    """HMDB51 and anything with its lists: ``<class>_test_split<k>.txt`` with lines ``name.avi 1`` -> train0k, test0k.
+
+    1 is train, 2 is test and 0 is neither: a video that is 0 in every list is left out without a word. The files lie in
+    ``<class>/``; labels are the places of the classes in sorted order.
+    """
+    files = _files(lists, r".+_test_split[1-9]\.txt")
+    if not files:
+        raise InputError(f"--splits {lists}: no <class>_test_split1.txt, ... in it")
+    classes, _, rounds = zip(*(file.stem.rpartition("_test_split") for file in files), strict=True)
+    names = sorted(set(classes))
+    for name in names:
+        for k in sorted(set(rounds)):
+            if lists / f"{name}_test_split{k}.txt" not in files:
+                raise InputError(f"--splits {lists}: {name}_test_split{k}.txt is missing; other classes have a list {k}")
+    roles: dict[str, dict[str, str]] = {}  # path -> list number -> 0, 1, 2
+    for file, name, k in sorted(zip(files, classes, rounds, strict=True), key=lambda item: item[2]):
+        for number, line in _lines(file):
+            video, role = _split_last(line)
+            path = f"{name}/{video}"
+            if role not in ("0", "1", "2") or not _inside(path) or "/" in video:
+                raise InputError(f"{file}, line {number}: {_shown(line)}, expected 'video.avi' and 0, 1 or 2")
+            if roles.setdefault(path, {}).setdefault(k, role) != role:
+                raise InputError(f"{file}, line {number}: {video} is {roles[path][k]} too; {NOT_BOTH}")
+    on_disk = find_videos(root)
+    index = {name: label for label, name in enumerate(names)}
+    listed = []
+    for path, of in roles.items():
+        splits = tuple(("train0" if role == "1" else "test0") + k for k, role in of.items() if role != "0")
+        if splits:
+            listed.append(Video(path, {"action": index[path.partition("/")[0]]}, splits, bytes=on_disk.get(path, 0)))
+    return _source("hmdb51", root, f"--splits {lists}", on_disk, listed, {"action": names}, roles.keys())
+
+
+def kinetics(root: Folder, lists: Path) -> Source:
+    """Kinetics-400, 600, 700: one official CSV or a folder of them -> train, val, test; a test CSV without labels is fine.
+
+    A video is found by its name, ``<id>_<start>_<end>`` with six digits each or else ``<id>``, wherever it lies below the
+    root. Labels are the lines of the ``*label_map*.txt`` or ``*labels*.txt`` beside the CSVs, or else the sorted labels.
+    """
+    files = _files(lists, r".*\.csv") if not lists.is_file() else [lists]
+    if not files:
+        raise InputError(
+            f"--splits {lists}: no CSV in it, expected the official ones with the columns {_words(KINETICS_COLUMNS)}"
+        )
+    names = _label_map(lists.parent if lists.is_file() else lists)
+    clips = _clips(files, None if names is None else set(names))
+    labelled = {label for _, _, label in clips.values()} - {""}
+    names = sorted(labelled) if names is None else names
+    index = {name: label for label, name in enumerate(names)}
+    on_disk = find_videos(root)
+    of_stem = _by_stem(on_disk)
+    clips_of = Counter(id for id, _, _ in clips.values())
+    listed = []
+    for stem, (id, split, label) in clips.items():
+        found = of_stem.get(stem)
+        if not found and clips_of[id] == 1 and id not in clips:  # else nothing says which clip <id>.mp4 is
+            found = of_stem.get(id)
+        path = _preferred(found, split) if found else "/".join(filter(None, (split, label, f"{stem}.mp4")))
+        listed.append(Video(path, {"action": index[label]} if label else {}, (split,), bytes=on_disk.get(path, 0)))
+    return _source("kinetics", root, f"--splits {lists}", on_disk, listed, {"action": names} if labelled else {})
+
+
+def diving48(root: Folder, lists: Path) -> Source:
+    """Diving48's ``*train*.json``, ``*test*.json`` and ``*vocab*.json`` -> train, test.
+
+    A video is found by its name wherever it lies below the root; ``start_frame`` to ``end_frame`` (exclusive) is its span.
+    """
+    train, test, vocabulary = (_only(lists, kind) for kind in ("train", "test", "vocab"))
+    names = _vocabulary(vocabulary)
+    dives: dict[tuple[str, tuple[int, int]], tuple[int, str]] = {}
+    for file, split in ((train, "train"), (test, "test")):
+        for name, label, span in _dives(file, len(names)):
+            if dives.setdefault((name, span), (label, split)) != (label, split):
+                raise InputError(f"{file}: {name} is in {dives[name, span][1]} too or has two labels; {NOT_BOTH}")
+    on_disk = find_videos(root)
+    of_stem = _by_stem(on_disk)
+    listed = []
+    for (name, span), (label, split) in dives.items():
+        path = _preferred(of_stem[name], split) if name in of_stem else f"{name}.mp4"
+        listed.append(Video(path, {"action": label}, (split,), span, on_disk.get(path, 0)))
+    return _source("diving48", root, f"--splits {lists}", on_disk, listed, {"action": names})
+
+
+def folder(root: Folder) -> Source:
+    """All videos below the root, in the split ``all``; the first folder of a path is its class where every video has one."""
+    on_disk = find_videos(root)
+    names = sorted({path.partition("/")[0] for path in on_disk}) if all("/" in path for path in on_disk) else []
+    index = {name: label for label, name in enumerate(names)}
+    listed = [
+        Video(path, {"action": index[path.partition("/")[0]]} if names else {}, ("all",), bytes=size)
+        for path, size in on_disk.items()
+    ]
+    return _source("folder", root, str(root), on_disk, listed, {"action": names} if names else {})
+
+
+def csv(root: Folder, file: Path) -> Source:
+    """A list of one's own: a header with ``path`` and any of ``label,split,start,end``, then a line for each video.
+
+    Without a split a video is in ``all``; a video on several lines is in the split of each. Labels are names, or whole
+    numbers where all are. ``start`` and ``end`` (exclusive) are frame numbers in decode order.
+    """
+    splits: dict[tuple[str, tuple[int, int] | None], list[str]] = {}
+    labels: dict[tuple[str, tuple[int, int] | None], str] = {}
+    for number, row in _table(file, ("path",)):
+        at = f"{file}, line {number}"
+        video = _csv_path(row["path"], at), _csv_span(row.get("start", ""), row.get("end", ""), at)
+        split, label = row.get("split", "") or "all", row.get("label", "")
+        if "," in split or not split.isprintable():
+            raise InputError(f"{at}: split {_shown(split)}, expected a name without a comma; one line for each split")
+        of = splits.setdefault(video, [])
+        if split not in of:
+            of.append(split)
+        if label and labels.setdefault(video, label) != label:
+            raise InputError(f"{at}: {video[0]} is labelled {_shown(labels[video])} and {_shown(label)}, expected one label")
+    on_disk = find_videos(root)
+    names, index = _csv_classes(set(labels.values()), file)
+    listed = []
+    for (path, span), of in splits.items():
+        label = labels.get((path, span), "")
+        listed.append(Video(path, {"action": index[label]} if label else {}, tuple(of), span, on_disk.get(path, 0)))
+    return _source("csv", root, str(file), on_disk, listed, {"action": names} if names else {})
+
+
+def _source(
+    name: str,
+    root: Folder,
+    lists: str,
+    on_disk: dict[str, int],
+    listed: list[Video],
+    classes: dict[str, list[str]],
+    named: Collection[str] = (),
+) -> Source:
+    """What is listed, told apart by what is on disk; ``named`` are paths that the lists name besides and leave out.
+
+    Raises InputError where nothing is listed or nothing of it is on disk.
+    """
+    listed = sorted(listed, key=lambda video: (video.path, video.span or (-1, -1)))
+    if not listed:
+        raise InputError(f"{lists}: no videos in its lists")
+    videos = [video for video in listed if video.path in on_disk]
+    if not videos:
+        raise InputError(
+            f"{lists} names {len(listed)} videos and --root {root} holds {len(on_disk)}, but none of them is the "
+            f"same: expected {str(root).rstrip('/')}/{listed[0].path}"
+        )
+    missing = [video for video in listed if video.path not in on_disk]
+    unlisted = on_disk.keys() - {video.path for video in videos} - set(named)
+    return Source(name, root, videos, classes, missing, len(unlisted))
+
+
+# --- what is on disk
+
+
+def find_videos(root: Folder) -> dict[str, int]:
+    """Relative path -> bytes of the video files below ``root``; raises InputError where there are none."""
+    files = root.files()
+    found = {path: size for path, size in files.items() if posixpath.splitext(path)[1].lower() in VIDEO_SUFFIXES}
+    if not files:
+        raise InputError(f"--root {root}: no such folder, or an empty one (no videos in it)")
     if not found:
         raise InputError(f"--root {root}: no videos in it (looked for {' '.join(sorted(VIDEO_SUFFIXES))})")
     return found
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
-    """Numbered lines that say something; the official lists come with CRLF, trailing spaces and empty lines."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+def _by_stem(paths: Iterable[str]) -> dict[str, list[str]]:
+    """File name without suffix -> the paths that have it, sorted."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(paths):
+        found.setdefault(posixpath.splitext(posixpath.basename(path))[0], []).append(path)
+    return found
+
+
+def _preferred(paths: list[str], split: str) -> str:
+    """Of several files for one video the first in a folder of its split's name, or else the first."""
+    return next((path for path in paths if split in path.split("/")[:-1]), paths[0])
+
+
+# --- lists, line by line
 
 
 def read_classes(path: Path) -> list[str]:
@@ -62,68 +287,247 @@ def read_classes(path: Path) -> list[str]:
     names: list[str] = []
     for number, line in _lines(path):
         index, _, name = line.partition(" ")
-        if index != str(len(names) + 1) or not name.strip():
-            raise InputError(f"{path}, line {number}: {line!r}, expected '{len(names) + 1} ClassName'")
+        if index != str(len(names) + 1) or not name.strip() or name.strip() in names:
+            raise InputError(f"{path}, line {number}: {_shown(line)}, expected '{len(names) + 1} ClassName', each class once")
         names.append(name.strip())
     if not names:
         raise InputError(f"{path}: no classes in it")
     return names
 
 
-def ucf101(root: Path, lists: Path) -> Source:
-    """UCF101 and anything with its lists: classInd.txt, trainlist0N.txt, testlist0N.txt (any subset) -> train0N, test0N.
+def _files(lists: Path, pattern: str) -> list[Path]:
+    """The files of a folder of lists whose whole name matches, sorted; raises InputError where there is no such folder."""
+    try:
+        return sorted(lists / name for name in os.listdir(lists) if re.fullmatch(pattern, name))
+    except OSError as error:
+        raise InputError(f"--splits {lists}: no such folder of lists ({error.strerror})") from None
 
-    The class of a video is the folder in its line, its label that class's place in classInd.txt.
-    """
-    if not lists.is_dir():
-        raise InputError(f"--splits {lists}: no such folder")
-    names = read_classes(lists / "classInd.txt")
-    splits: dict[str, list[str]] = {}
-    files = sorted(p for p in lists.iterdir() if re.fullmatch(r"(train|test)list\d\d\.txt", p.name))
+
+def _text(path: Path) -> str:
+    """A list as text with ``\\n`` line ends; raises InputError where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Numbered lines that say something; the official lists come with CRLF, trailing spaces and empty lines."""
+    return [(number, line.strip()) for number, line in enumerate(_text(path).split("\n"), 1) if line.strip()]
+
+
+def _table(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and column -> value, stripped, of each line of a CSV that says something; raises InputError."""
+    rows = csv_reader(io.StringIO(_text(path)))
+    header: list[str] = []
+    try:
+        for row in rows:
+            values = [value.strip() for value in row]
+            if not any(values):
+                continue
+            if header and len(values) != len(header):
+                expected = f"expected the {len(header)} of the header (quote a value with a comma in it)"
+                raise InputError(f"{path}, line {rows.line_num}: {len(values)} values, {expected}")
+            if header:
+                yield rows.line_num, dict(zip(header, values, strict=True))
+                continue
+            header = values
+            if not set(needed) <= set(header) or len(set(header)) < len(header):
+                expected = f"expected a header with {_words(needed)}, each column once"
+                raise InputError(f"{path}, line {rows.line_num}: {_shown(','.join(header))}, {expected}")
+    except CsvError as error:
+        raise InputError(f"{path}, line {rows.line_num}: not a line of a CSV file ({error})") from None
+    if not header:
+        raise InputError(f"{path}: empty, expected a header with {_words(needed)}")
+
+
+def _split_last(line: str) -> tuple[str, str]:
+    """A line without its last word, and that word; the line and nothing where it is one word."""
+    head, *last = line.rsplit(None, 1)
+    return head, last[0] if last else ""
+
+
+def _inside(path: str) -> bool:
+    """Whether a path of a list stays below the root and can be printed: relative, without ``..``, NUL and the like."""
+    return path not in ("", ".") and path[0] != "/" and ".." not in path.split("/") and not UNFIT.search(path)
+
+
+def _shown(text: object) -> str:
+    """A value of a list in a message: quoted, and not the megabyte that it may be."""
+    said = repr(text)
+    return said if len(said) <= 120 else said[:120] + "..."
+
+
+def _words(names: Iterable[str]) -> str:
+    return ",".join(names)
+
+
+# --- Kinetics
+
+
+def _label_map(lists: Path) -> list[str] | None:
+    """The lines of the one label map in a folder, None where there is none; raises InputError."""
+    files = _files(lists, r".*(label_map|labels).*\.txt")
     if not files:
-        raise InputError(f"--splits {lists}: no trainlist01.txt, testlist01.txt, ... in it")
-    for file in sorted(files, key=lambda p: (p.stem[-2:], p.name.startswith("test"))):
-        split = file.stem.replace("list", "")
-        for number, line in _lines(file):
-            path = PurePosixPath(re.sub(r"\s+\d+$", "", line)).as_posix()  # "Class/v_x.avi 1": the number is classInd's
-            parts = PurePosixPath(path).parts
-            if len(parts) != 2 or ".." in parts or parts[0] not in names:
-                known = f"one of the {len(names)} classes of classInd.txt"
-                raise InputError(f"{file}, line {number}: {line!r}, expected 'Class/video.avi' with {known}")
-            other = ("test" if split.startswith("train") else "train") + split[-2:]
-            if other in splits.get(path, ()):
-                raise InputError(f"{file}, line {number}: {path} is in {other} too; a video trains or tests, not both")
-            if split not in splits.setdefault(path, []):
-                splits[path].append(split)
-    on_disk = find_videos(root)
-    listed = [
-        Video(path, {"action": names.index(PurePosixPath(path).parts[0])}, tuple(splits[path])) for path in sorted(splits)
-    ]
-    videos = [video for video in listed if (root / video.path).is_file()]
-    if not videos:
-        raise InputError(
-            f"--splits {lists} names {len(listed)} videos and --root {root} holds {len(on_disk)}, but none of them is the "
-            f"same: expected {root / listed[0].path}"
-        )
-    missing = [video for video in listed if not (root / video.path).is_file()]
-    return Source("ucf101", root, videos, {"action": names}, missing, len(on_disk - splits.keys()))
+        return None
+    if len(files) > 1:
+        raise InputError(f"--splits {lists}: {_words(p.name for p in files)}, expected one label map")
+    names: dict[str, None] = {}
+    for number, line in _lines(files[0]):
+        if line in names:
+            raise InputError(f"{files[0]}, line {number}: {_shown(line)} is a class already, expected each once")
+        names[line] = None
+    if not names:
+        raise InputError(f"{files[0]}: no classes in it")
+    return list(names)
 
 
-def sample_keys(paths: list[str]) -> list[str]:
-    """A name for each path that a tar and webdataset accept (letters, digits, ``_``, ``-``), unique in the set.
+def _clips(files: list[Path], known: set[str] | None) -> dict[str, tuple[str, str, str]]:
+    """``<id>_<start>_<end>`` -> id, split and label ("": none) of each clip of Kinetics' CSVs; raises InputError.
+
+    ``known`` are the labels of the label map.
+    """
+    clips: dict[str, tuple[str, str, str]] = {}
+    for file in files:
+        for number, row in _table(file, KINETICS_COLUMNS):
+            id, label, split = row["youtube_id"], row.get("label", ""), KINETICS_SPLITS.get(row["split"])
+            start, end = _whole(row["time_start"]), _whole(row["time_end"])
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", id) or start is None or end is None or split is None:
+                expected = f"expected a YouTube id, seconds as whole numbers and one of {_words(KINETICS_SPLITS)}"
+                given = _words(row[name] for name in KINETICS_COLUMNS)
+                raise InputError(f"{file}, line {number}: {_shown(given)}, {expected}")
+            if label and ("/" in label or not _inside(label) or (known is not None and label not in known)):
+                raise InputError(f"{file}, line {number}: {_shown(label)}, expected a label of the label map, or a plain name")
+            stem = f"{id}_{start:06d}_{end:06d}"
+            _, before, labelled = clips.setdefault(stem, (id, split, label))
+            if before != split:
+                raise InputError(f"{file}, line {number}: {stem} is in {before} too; {NOT_BOTH}")
+            if label and labelled and label != labelled:
+                raise InputError(f"{file}, line {number}: {stem} is labelled {_shown(labelled)} too, expected one label")
+            if label and not labelled:
+                clips[stem] = id, split, label
+    return clips
+
+
+def _whole(text: str) -> int | None:
+    """A whole number from 0 to LAST_FRAME in plain digits, None for anything else."""
+    return int(text) if re.fullmatch(r"[0-9]{1,10}", text) and int(text) <= LAST_FRAME else None
+
+
+# --- Diving48
+
+
+def _only(lists: Path, kind: str) -> Path:
+    """The one ``*kind*.json`` of a folder; raises InputError where there are none or several."""
+    files = _files(lists, rf".*{kind}.*\.json")
+    if len(files) != 1:
+        given = f"{_words(p.name for p in files)} in it" if files else "not in it"
+        raise InputError(f"--splits {lists}: expected one *{kind}*.json (Diving48_V2_train.json, ...), {given}")
+    return files[0]
+
+
+def _entries(path: Path) -> list[Any]:
+    """The list that a JSON file holds; raises InputError."""
+    try:
+        entries = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{path}: expected a list with entries in it")
+    return entries
+
+
+def _vocabulary(path: Path) -> list[str]:
+    """Class names of Diving48's vocabulary, the words of each joined by ``-``, in label order; raises InputError."""
+    names: list[str] = []
+    for number, words in enumerate(_entries(path)):
+        plain = isinstance(words, list) and all(isinstance(word, str) and not UNFIT.search(word) for word in words)
+        if not plain or not any(words):
+            raise InputError(f"{path}, entry {number}: {_shown(words)}, expected a list of words")
+        name = "-".join(filter(None, words))
+        if name in names:
+            raise InputError(f"{path}, entry {number}: {_shown(name)} is a class already, expected each once")
+        names.append(name)
+    return names
+
+
+def _dives(path: Path, classes: int) -> Iterator[tuple[str, int, tuple[int, int]]]:
+    """Name, label and span of each entry of Diving48's train or test list; raises InputError naming the entry."""
+    for number, entry in enumerate(_entries(path)):
+        given = entry if isinstance(entry, dict) else {}
+        name = given.get("vid_name")
+        numbers = [given.get(key) for key in ("label", "start_frame", "end_frame")]
+        label, first, end = (value if type(value) is int else -1 for value in numbers)  # True is an int too
+        if not isinstance(name, str) or not _inside(name) or "/" in name:
+            raise InputError(f"{path}, entry {number}: {_shown(entry)}, expected a vid_name that is a plain name")
+        if not 0 <= label < classes or not 0 <= first < end <= LAST_FRAME:
+            expected = f"expected whole numbers: a label below {classes} and 0 <= start_frame < end_frame"
+            raise InputError(f"{path}, entry {number}: {_shown(entry)}, {expected}")
+        yield name, label, (first, end)
+
+
+# --- one's own CSV
+
+
+def _csv_path(path: str, at: str) -> str:
+    """The path of a line in its shortest form; raises InputError where it leaves the root or is not a video's."""
+    if not _inside(path):
+        raise InputError(f"{at}: path {_shown(path)}, expected one relative to --root that stays in it")
+    if posixpath.splitext(path)[1].lower() not in VIDEO_SUFFIXES:
+        raise InputError(f"{at}: path {_shown(path)}, expected a video ({' '.join(sorted(VIDEO_SUFFIXES))})")
+    return posixpath.normpath(path)
+
+
+def _csv_span(start: str, end: str, at: str) -> tuple[int, int] | None:
+    """The frames [start, end) of a line, None where it gives neither; raises InputError."""
+    if not start and not end:
+        return None
+    first, stop = _whole(start), _whole(end)
+    if first is None or stop is None:
+        expected = "expected both as whole frame numbers (seconds times the frame rate), or neither"
+        raise InputError(f"{at}: start {_shown(start)}, end {_shown(end)}, {expected}")
+    if first >= stop:
+        raise InputError(f"{at}: start {first}, end {stop}, expected an end (exclusive) after the start")
+    return first, stop
+
+
+def _csv_classes(labels: set[str], file: Path) -> tuple[list[str], dict[str, int]]:
+    """Class names and label -> index for a CSV: 0 to the highest where all are whole numbers, or else sorted names.
+
+    Raises InputError for a number that is too high or negative.
+    """
+    names = sorted(labels)
+    if not labels or not all(re.fullmatch(r"-?[0-9]+", label) for label in labels):
+        return names, {name: label for label, name in enumerate(names)}
+    for name in names:
+        if name.startswith("-") or len(name) > len(str(LAST_CLASS)) or int(name) > LAST_CLASS:
+            raise InputError(f"{file}: label {_shown(name)}, expected 0 to {LAST_CLASS}, or nothing for an unlabelled video")
+    index = {name: int(name) for name in names}
+    return [str(label) for label in range(max(index.values()) + 1)], index
+
+
+# --- names in the shards
+
+
+def sample_keys(paths: list[str], used: Collection[str] = frozenset()) -> list[str]:
+    """A name for each path (or ``Video.id``) that a tar and webdataset accept (letters, digits, ``_``, ``-``), unique in
+    the set and not in ``used``.
 
     The path without its suffix, other characters as ``_``; where two paths come out the same or one is too long, a number
-    follows. The order of ``paths`` decides, nothing else.
+    follows. The order of ``paths`` and ``used`` decide, nothing else.
     """
-    plain = [re.sub(r"[^A-Za-z0-9_-]", "_", path.rpartition(".")[0] or path)[-72:] for path in paths]
+    stems = [re.sub(r"\.[^./\[]*(\[\d+:\d+\])?\Z", r"\1", path) or path for path in paths]
+    plain = [re.sub(r"[^A-Za-z0-9_-]", "_", stem)[-72:] for stem in stems]
     count = Counter(plain)
-    used = {name for name in plain if count[name] == 1}
+    alone = {name for name in plain if count[name] == 1}.difference(used)
+    taken = alone.union(used)
+    number: Counter[str] = Counter()
     keys = []
     for name in plain:
-        key, number = name, 0
-        while count[name] > 1 and (number == 0 or key in used):
-            number += 1
-            key = f"{name}-{number:06d}"
-        used.add(key)
+        key = name
+        while name not in alone and (key == name or key in taken):
+            number[name] += 1
+            key = f"{name}-{number[name]:06d}"
+        taken.add(key)
         keys.append(key)
     return keys

@@ -9,26 +9,20 @@ import numpy as np
 
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError, make_folder
-from dclr.record import unpack
+from dclr.record import Record
+from dclr.storage import Folder
 
 COLUMNS = 8  # frames of one video
+FLOW_FULL = 6  # pixels a frame that are drawn in full colour
+ENERGY_FULL = 40  # grey levels that are drawn white
+CURVE = 40  # height of the energy curve in pixels
 
 
-def contact_sheet(folder: Path, out: Path, videos: int) -> Path:
-    """Write a PNG with ``videos`` evenly spaced samples: frames, and their signed difference below. Returns ``out``."""
+def contact_sheet(folder: Folder, out: Path, videos: int) -> Path:
+    """Write a PNG with ``videos`` evenly spaced samples: frames, and below them difference, flow, energy grid and the energy
+    curve of the whole sample, as far as the set has them. Returns ``out``."""
     shards = ShardSet(folder)
-    rows = []
-    for sample in np.linspace(0, len(shards) - 1, min(videos, len(shards))).astype(int):
-        with (folder / shards.manifest.shards[shards.shard_N[sample]].name).open("rb") as tar:
-            tar.seek(shards.offset_N[sample])
-            record = unpack(tar.read(shards.size_N[sample]))
-        at = np.linspace(0, len(record) - 1, COLUMNS).astype(int)
-        frames = np.concatenate(list(record.frames(at)), axis=1)
-        moved = np.concatenate(list(record.differences(at)), axis=1)
-        title = np.full((18, frames.shape[1], 3), 255, np.uint8)
-        text = f"{record.key}  {record.meta['class'] or ''}  {len(record)} frames, {record.meta['fps']:g} fps"
-        cv2.putText(title, text, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
-        rows.append(np.concatenate([title, frames, np.repeat(moved[..., None], 3, axis=2)]))
+    rows = [_row(shards.read(int(sample))) for sample in np.linspace(0, len(shards) - 1, min(videos, len(shards))).astype(int)]
     width = max(row.shape[1] for row in rows)
     sheet = np.concatenate([np.pad(r, ((0, 4), (0, width - r.shape[1]), (0, 0)), constant_values=255) for r in rows])
     make_folder(out.parent)
@@ -39,3 +33,46 @@ def contact_sheet(folder: Path, out: Path, videos: int) -> Path:
     if not written:
         raise InputError(f"--out {out}: cannot be written; expected the name of a picture, such as sheet.png")
     return out
+
+
+def _row(record: Record) -> np.ndarray:
+    at = np.linspace(0, len(record) - 1, COLUMNS).astype(int)
+    height, width = record.size
+    strips = [np.concatenate(list(record.frames(at)), axis=1)]
+    if record.diff is not None:
+        strips.append(_grey(np.concatenate(list(record.differences(at)), axis=1)))
+    if record.flow_levels is not None:
+        strips.append(np.concatenate([flow_colours(flow, height, width) for flow in record.flow(at)], axis=1))
+    if record.grid_NGG is not None and record.energy_N is not None:
+        grids = np.clip(record.grid_NGG[at].astype(np.float32) * (255 / ENERGY_FULL), 0, 255).astype(np.uint8)
+        size = (width, height)
+        strips.append(_grey(np.concatenate([cv2.resize(g, size, interpolation=cv2.INTER_NEAREST) for g in grids], axis=1)))
+        strips.append(energy_curve(record.energy_N, at, COLUMNS * width))
+    title = np.full((18, COLUMNS * width, 3), 255, np.uint8)
+    text = f"{record.key}  {record.meta['class'] or ''}  {len(record)} frames, {record.meta['fps']:g} fps"
+    cv2.putText(title, text, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate([title, *strips])
+
+
+def _grey(plane_HW: np.ndarray) -> np.ndarray:
+    return np.repeat(plane_HW[..., None], 3, axis=2)
+
+
+def flow_colours(flow_hw2: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Flow as colour: hue is direction (red to the right), brightness speed. uint8 (height, width, 3) RGB."""
+    speed, angle = cv2.cartToPolar(flow_hw2[..., 0], flow_hw2[..., 1], angleInDegrees=True)
+    value = np.clip(speed * (255 / FLOW_FULL), 0, 255)
+    hsv = np.stack([angle / 2, np.full_like(value, 255), value], axis=-1).astype(np.uint8)
+    return cv2.resize(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), (width, height), interpolation=cv2.INTER_NEAREST)
+
+
+def energy_curve(energy_N: np.ndarray, shown: np.ndarray, width: int) -> np.ndarray:
+    """The energy of every frame over time, with a tick where a frame is shown: uint8 (CURVE, width, 3)."""
+    picture = np.full((CURVE, width, 3), 255, np.uint8)
+    heights = np.interp(np.arange(width), np.linspace(0, width - 1, len(energy_N)), energy_N)
+    tops = CURVE - 1 - np.clip(heights * ((CURVE - 1) / ENERGY_FULL), 0, CURVE - 1).astype(int)
+    for column, top in enumerate(tops):
+        picture[top:, column] = (90, 90, 90)
+    for column in (shown * (width - 1) // max(len(energy_N) - 1, 1)).tolist():
+        picture[:, column] = (220, 60, 30)
+    return picture

@@ -1,188 +1,404 @@
-"""Many videos -> one shard set, on worker processes of this machine.
+"""Many videos -> one shard set, on worker processes of this machine or on a Ray cluster.
 
-Which video goes into which shard is fixed before work starts, from the sorted list alone; workers only transcode, and their
-results are written in that order. So the same input and options give the same bytes on any number of workers.
+A run is a plan (preprocess/plan.py), its shards, and at the end the manifest. Shards are made one by one and each is whole or
+absent, so a run that was killed goes on with the first one that is not there; workers only transcode and their results are
+written in the plan's order, so the same input and options give the same bytes on any number of workers and machines.
 """
 
 from __future__ import annotations
 
-import json
+import logging
+import shutil
+import tempfile
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import cv2
 from tqdm import tqdm
 
-from dclr.data.manifest import FAILURES, MANIFEST, Manifest, Shard
-from dclr.errors import InputError, make_folder
+from dclr.data.manifest import FAILURES, MANIFEST, Manifest, Shard, ShardSet, read_index
+from dclr.errors import InputError
 from dclr.record import pack
+from dclr.storage import Folder, open_folder
 from preprocess.datasets import Source, Video, sample_keys
-from preprocess.transcode import TranscodeError, transcode
-from preprocess.write import ShardWriter, write_manifest
+from preprocess.plan import PLAN, Job, Plan, Task, jobs, manifest_options, output_ratio
+from preprocess.pool import Lost, Pool
+from preprocess.transcode import Options, TranscodeError, transcode
+from preprocess.write import (
+    Failure,
+    Made,
+    MadeWriter,
+    ShardWriter,
+    clean,
+    done,
+    failures_name,
+    index_name,
+    parse_failure,
+    read_failures,
+)  # fmt: skip
 
-BYTES_A_SOURCE_BYTE = 3.5  # measured at quality 90: 3.5 on UCF101 at size 128, 2.4 and 1.2 on the embedded set at 64 and 32
-
-
-@dataclass(frozen=True)
-class Options:
-    """What decides a set's bytes, kept in its manifest: stored short ``size`` in pixels, JPEG ``quality``, and how many
-    estimated megabytes (10**6) go into a shard."""
-
-    size: int = 128
-    quality: int = 90
-    shard_size: int = 256
-
-    def __post_init__(self) -> None:
-        for name, least, most in (("size", 16, 1024), ("quality", 1, 100), ("shard_size", 1, 100_000)):
-            if not least <= getattr(self, name) <= most:
-                flag = name.replace("_", "-")
-                raise InputError(f"--{flag} {getattr(self, name)}: expected {least} to {most}")
+MISSING = "in the lists, not on disk"
+SAMPLED = 8  # videos that a dry run transcodes to measure
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A video that is not in the set: one line of failures.jsonl."""
+class How:
+    """What decides how fast a run goes and when it gives up, and not one byte of the set. ``workers``: processes.
+    ``timeout``: seconds a video. ``engine``: local or ray. ``part``: (i, n), the i-th of n machines, from 1."""
 
-    path: str
-    stage: str  # missing, open, decode, size or error
-    reason: str
-    seconds: float
+    workers: int = 1
+    timeout: float = 600
+    engine: str = "local"
+    part: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What came of it: the manifest, every failure, files on disk that no list names."""
+    """What came of it: the manifest, every failure, the number of files on disk that no list names, and of
+    videos tried."""
 
     manifest: Manifest
     failures: list[Failure]
     unlisted: int
+    tried: int
+
+    @property
+    def failed(self) -> list[Failure]:
+        return [failure for failure in self.failures if failure.stage != "missing"]
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A finished video: its tar bytes and number of frames."""
-
-    data: bytes
-    frames: int
-
-
-def shard_of(source: Source, options: Options) -> list[int]:
-    """The shard number of every video, from the sorted list and its file sizes alone."""
-    limit, filled, number, numbers = options.shard_size * 1_000_000, 0.0, 0, []
-    for video in source.videos:
-        estimate = (source.root / video.path).stat().st_size * BYTES_A_SOURCE_BYTE * (options.size / 128) ** 0.7
-        if filled and filled + estimate > limit:
-            number, filled = number + 1, 0.0
-        filled += estimate
-        numbers.append(number)
-    return numbers
-
-
-def make_sample(root: Path, video: Video, key: str, class_name: str | None, options: Options) -> Sample | Failure:
-    """One video to one sample; what goes wrong with it is returned, not raised (this runs in a worker)."""
-    began = time.perf_counter()
+def make_samples(task: Task, root: Folder, options: Options, spool: Path) -> Made | Failure:
+    """One video to its samples; what goes wrong with it is returned, not raised (this runs in a worker)."""
+    cv2.setNumThreads(1)  # a process is one core, and thread counts must not decide bytes
+    began, video, out = time.perf_counter(), task.video, MadeWriter(spool)
     try:
-        done = transcode(root / video.path, options.size, options.quality)
+        with _fetched(root, video) as path:
+            for number, sample in enumerate(transcode(path, options, video.span, spool)):
+                origin = {"path": video.path, **sample.meta["source"]}
+                meta = {
+                    "video": video.id,
+                    "label": next(iter(video.labels.values()), None),
+                    "labels": video.labels,
+                    "class": task.class_name,
+                    "splits": list(video.splits),
+                    "frames": sample.frames,
+                    "codec": options.codec,
+                    "cues": list(options.cues),
+                    **sample.meta,
+                    "source": origin,
+                }
+                key = f"{task.key}_s{number:05d}" if options.segment else task.key  # no two keys of a set can meet
+                out.add(key, pack(key, sample.members, meta), sample.frames, sample.meta["fps"])
+        return out.finish()
     except TranscodeError as error:
-        return Failure(video.path, error.stage, str(error), round(time.perf_counter() - began, 3))
+        out.discard()
+        return failure(video, error.stage, str(error), time.perf_counter() - began)
     except Exception as error:  # whatever a hostile file makes a library raise costs that one video
-        return Failure(video.path, "error", f"{type(error).__name__}: {error}", round(time.perf_counter() - began, 3))
-    meta: dict[str, Any] = {
-        "video": video.path,
-        "label": next(iter(video.labels.values()), None),
-        "labels": video.labels,
-        "class": class_name,
-        "splits": list(video.splits),
-        "fps": done.fps,
-        "width": done.width,
-        "height": done.height,
-        "source": {"path": video.path, "width": done.source_width, "height": done.source_height},
-    }
-    return Sample(pack(key, done.frames, done.differences, done.energy_N, meta), len(done.frames))
+        out.discard()
+        return failure(video, "error", f"{type(error).__name__}: {error}", time.perf_counter() - began)
 
 
-def _in_order(pool: ProcessPoolExecutor, tasks: Iterable[tuple[Any, ...]], ahead: int) -> Iterator[Sample | Failure]:
-    """Results in task order with at most ``ahead`` of them in memory."""
-    waiting: deque[Future[Sample | Failure]] = deque()
-    for task in tasks:
-        waiting.append(pool.submit(make_sample, *task))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+@contextmanager
+def _fetched(root: Folder, video: Video) -> Iterator[Path]:
+    try:
+        path = root.local(video.path)
+        entered = path.__enter__()
+    except Exception as error:  # a store has many ways to say no
+        raise TranscodeError("fetch", f"{type(error).__name__}: {error}") from None
+    try:
+        yield entered
+    finally:
+        path.__exit__(None, None, None)
 
 
-def check_out(out: Path) -> None:
-    """Make the folder of the set; raises InputError where it cannot be made or holds a finished set."""
-    make_folder(out)
-    if (out / MANIFEST).exists():
-        raise InputError(f"--out {out}: a finished shard set is there already; name another folder or remove it")
+def failure(video: Video, stage: str, reason: str, seconds: float) -> Failure:
+    return Failure(video.path, stage, reason, round(seconds, 3), video.labels, video.splits, video.span)
 
 
-def build(source: Source, out: Path, options: Options, workers: int, limit: int | None = None) -> Summary:
-    """Write the set to ``out`` and say what came of it; raises InputError where ``out`` holds a finished set already or no
-    video could be used. A video that fails costs itself, not the run."""
-    check_out(out)
-    for pattern in ("shard-*.tar", "shard-*.jsonl", ".*.tmp"):  # without a manifest: what a killed run left
-        for leftover in out.glob(pattern):
-            leftover.unlink()
-    videos, keys, shard_numbers = source.videos, sample_keys([v.path for v in source.videos]), shard_of(source, options)
-    if limit is not None:
-        videos, keys, shard_numbers = videos[:limit], keys[:limit], shard_numbers[:limit]
-    kind = next(iter(source.classes), None)
-    names = [source.classes[kind][video.labels[kind]] if kind else None for video in videos]
-    failures = [Failure(v.path, "missing", "in the lists, not on disk", 0.0) for v in source.missing]
-    shards: list[Shard | None] = []
-    splits, frames = Counter[str](), 0
-    with (
-        ProcessPoolExecutor(workers, get_context("spawn")) as pool,
-        (out / FAILURES).open("w", encoding="utf-8") as log,
-        tqdm(total=len(videos), desc="transcoding", unit="video") as bar,
-    ):
-        for failure in failures:
-            _log(log, failure)
-        tasks = ((source.root, video, key, name, options) for video, key, name in zip(videos, keys, names, strict=True))
-        results = _in_order(pool, tasks, 4 * workers)
-        writer, current = None, -1
+def make_shards(
+    todo: Sequence[Job],
+    root: Folder,
+    out: Folder,
+    options: Options,
+    workers: int,
+    timeout: float,
+    tell: Callable[[int, bool], None],
+) -> None:
+    """Make these shards, one after another, on ``workers`` processes. ``tell`` hears of every video: its frames (0 where it
+    failed) and whether it failed."""
+    if not todo:
+        return
+    with out.staging() as staging:
+        spool = Path(tempfile.mkdtemp(".tmp", f".{todo[0].name}.", staging))
         try:
-            for video, key, number, result in zip(videos, keys, shard_numbers, results, strict=True):
-                if number != current:
-                    shards += [writer.close()] if writer else []
-                    writer, current = ShardWriter(out, f"shard-{number:06d}.tar"), number
-                if isinstance(result, Failure):
-                    failures.append(result)
-                    _log(log, result)
-                else:
-                    assert writer is not None
-                    writer.add(key, result.data, video, result.frames)
-                    splits.update(video.splits)
-                    frames += result.frames
-                bar.update()
-                elapsed = bar.format_dict["elapsed"] or 1
-                bar.set_postfix(
-                    {"frames/s": f"{frames / elapsed:.0f}", "failed": len(failures) - len(source.missing)}, refresh=False
-                )
-            shards += [writer.close()] if writer else []
-        except BaseException:
-            if writer:
-                writer.abandon()
-            raise
-    written = [shard for shard in shards if shard]
-    if not written:
-        first = failures[len(source.missing)]
-        raise InputError(f"none of the {len(videos)} videos could be transcoded; {first.path}: {first.reason}")
-    made_with = asdict(options) | source.options | ({} if limit is None else {"limit": limit})
-    by_stage = dict(sorted(Counter(failure.stage for failure in failures).items()))
-    manifest = Manifest(source.name, tuple(written), dict(sorted(splits.items())), source.classes, made_with, by_stage)
-    write_manifest(out, manifest)
-    return Summary(manifest, failures, source.unlisted)
+            with Pool(partial(make_samples, root=root, options=options, spool=spool), workers, timeout) as pool:
+                results = pool.map(task for job in todo for task in job.tasks)
+                for job in todo:
+                    _write_shard(job, out, staging, results, tell)
+        finally:
+            shutil.rmtree(spool, ignore_errors=True)
 
 
-def _log(file: Any, failure: Failure) -> None:
-    file.write(json.dumps(asdict(failure), ensure_ascii=False) + "\n")
-    file.flush()
+def _write_shard(
+    job: Job, out: Folder, staging: Path, results: Iterator[Made | Failure | Lost], tell: Callable[[int, bool], None]
+) -> None:
+    writer = ShardWriter(out, staging, job)
+    try:
+        for task in job.tasks:
+            result = next(results)
+            if isinstance(result, Lost):
+                result = failure(task.video, result.stage, result.reason, result.seconds)
+            if isinstance(result, Failure):
+                writer.fail(result)
+                tell(0, True)
+            else:
+                writer.add(task, result)
+                tell(sum(part.frames for part in result.parts), False)
+        writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+def _on_ray(
+    todo: Sequence[Job], root: Folder, out: Folder, options: Options, timeout: float, tell: Callable[[int, bool], None]
+) -> None:
+    """The same on a Ray cluster (RAY_ADDRESS, or one on this machine): a task a shard, tried again where its node is lost."""
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--engine ray: Ray is not installed; pip install 'dclr[ray]'") from None
+    ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
+
+    @ray.remote(num_cpus=1, max_retries=-1)
+    def one_shard(job: Job) -> list[tuple[int, bool]]:
+        told: list[tuple[int, bool]] = []
+        make_shards([job], root, out, options, 1, timeout, lambda frames, failed: told.append((frames, failed)))
+        return told
+
+    waiting = [one_shard.remote(job) for job in todo]
+    while waiting:
+        ready, waiting = ray.wait(waiting)
+        for frames, failed in [video for told in ray.get(ready) for video in told]:
+            tell(frames, failed)
+
+
+def build(source: Source, out: Folder, options: Options, how: How) -> Summary | None:
+    """Write the set and say what came of it; None for one part of several. A video that fails costs itself, not the run.
+
+    Raises InputError where ``out`` holds a set made from other videos or options, there is too little space, or no video
+    could be used.
+    """
+    old, finished = Plan.load(out), out.size(MANIFEST) is not None
+    if old is not None and (old.dataset, old.options) != (source.name, manifest_options(options, source)) and not finished:
+        raise InputError(
+            f"--out {out}: an unfinished set made with other options is there ({old.dataset}, {old.options}); "
+            "finish it with those, name another folder, or remove it"
+        )
+    ratio = output_ratio(source, options) if old is None else old.ratio  # a second start cuts the shards as the first did
+    made = jobs(source, sample_keys([video.id for video in source.videos]), options, ratio)
+    plan = _plan(source, options, [], made, ratio)
+    if finished and old != plan:
+        raise InputError(
+            f"--out {out}: a finished shard set is there already, made from other videos or options; "
+            "add --append to add new videos, or name another folder"
+        )
+    return carry_out(plan, made, source.root, out, options, how)
+
+
+def _plan(source: Source, options: Options, keep: list[str], made: Sequence[Job], ratio: float) -> Plan:
+    missing = [asdict(failure(video, "missing", MISSING, 0.0)) for video in source.missing]
+    root = source.root.place if "://" in source.root.place else str(Path(source.root.place).absolute())
+    plan = Plan(
+        source.name, root, source.classes, manifest_options(options, source), keep,
+        {job.name: job.recipe for job in made}, missing, source.unlisted, ratio,
+    )  # fmt: skip
+    return Plan.loads(plan.dumps())  # as it will be read: lists for tuples
+
+
+def carry_out(plan: Plan, made: Sequence[Job], root: Folder, out: Folder, options: Options, how: How) -> Summary | None:
+    """Make the plan's shards that are not there yet, then the manifest (a part of several: only its shards)."""
+    ours = list(made) if how.part is None else list(made[how.part[0] - 1 :: how.part[1]])
+    out.write(PLAN, plan.dumps().encode())
+    clean(out, [*plan.keep, *plan.shards] if how.part is None else [job.name for job in ours], how.part is None)
+    sizes = out.files()
+    checking = tqdm(ours, "checking", unit="shard", disable=not sizes, leave=False)
+    todo = [job for job in checking if not done(out, job.name, job.recipe, sizes)]
+    for job in todo:
+        if failures_name(job.name) in sizes:  # of an earlier try
+            out.remove(failures_name(job.name))
+    needed, free = sum(job.estimate for job in todo), out.free()
+    if free is not None and needed > free:
+        raise InputError(
+            f"--out {out}: about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; "
+            "name another folder, or choose a smaller --size, a lower --quality or --codec h264"
+        )
+    with tqdm(total=sum(len(job.tasks) for job in todo), desc="transcoding", unit="video", disable=not todo) as bar:
+        count = {"frames": 0, "failed": 0}
+
+        def tell(frames: int, failed: bool) -> None:
+            count["frames"] += frames
+            count["failed"] += failed
+            bar.update()
+            rate = count["frames"] / (bar.format_dict["elapsed"] or 1)
+            bar.set_postfix({"frames/s": f"{rate:.0f}", "failed": count["failed"]}, refresh=False)
+
+        if how.engine == "ray":
+            _on_ray(todo, root, out, options, how.timeout, tell)
+            clean(out, [*plan.keep, *plan.shards], everything=True)  # what lost nodes left
+        else:
+            make_shards(todo, root, out, options, how.workers, how.timeout, tell)
+    return finish(out, plan) if how.part is None else None
+
+
+def finish(out: Folder, plan: Plan) -> Summary:
+    """The manifest of a plan whose shards are all there; raises InputError naming those that are not."""
+    sizes = out.files()
+    absent = [name for name, recipe in plan.shards.items() if not done(out, name, recipe, sizes, read=False)]
+    if absent:
+        raise InputError(
+            f"{out}: {len(absent)} of {len(plan.shards)} shards are not made yet ({some(absent)}); run the parts that make them"
+        )
+    shards, splits, tried = [], Counter[str](), 0
+    failures = [parse_failure(line) for line in plan.failures]
+    for name in [*plan.keep, *plan.shards]:
+        header, entries = read_index(out, index_name(name))
+        for entry in entries:
+            splits.update(entry.splits)
+        if entries:
+            shards.append(Shard(header.shard, header.samples, header.bytes, header.sha256))
+        if name in plan.shards:
+            failed = read_failures(out, failures_name(name)) if failures_name(name) in sizes else []
+            failures += failed
+            tried += len({entry.video for entry in entries}) + len(failed)
+    out.write(FAILURES, "".join(line.dumps() + "\n" for line in failures).encode())
+    if not shards:
+        first = next(line for line in failures if line.stage != "missing")
+        raise InputError(f"none of the videos could be transcoded; {first.path}: {first.reason}")
+    by_stage = dict(sorted(Counter(line.stage for line in failures).items()))
+    manifest = Manifest(plan.dataset, tuple(shards), dict(sorted(splits.items())), plan.classes, plan.options, by_stage)
+    out.write(MANIFEST, manifest.dumps().encode())
+    return Summary(manifest, failures, plan.unlisted, tried)
+
+
+def merge(out: Folder) -> Summary:
+    """The one manifest of what several parts made."""
+    return finish(out, _plan_of(out))
+
+
+def _plan_of(out: Folder) -> Plan:
+    plan = Plan.load(out)
+    if plan is None:
+        raise InputError(f"{out}: no {PLAN} there; expected the folder of a set that python -m preprocess made")
+    return plan
+
+
+def append(source: Source, out: Folder, options: Options, how: How) -> Summary | None:
+    """Add the videos of ``source`` that are not in the set, as further shards; old shards stay as they are.
+
+    Raises InputError where the set was made with other options, or a video that is in it has other labels or splits now.
+    New classes get the numbers after the old ones.
+    """
+    have = ShardSet(out)
+    made_with, wanted = have.manifest.options, manifest_options(options, source)
+    for name in asdict(options):
+        if made_with.get(name) != wanted[name]:
+            flag, old = name.replace("_", "-"), made_with.get(name)
+            raise InputError(f"--{flag} {wanted[name]}: {out} was made with --{flag} {old}; give the same to append to it")
+    if have.manifest.dataset != source.name:
+        raise InputError(f"{out} holds {have.manifest.dataset}, not {source.name}: name another folder")
+    classes = {kind: list(names) for kind, names in have.manifest.classes.items()}
+    if set(classes) != set(source.classes):
+        raise InputError(f"{out} has labels {list(classes) or 'none'}, the videos to append {list(source.classes) or 'none'}")
+    for kind, names in source.classes.items():
+        classes[kind] += [name for name in names if name not in set(classes[kind])]
+    number = {kind: {name: at for at, name in enumerate(names)} for kind, names in classes.items()}
+    videos = [
+        replace(video, labels={kind: number[kind][source.classes[kind][label]] for kind, label in video.labels.items()})
+        for video in source.videos
+    ]
+    old = _entries(have)
+    changed = [video.path for video in videos if video.id in old and old[video.id] != (video.labels, list(video.splits))]
+    if changed:
+        raise InputError(
+            f"{out}: {len(changed)} videos in it have other labels or splits now ({some(changed)}); make a new set"
+        )
+    new = [video for video in videos if video.id not in old]
+    return _extend(replace(source, videos=new, classes=classes), have, out, options, how)
+
+
+def _entries(have: ShardSet) -> dict[str, tuple[dict[str, int], list[str]]]:
+    """Video id -> labels and splits of every video in a set."""
+    return {
+        entry.video: (entry.labels, entry.splits)
+        for shard in have.manifest.shards
+        for entry in read_index(have.root, shard.index_name)[1]
+    }
+
+
+def retry(out: Folder, how: How, root: Folder | None = None) -> Summary:
+    """Try the videos of failures.jsonl again, those that were missing too, and add what comes of them as further shards."""
+    plan, have = _plan_of(out), ShardSet(out)
+    root = root or open_folder(plan.root)
+    lines, files = read_failures(out, FAILURES), root.files()
+    videos = [Video(line.path, line.labels, line.splits, line.span, files[line.path]) for line in lines if line.path in files]
+    missing = [Video(line.path, line.labels, line.splits, line.span) for line in lines if line.path not in files]
+    options = Options(**{name: value for name, value in plan.options.items() if name in Options.__dataclass_fields__})
+    extra = {name: value for name, value in plan.options.items() if name not in Options.__dataclass_fields__}
+    source = Source(
+        plan.dataset,
+        root,
+        sorted(videos, key=lambda v: (v.path, v.span or (0, 0))),
+        plan.classes,
+        missing,
+        plan.unlisted,
+        extra,
+    )
+    summary = _extend(source, have, out, options, how)
+    assert summary is not None
+    return summary
+
+
+def _extend(source: Source, have: ShardSet, out: Folder, options: Options, how: How) -> Summary | None:
+    """Further shards for the videos of ``source``, numbered after those of the set."""
+    keep = [shard.name.removesuffix(".tar") for shard in have.manifest.shards]
+    if not source.videos:
+        failures = [failure(video, "missing", MISSING, 0.0) for video in source.missing]
+        return Summary(have.manifest, failures, source.unlisted, 0)
+    first = 1 + max(int(name.rpartition("-")[2]) for name in keep)
+    used = {key.rpartition("_s")[0] if options.segment else key for key in have.keys}
+    ratio = output_ratio(source, options)
+    made = jobs(source, sample_keys([video.id for video in source.videos], used), options, ratio, first)
+    return carry_out(_plan(source, options, keep, made, ratio), made, source.root, out, options, how)
+
+
+def dry_run(source: Source, options: Options, how: How) -> str:
+    """What a run would do, in words: its videos, shards, bytes and hours, by transcoding a few of the videos."""
+    made = jobs(source, sample_keys([video.id for video in source.videos]), options, output_ratio(source, options))
+    tasks = [task for job in made for task in job.tasks]
+    chosen = tasks[:: max(1, len(tasks) // SAMPLED)][:SAMPLED]
+    began = written = read = 0.0
+    with tempfile.TemporaryDirectory(prefix="dclr-") as spool:
+        began = time.perf_counter()
+        for task in tqdm(chosen, "measuring", unit="video", leave=False):
+            result = make_samples(task, source.root, options, Path(spool))
+            read += task.video.bytes
+            written += sum(part.size for part in result.parts) if isinstance(result, Made) else 0
+        seconds = time.perf_counter() - began
+    total = sum(task.video.bytes for task in tasks)
+    hours = seconds * total / max(read, 1) / how.workers / 3600
+    return (
+        f"{len(tasks)} videos of {total / 1e9:.2f} GB ({len(source.missing)} missing, {source.unlisted} in no list) would give "
+        f"{len(made)} shards of about {written / max(read, 1) * total / 1e9:.2f} GB in all, in about {hours:.2f} hours "
+        f"on {how.workers} worker(s), as measured on {len(chosen)} of them"
+    )
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first names and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dclr.data.plan import generator
+from dclr.storage import Folder
 from preprocess.datasets import Source, Video
 
 MOTIONS = ("left", "right", "up", "down", "orbit_cw", "orbit_ccw", "zoom_in", "oscillate")
@@ -255,6 +256,10 @@ def make(root: Path, videos: int, seed: int, workers: int) -> Source:
             pass
     classes = {"motion": list(MOTIONS), "scene": list(SCENES)}
     found = [
-        Video(p.path, {"motion": MOTIONS.index(p.motion), "scene": list(SCENES).index(p.scene)}, (p.split,)) for p in plans
-    ]
-    return Source("synthetic", root, found, classes, options={"videos": videos, "seed": seed})
+        Video(
+            p.path, {"motion": MOTIONS.index(p.motion), "scene": list(SCENES).index(p.scene)}, (p.split,),
+            bytes=(root / p.path).stat().st_size,
+        )
+        for p in plans
+    ]  # fmt: skip
+    return Source("synthetic", Folder(str(root)), found, classes, options={"videos": videos, "seed": seed})

@@ -1,26 +1,82 @@
-"""One video -> resized JPEG frames and motion cues, in decode order; memory holds one decoded frame and the JPEGs.
+"""One video -> resized frames and motion cues, in decode order, as the members of one sample or of one a segment.
 
 Decoded frames go through one reused scaler straight to full-range 4:2:0 planes (BT.601, what JPEG means), and the planes to
-simplejpeg: colour conversion and scaling, not decoding, are where the time goes. Frames are counted in decode order, never
-by pts: a quarter of real files lie about it.
+the encoder: colour conversion and scaling, not decoding, are where the time goes. Memory holds one decoded frame; what is
+encoded spools to disk above 64 MB.
+
+Rules. Frames are counted in decode order, never by pts (a quarter of real files lie about it); every decoded frame is kept, so
+a variable frame rate stays as it is and ``fps`` is the file's average. The first picture's size decides the stored one; a
+rotation in the metadata by a quarter turn is applied, pixels count as square, alpha is dropped, fields stay interlaced. Of
+several video streams FFmpeg's choice is taken (the largest); a cover picture is none.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
+from typing import IO, Any
 
 import av
 import numpy as np
 import simplejpeg
+from av.stream import Disposition
 from av.video.reformatter import Colorspace, VideoReformatter
 
-from dclr.record import MAX_SIDE
-from preprocess.motion import STILL, Difference
+from dclr.errors import InputError
+from dclr.record import CODECS, CUES, GRID, MAX_SIDE, STILL, flow_levels, flow_size, pack_array, pack_offsets
+from preprocess.motion import Motion, Moved
+
+QUALITY = {"jpeg": (90, 1, 100), "h264": (20, 0, 51)}  # codec -> default, least, most
+FLOW_QUALITY = 90  # of flow's JPEGs: 0.03 px of error, a third of the bytes of PNG
+GROUP = 16  # frames from one I to the next: what the first frame of a clip may cost
+SPOOL = 64_000_000  # bytes of a member that stay in memory
+MAX_WIDTH, MAX_HEIGHT = 8192, 4320  # their product bounds what a hostile header can make a decoder allocate
+DEFAULT_FPS = 25  # of a file that does not say: turns --max-seconds and --segment into frames
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides a sample's bytes, kept in the manifest. ``size``: stored short side in pixels. ``codec``: jpeg or h264.
+    ``quality``: JPEG quality or h264's crf. ``cues``: some of diff, flow, energy. ``stabilise``: the
+    camera's motion is removed from cues. ``segment``: seconds of a sample, 0 for whole videos, of ``max_seconds`` at most.
+    ``shard_size``: estimated megabytes (10**6) of a shard."""
+
+    size: int = 128
+    codec: str = "jpeg"
+    quality: int | None = None
+    cues: tuple[str, ...] = ("diff", "energy")
+    stabilise: bool = False
+    segment: float = 0
+    max_seconds: float = 600
+    shard_size: int = 256
+
+    def __post_init__(self) -> None:
+        if self.codec not in CODECS:
+            raise InputError(f"--codec {self.codec}: expected one of {', '.join(CODECS)}")
+        default, least_quality, most_quality = QUALITY[self.codec]
+        if self.quality is None:
+            object.__setattr__(self, "quality", default)
+        for name, least, most in (
+            ("size", 16, 1024), ("quality", least_quality, most_quality), ("shard_size", 1, 100_000),
+            ("segment", 0, 1e6), ("max_seconds", 0.1, 1e6),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise InputError(f"--{name.replace('_', '-')} {value}: expected {least:g} to {most:g}")
+        if not set(self.cues) <= set(CUES):
+            raise InputError(f"--cues {','.join(self.cues)}: expected some of {','.join(CUES)}, or none")
+        object.__setattr__(self, "cues", tuple(cue for cue in CUES if cue in self.cues))
+        if self.codec != "jpeg" and self.size % 2:
+            raise InputError(f"--size {self.size}: --codec {self.codec} needs an even number of pixels")
+        if self.stabilise and not self.cues:
+            raise InputError("--stabilise: there are no cues to stabilise; add --cues diff, flow or energy")
 
 
 class TranscodeError(Exception):
-    """This video cannot become a sample; ``stage`` says where it failed: open, decode or size."""
+    """This video cannot become a sample; ``stage`` says where it failed: open, decode, size, span or length."""
 
     def __init__(self, stage: str, reason: str):
         super().__init__(reason)
@@ -29,17 +85,13 @@ class TranscodeError(Exception):
 
 @dataclass(frozen=True)
 class Transcoded:
-    """N frames and their cues: ``frames`` colour JPEGs, ``differences`` grey JPEGs, ``energy_N`` float32 (N,) grey levels,
-    ``width`` x ``height`` stored, ``source_width`` x ``source_height``, ``fps`` (0 where the file does not say)."""
+    """A finished sample: its ``members`` (:func:`dclr.record.member_names` but json), its number of ``frames``, the source
+    frame that the ``first`` of them is, and what :func:`transcode` adds to ``KEY.json``."""
 
-    frames: list[bytes]
-    differences: list[bytes]
-    energy_N: np.ndarray
-    width: int
-    height: int
-    source_width: int
-    source_height: int
-    fps: float
+    members: dict[str, bytes | IO[bytes]]
+    frames: int
+    first: int
+    meta: dict[str, Any]
 
 
 def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
@@ -49,46 +101,193 @@ def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     return (long_side, short_side) if width >= height else (short_side, long_side)
 
 
-def transcode(path: Path, short_side: int, quality: int) -> Transcoded:
-    """Read the first video stream of ``path``; raises TranscodeError with the stage and the reason."""
-    try:
-        container = av.open(str(path), metadata_errors="replace")
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise TranscodeError("open", _reason(error)) from None
-    with container:
-        if not container.streams.video:
-            raise TranscodeError("open", "no video stream in the file")
-        stream = container.streams.video[0]
-        if stream.codec_context is None:
-            raise TranscodeError("open", "no decoder for its codec")
-        stream.codec_context.thread_count = 1  # a process is one core
-        frames: list[bytes] = []
-        differences: list[bytes] = []
-        energy: list[float] = []
-        width = height = 0
-        scaler, difference = VideoReformatter(), Difference()
-        source = (0, 0)
+class JpegEncoder:
+    """Planes in, JPEGs back to back: Y, U, V of a colour picture or Y alone of a grey one."""
+
+    def __init__(self, quality: int, prefix: str = "", spool: Path | None = None):
+        self._quality, self._prefix, self._sizes = quality, prefix, list[int]()
+        self._file = tempfile.SpooledTemporaryFile(SPOOL, dir=str(spool) if spool else None)  # noqa: SIM115
+
+    def add(self, planes: Sequence[np.ndarray]) -> None:
+        y, u, v = planes if len(planes) == 3 else (planes[0], None, None)
+        data = simplejpeg.encode_jpeg_yuv_planes(y, u, v, self._quality)
+        self._file.write(data)
+        self._sizes.append(len(data))
+
+    def members(self) -> dict[str, bytes | IO[bytes]]:
+        return {self._prefix + "mjpg": self._file, self._prefix + "idx": pack_offsets(self._sizes)}
+
+
+class PacketEncoder:
+    """Planes in, packets of H.264 in coded order: closed groups, one droppable b between references.
+
+    x264 with ``cpu-independent`` and without ``mbtree`` gives the same bytes every time (its default does not); ``fastdecode``
+    leaves out what costs a reader time.
+    """
+
+    def __init__(self, quality: int, prefix: str = "", spool: Path | None = None):
+        self._prefix, self._quality = prefix, quality
+        self._context: av.VideoCodecContext | None = None
+        self._file = tempfile.SpooledTemporaryFile(SPOOL, dir=str(spool) if spool else None)  # noqa: SIM115
+        self._sizes: list[int] = []
+        self._order: list[int] = []  # display numbers in coded order
+        self._intra: set[int] = set()
+        self._frames = 0
+
+    def _open(self, height: int, width: int) -> av.VideoCodecContext:
+        context = av.CodecContext.create("libx264", "w")
+        assert isinstance(context, av.VideoCodecContext)
+        context.width, context.height, context.pix_fmt = width, height, "yuvj420p"
+        context.time_base, context.framerate = Fraction(1, DEFAULT_FPS), Fraction(DEFAULT_FPS)
+        context.thread_count = 1
+        context.options = {
+            "crf": str(self._quality), "preset": "veryfast", "tune": "fastdecode",
+            "x264-params": f"keyint={GROUP}:min-keyint={GROUP}:scenecut=0:open-gop=0:bframes=1:b-adapt=0:b-pyramid=0"
+            ":cpu-independent=1:mbtree=0:fullrange=on",
+        }  # fmt: skip
+        return context
+
+    def add(self, planes: Sequence[np.ndarray]) -> None:
+        if self._context is None:
+            self._context = self._open(*planes[0].shape)
+        frame = av.VideoFrame(self._context.width, self._context.height, "yuvj420p")
+        for number, plane in enumerate(frame.planes):
+            rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+            rows[:] = planes[number] if number < len(planes) else STILL  # grey: chroma without colour
+        frame.pts = self._frames
+        self._frames += 1
+        self._keep(self._context.encode(frame))
+
+    def _keep(self, packets: Sequence[av.Packet]) -> None:
+        for packet in packets:
+            data = bytes(packet)
+            self._file.write(data)
+            self._sizes.append(len(data))
+            self._order.append(int(packet.pts or 0))
+            if packet.is_keyframe:
+                self._intra.add(self._order[-1])
+
+    def members(self) -> dict[str, bytes | IO[bytes]]:
+        assert self._context is not None
+        self._keep(self._context.encode(None))
+        kinds, last = ["P"] * self._frames, -1
+        for number in self._order:
+            kinds[number] = "I" if number in self._intra else "b" if number < last else "P"
+            last = max(last, number)
+        return {
+            self._prefix + "h264": self._file,
+            self._prefix + "idx": pack_offsets(self._sizes),
+            self._prefix + "kinds": "".join(kinds).encode(),
+        }
+
+
+class Sample:
+    """A sample that grows frame by frame: the encoders and the cues of one :class:`Options`."""
+
+    def __init__(self, options: Options, first: int, spool: Path | None):
+        def encoder(prefix: str) -> JpegEncoder | PacketEncoder:
+            quality = options.quality or 0
+            if options.codec == "jpeg":
+                return JpegEncoder(quality, prefix, spool)
+            return PacketEncoder(quality, prefix, spool)
+
+        self.first, self.frames = first, 0
+        self._cues = options.cues
+        self._motion = Motion(frozenset(options.cues), options.stabilise) if options.cues else None
+        self._rgb = encoder("")
+        self._diff = encoder("diff.") if "diff" in options.cues else None
+        self._flow = JpegEncoder(FLOW_QUALITY, "flow.", spool) if "flow" in options.cues else None
+        self._scale: list[float] = []
+        self._energy: list[float] = []
+        self._grid: list[np.ndarray] = []
+
+    def add(self, planes: Sequence[np.ndarray]) -> None:
+        self._rgb.add(planes)
+        self.frames += 1
+        if self._motion is not None:
+            moved = self._motion(planes[0])
+            if self.frames == 2 and moved is not None:
+                self._keep(moved)  # entry 0 equals entry 1: the shared rule of every dynamic view
+            if moved is not None:
+                self._keep(moved)
+            self._shape = planes[0].shape
+
+    def _keep(self, moved: Moved) -> None:
+        if self._diff is not None and moved.difference_HW is not None:
+            self._diff.add([moved.difference_HW])
+        if self._flow is not None and moved.flow_hw2 is not None:
+            levels, scale = flow_levels(moved.flow_hw2)
+            self._flow.add([levels])
+            self._scale.append(scale)
+        if moved.energy is not None and moved.grid_88 is not None:
+            self._energy.append(moved.energy)
+            self._grid.append(moved.grid_88.astype("<f2"))
+
+    def members(self) -> dict[str, bytes | IO[bytes]]:
+        if self._motion is not None and self.frames == 1:  # nothing to compare with: still
+            height, width = self._shape
+            still = np.full((height, width), STILL, np.uint8)
+            self._keep(
+                Moved(still, np.zeros((*flow_size(height, width), 2), np.float32), 0.0, np.zeros((GRID, GRID), np.float32))
+            )
+        out = self._rgb.members()
+        if self._diff is not None:
+            out |= self._diff.members()
+        if self._flow is not None:
+            out |= self._flow.members() | {"flow.npy": pack_array(np.array(self._scale, "<f4"))}
+        if "energy" in self._cues:
+            out["energy.npy"] = pack_array(np.array(self._energy, "<f4"))
+            out["grid.npy"] = pack_array(np.stack(self._grid))
+        return out
+
+
+@dataclass
+class Source:
+    """An opened video: its stream, what the file says of it, and the scaler to the stored size."""
+
+    path: Path
+    container: Any = field(init=False)
+    stream: Any = field(init=False)
+    fps: float = field(init=False)  # 0 where the file does not say
+
+    def __enter__(self) -> Source:
         try:
-            for frame in container.decode(stream):
-                if not frames:
-                    source = (frame.width, frame.height)
-                    width, height = stored_size(*source, short_side)
-                    if max(width, height) > MAX_SIDE:
-                        raise TranscodeError("size", f"{source[0]}x{source[1]} would be stored as {width}x{height}")
-                y, u, v = _planes(scaler, frame, width, height)
-                frames.append(simplejpeg.encode_jpeg_yuv_planes(y, u, v, quality))
-                moved = difference(y)
-                if moved is not None:
-                    differences.append(_grey(moved[0], quality))
-                    energy.append(moved[1])
+            self.container = av.open(str(self.path), metadata_errors="replace")
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise TranscodeError("open", _reason(error)) from None
+        try:
+            self.stream = _video_stream(self.container)
+        except BaseException:
+            self.container.close()
+            raise
+        self.stream.codec_context.thread_count = 1  # a process is one core
+        self.stream.codec_context.options = {"max_pixels": str(MAX_WIDTH * MAX_HEIGHT)}
+        self.fps = round(float(self.stream.average_rate or self.stream.guessed_rate or 0), 3)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.container.close()
+
+    def frames(self) -> Iterator[av.VideoFrame]:
+        """Every decoded frame, in decode order; raises TranscodeError with the number of the frame."""
+        count = 0
+        try:
+            for frame in self.container.decode(self.stream):
+                count += 1
+                yield frame
         except (av.error.FFmpegError, ValueError) as error:
-            raise TranscodeError("decode", f"{_reason(error)}, after {len(frames)} frames") from None
-        if not frames:
-            raise TranscodeError("decode", "no frame in the video stream")
-        first = differences[0] if differences else _grey(np.full((height, width), STILL, np.uint8), quality)
-        energy_N = np.array([energy[0] if energy else 0.0, *energy], np.float32)
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        return Transcoded(frames, [first, *differences], energy_N, width, height, *source, round(fps, 3))
+            raise TranscodeError("decode", f"{_reason(error)}, after {count} frames") from None
+
+
+def _video_stream(container: Any) -> Any:
+    best = container.streams.best("video")
+    if best is None or best.disposition & Disposition.attached_pic:
+        raise TranscodeError("open", "no video stream in the file")
+    if best.codec_context is None:
+        raise TranscodeError("open", "no decoder for its codec")
+    if best.width * best.height > MAX_WIDTH * MAX_HEIGHT:
+        raise TranscodeError("size", f"{best.width}x{best.height} is above {MAX_WIDTH}x{MAX_HEIGHT} pixels")
+    return best
 
 
 def _reason(error: Exception) -> str:
@@ -96,22 +295,82 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _planes(scaler: VideoReformatter, frame: av.VideoFrame, width: int, height: int) -> list[np.ndarray]:
-    """The frame as full-range BT.601 planes: uint8 Y (H, W), U and V (ceil H/2, ceil W/2)."""
-    smaller = frame.width > width
-    scaled = scaler.reformat(
-        frame,
-        width=width,
-        height=height,
-        format="yuvj420p",
-        interpolation="AREA" if smaller else "BICUBIC",
-        dst_colorspace=Colorspace.ITU601,
-        dst_color_range="JPEG",
-        threads=1,
-    )
-    planes = [np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, : p.width] for p in scaled.planes]
-    return [np.ascontiguousarray(plane) for plane in planes]  # rows in FFmpeg are padded, and its buffer is reused
+def _quarter_turns(frame: av.VideoFrame) -> int:
+    """Counter-clockwise quarter turns that the metadata asks for."""
+    return round(frame.rotation / 90) % 4 if frame.rotation % 90 == 0 else 0
 
 
-def _grey(plane_HW: np.ndarray, quality: int) -> bytes:
-    return simplejpeg.encode_jpeg_yuv_planes(plane_HW, None, None, quality)
+class Scaler:
+    """Decoded frames -> full-range BT.601 planes of the stored size: uint8 Y (H, W), U and V (ceil H/2, ceil W/2)."""
+
+    def __init__(self, first: av.VideoFrame, short_side: int):
+        self.turns = _quarter_turns(first)
+        self.source = (first.width, first.height)
+        self._size = stored_size(first.width, first.height, short_side)  # before turning
+        if max(self._size) > MAX_SIDE:
+            raise TranscodeError("size", f"{first.width}x{first.height} would be stored as {self._size[0]}x{self._size[1]}")
+        self.width, self.height = self._size[::-1] if self.turns % 2 else self._size
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> list[np.ndarray]:
+        width, height = self._size
+        scaled = self._reformatter.reformat(
+            frame,
+            width=width,
+            height=height,
+            format="yuvj420p",
+            interpolation="AREA" if frame.width > width else "BICUBIC",
+            dst_colorspace=Colorspace.ITU601,
+            dst_color_range="JPEG",
+            threads=1,
+        )
+        planes = [np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, : p.width] for p in scaled.planes]
+        if self.turns:
+            planes = [np.rot90(plane, self.turns) for plane in planes]
+        return [np.ascontiguousarray(plane) for plane in planes]  # rows in FFmpeg are padded, and its buffer is reused
+
+
+def transcode(
+    path: Path, options: Options, span: tuple[int, int] | None = None, spool: Path | None = None
+) -> Iterator[Transcoded]:
+    """The samples of ``path``: one, or one a segment, each as soon as it is whole.
+
+    Args:
+        span: frames [first, end) in decode order; None for all.
+        spool: folder for members above :data:`SPOOL` bytes (the system's temporary one).
+    Raises:
+        TranscodeError: with the stage and the reason.
+    """
+    with Source(path) as source:
+        rate = source.fps or DEFAULT_FPS
+        most = max(1, round((options.segment or options.max_seconds) * rate))
+        first, end = span or (0, None)
+        sample: Sample | None = None
+        scaler: Scaler | None = None
+        seen = 0
+
+        def finished(sample: Sample, scaler: Scaler) -> Transcoded:
+            origin = {"width": scaler.source[0], "height": scaler.source[1], "first": sample.first}
+            meta = {"fps": source.fps, "width": scaler.width, "height": scaler.height, "source": origin}
+            return Transcoded(sample.members(), sample.frames, sample.first, meta)
+
+        for number, frame in enumerate(source.frames()):
+            if end is not None and number >= end:
+                break
+            seen = number + 1
+            if number < first:
+                continue
+            scaler = scaler or Scaler(frame, options.size)
+            if sample is not None and sample.frames == most:
+                if not options.segment:
+                    raise TranscodeError("length", f"longer than --max-seconds {options.max_seconds:g}; cut it with --segment")
+                yield finished(sample, scaler)
+                sample = None
+            sample = sample or Sample(options, number, spool)
+            sample.add(scaler(frame))
+        if sample is not None and scaler is not None:
+            yield finished(sample, scaler)
+        elif seen:
+            raise TranscodeError("span", f"frames {first} to {end} asked for, and the video has {seen}")
+        else:
+            raise TranscodeError("decode", "no frame in the video stream")

@@ -1,68 +1,195 @@
-"""Records -> one shard, whole or not at all: temporary name, fsync, rename; its index after it; the manifest last."""
+"""Finished samples -> one shard, whole or not at all: temporary name, fsync, rename; then failures, then the index that makes
+the shard count."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import tempfile
 import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
-from dclr.data.manifest import MANIFEST, Entry, Manifest, Shard
+from dclr.data.manifest import Entry, Header, read_index
+from dclr.errors import InputError
 from dclr.record import BLOCK
-from preprocess.datasets import Video
+from dclr.storage import Folder, RemoteFolder
+from preprocess.plan import Job, Task
+from preprocess.transcode import SPOOL
+
+PIECE = 1 << 20
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Put ``data`` under ``path`` so that a reader or a crash sees the old file or the new one, never half."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        _sync(file)
-    temporary.replace(path)
+@dataclass(frozen=True)
+class Failure:
+    """A video that is not in the set: one line of failures.jsonl, with what a second try needs to know."""
+
+    path: str
+    stage: str  # missing, fetch, open, decode, size, span, length, timeout, crash or error
+    reason: str
+    seconds: float
+    labels: dict[str, int] = field(default_factory=dict)
+    splits: tuple[str, ...] = ()
+    span: tuple[int, int] | None = None
+
+    def dumps(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
 
 
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def parse_failure(found: Any) -> Failure:
+    """A failure from a line's JSON; raises ValueError, KeyError or TypeError where it is none."""
+    span = None if found["span"] is None else (int(found["span"][0]), int(found["span"][1]))
+    labels = {str(kind): int(label) for kind, label in dict(found["labels"]).items()}
+    path, stage, reason, splits = (found[name] for name in ("path", "stage", "reason", "splits"))
+    if not all(isinstance(text, str) for text in [path, stage, reason, *splits]):
+        raise TypeError("path, stage, reason and splits are texts")
+    return Failure(path, stage, reason, float(found["seconds"]), labels, tuple(splits), span)
+
+
+def read_failures(folder: Folder, name: str) -> list[Failure]:
+    """The lines of a failures file; raises InputError naming the line."""
+    failures = []
+    for number, line in enumerate(folder.read(name).decode(errors="replace").splitlines(), 1):
+        try:
+            failures.append(parse_failure(json.loads(line)))
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise InputError(f"{folder}/{name}, line {number}: not a failure ({type(error).__name__}: {error})") from None
+    return failures
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where one finished sample lies in :class:`Made`'s bytes: its ``key``, ``size``, ``crc32``, ``frames`` and ``fps``."""
+
+    key: str
+    size: int
+    crc32: int
+    frames: int
+    fps: float
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of one video: its samples' tar bytes (or a file of them, a long video's) and where each lies."""
+
+    parts: list[Part]
+    data: bytes | Path
+
+    def pieces(self) -> Iterable[bytes]:
+        if isinstance(self.data, bytes):
+            yield self.data
+            return
+        with self.data.open("rb") as file:
+            while piece := file.read(PIECE):
+                yield piece
+
+    def discard(self) -> None:
+        if isinstance(self.data, Path):
+            self.data.unlink(missing_ok=True)
+
+
+class MadeWriter:
+    """Samples in, a :class:`Made` out; its bytes move to a file in ``spool`` once they are many."""
+
+    def __init__(self, spool: Path):
+        self._spool = spool
+        self._memory: list[bytes] = []
+        self._path: Path | None = None
+        self._size = 0
+        self._parts: list[Part] = []
+
+    def add(self, key: str, pieces: Iterable[bytes], frames: int, fps: float) -> None:
+        """Append one sample (:func:`dclr.record.pack`)."""
+        size = crc32 = 0
+        for piece in pieces:
+            self._memory.append(piece)
+            size, crc32 = size + len(piece), zlib.crc32(piece, crc32)
+            self._size += len(piece)
+            if self._size > SPOOL:
+                self._flush()
+        self._parts.append(Part(key, size, crc32, frames, fps))
+
+    def _flush(self) -> None:
+        if self._path is None:
+            handle, name = tempfile.mkstemp(".tmp", "made-", self._spool)
+            os.close(handle)
+            self._path = Path(name)
+        with self._path.open("ab") as file:
+            file.writelines(self._memory)
+        self._memory = []
+
+    def finish(self) -> Made:
+        if self._path is not None:
+            self._flush()
+        return Made(self._parts, self._path or b"".join(self._memory))
+
+    def discard(self) -> None:
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
 
 
 class ShardWriter:
-    """Samples in, one tar and its index out. Nothing stands under the final name before :meth:`close`."""
+    """Finished videos in, one tar, its failures and its index out. Nothing stands under a final name before :meth:`close`."""
 
-    def __init__(self, folder: Path, name: str):
-        self.path = folder / name
-        self._temporary = folder / f".{name}.tmp"
-        self._file = self._temporary.open("wb")
+    def __init__(self, out: Folder, staging: Path, job: Job):
+        self._out, self._job = out, job
+        handle, name = tempfile.mkstemp(".tmp", f".{job.name}.", staging)
+        os.chmod(name, 0o644)
+        self._file, self._temporary = open(handle, "wb"), Path(name)  # noqa: SIM115
         self._sha256 = hashlib.sha256()
         self._bytes = 0
         self._entries: list[Entry] = []
+        self._failures: list[Failure] = []
 
-    def add(self, key: str, sample: bytes, video: Video, frames: int) -> None:
-        """Append one sample (:func:`dclr.record.pack`)."""
+    def add(self, task: Task, made: Made) -> None:
+        """Append a video's samples."""
+        video, offset = task.video, self._bytes
         label = next(iter(video.labels.values()), None)
-        crc32 = zlib.crc32(sample)
-        self._entries.append(Entry(key, self._bytes, len(sample), crc32, label, video.labels, list(video.splits), frames))
-        self._write(sample)
+        for part in made.parts:
+            entry = Entry(
+                part.key,
+                offset,
+                part.size,
+                part.crc32,
+                label,
+                video.labels,
+                list(video.splits),
+                part.frames,
+                part.fps,
+                video.id,
+            )
+            self._entries.append(entry)
+            offset += part.size
+        for piece in made.pieces():
+            self._write(piece)
+        made.discard()
+
+    def fail(self, failure: Failure) -> None:
+        self._failures.append(failure)
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)
         self._sha256.update(data)
         self._bytes += len(data)
 
-    def close(self) -> Shard | None:
-        """Finish the tar, give it its name, write its index; None, and no file, where no sample was added."""
-        if not self._entries:
-            self.abandon()
-            return None
-        self._write(bytes(2 * BLOCK))  # tar's end
-        _sync(self._file)
+    def close(self) -> None:
+        """Finish the tar and give it its name; no tar where no sample was added. The index comes last."""
+        tar, name = f"{self._job.name}.tar", self._job.name
+        if self._entries:
+            self._write(bytes(2 * BLOCK))  # tar's end
+            self._file.flush()
+            self._out.put(tar, self._temporary)
+        else:
+            self._temporary.unlink()
         self._file.close()
-        shard = Shard(self.path.name, len(self._entries), self._bytes, self._sha256.hexdigest())
-        self._temporary.replace(self.path)
-        index = "".join(entry.dumps() + "\n" for entry in self._entries)
-        write_whole(self.path.with_name(shard.index_name), index.encode())
-        return shard
+        if self._failures:
+            self._out.write(failures_name(name), "".join(f.dumps() + "\n" for f in self._failures).encode())
+        digest = self._sha256.hexdigest() if self._entries else ""
+        header = Header(tar, len(self._entries), self._bytes, digest, self._job.recipe)
+        self._out.write(index_name(name), "\n".join([header.dumps(), *(entry.dumps() for entry in self._entries), ""]).encode())
 
     def abandon(self) -> None:
         """Leave nothing behind."""
@@ -70,5 +197,51 @@ class ShardWriter:
         self._temporary.unlink(missing_ok=True)
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    write_whole(folder / MANIFEST, manifest.dumps().encode())
+def index_name(shard: str) -> str:
+    return f"{shard}.jsonl"
+
+
+def failures_name(shard: str) -> str:
+    return f"{shard}.failures.jsonl"
+
+
+def sha256_of(folder: Folder, name: str) -> str:
+    """Hash of a whole file, read in pieces."""
+    digest = hashlib.sha256()
+    with folder.local(name) as path, path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def done(out: Folder, shard: str, recipe: str, sizes: dict[str, int], read: bool = True) -> bool:
+    """Whether a shard is finished: its index names this recipe and its bytes are those that the index says.
+
+    ``sizes`` is the listing of ``out``. The bytes themselves are hashed where ``read`` is set and the folder is local; an
+    object in storage is whole or absent, so its size is enough (``verify`` reads it).
+    """
+    if index_name(shard) not in sizes:
+        return False
+    try:
+        header, entries = read_index(out, index_name(shard))
+    except InputError:
+        return False
+    if header.recipe != recipe or header.samples != len(entries):
+        return False
+    if not entries:
+        return True
+    if sizes.get(f"{shard}.tar") != header.bytes:
+        return False
+    return not read or isinstance(out, RemoteFolder) or sha256_of(out, f"{shard}.tar") == header.sha256
+
+
+def clean(out: Folder, shards: Sequence[str], everything: bool) -> None:
+    """Remove what a killed run left of these shards: temporary files, and with ``everything`` all temporary files and the
+    shards that are none of ``shards``."""
+    ours = set(shards)
+    for name in out.top():
+        stem = name.lstrip(".").partition(".")[0]
+        temporary = name.startswith(".") and name.endswith(".tmp") and (everything or stem in ours)
+        stray = everything and name.startswith("shard-") and name.endswith((".tar", ".jsonl")) and stem not in ours
+        if temporary or stray:
+            out.remove(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -12,6 +13,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 REPOSITORY = Path(__file__).parent.parent
 REAL = REPOSITORY.parent / "shared" / "data"
+
+
+def needs(*modules: str) -> pytest.MarkDecorator:
+    """Skip, saying so, where an extra is not installed."""
+    absent = [module for module in modules if importlib.util.find_spec(module) is None]
+    return pytest.mark.skipif(bool(absent), reason=f"not installed: {', '.join(absent)} (pip install -e '.[dev]')")
+
+
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real clips are not at {REAL}")
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from dclr.data import clips
 from dclr.data.clips import ClipConfig
-from dclr.data.loader import read_record
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
 from dclr.record import Record
@@ -17,7 +16,7 @@ CLIP = ClipConfig(frames=8, stride=2, size=32, cue=True)
 
 @pytest.fixture(scope="module")
 def record(synthetic_set: Path) -> Record:
-    return read_record(ShardSet(synthetic_set), 0)
+    return ShardSet(synthetic_set).read(0)
 
 
 def test_starts_are_uniform_among_those_that_fit() -> None:

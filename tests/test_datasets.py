@@ -1,12 +1,68 @@
-"""The official lists, as they really are, against what is on disk."""
+"""The official lists, as they really are, against what is on disk. Nothing here opens a video: stand-ins hold one byte."""
 
+import json
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REAL, needs_real_data
 
 from dclr.errors import InputError
-from preprocess.datasets import sample_keys, ucf101
+from dclr.storage import Folder
+from preprocess import datasets
+from preprocess.datasets import Source, Video, diving48, find_videos, folder, hmdb51, kinetics, sample_keys, ucf101
+
+
+class Listing(Folder):
+    """A folder that holds these files of one byte, as a listing of object storage would say."""
+
+    def __init__(self, *names: str):
+        super().__init__("s3://bucket/videos")
+        self.names = names
+
+    def files(self) -> dict[str, int]:
+        return dict.fromkeys(self.names, 1)
+
+
+def written(folder: Path, **files: str | bytes) -> Path:
+    """A folder of lists: ``name__ext`` is name.ext."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def rows(source: Source) -> list[tuple[str, int | None, tuple[str, ...]]]:
+    """Id, label and splits of the videos on disk."""
+    return [(v.id, v.labels.get("action"), v.splits) for v in source.videos]
+
+
+def split_counts(videos: list[Video]) -> dict[str, int]:
+    return dict(sorted(Counter(split for video in videos for split in video.splits).items()))
+
+
+# --- what is on disk
+
+
+def test_videos_are_found_with_their_sizes_wherever_they_lie(tmp_path: Path) -> None:
+    for name in ("a.avi", "deep/er/B.MP4", "notes.txt", "avi", "c.avi/readme"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"12345")
+    (tmp_path / "gone.avi").symlink_to("nowhere.avi")
+    assert find_videos(Folder(str(tmp_path))) == {"a.avi": 5, "deep/er/B.MP4": 5}
+    for root, says in ((Folder(str(tmp_path / "none")), "no such folder"), (Listing("notes.txt"), "no videos in it")):
+        with pytest.raises(InputError, match=says):
+            find_videos(root)
+
+
+def test_two_spans_of_one_file_are_two_videos() -> None:
+    assert Video("a/b.avi", {}, ("all",)).id == "a/b.avi"
+    assert Video("a/b.avi", {}, ("all",), (10, 20)).id == "a/b.avi[10:20]"
+
+
+# --- UCF101
 
 
 @pytest.fixture
@@ -25,16 +81,18 @@ def layout(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_one_source_holds_all_splits(layout: tuple[Path, Path]) -> None:
-    source = ucf101(*layout)
-    assert [(v.path, v.labels["action"], v.splits) for v in source.videos] == [
+    root, lists = Folder(str(layout[0])), layout[1]
+    source = ucf101(root, lists)
+    assert rows(source) == [
         ("Run/a.avi", 0, ("train01",)),
         ("Run/b.avi", 0, ("test01", "train03")),
         ("Swim/c.avi", 1, ("train01",)),
     ]
-    assert [v.path for v in source.missing] == ["Swim/gone.avi"]
+    assert [(v.path, v.bytes) for v in source.missing] == [("Swim/gone.avi", 0)]
     (layout[0] / "Swim/gone.avi").symlink_to("nowhere.avi")  # a dead link is missing too
-    assert [v.path for v in ucf101(*layout).missing] == ["Swim/gone.avi"]
-    assert source.unlisted == 1 and source.classes == {"action": ["Run", "Swim"]}
+    assert [v.path for v in ucf101(root, lists).missing] == ["Swim/gone.avi"]
+    assert source.unlisted == 1 and source.classes == {"action": ["Run", "Swim"]} and source.root is root
+    assert {v.bytes for v in source.videos} == {1}
 
 
 @pytest.mark.parametrize(
@@ -42,11 +100,15 @@ def test_one_source_holds_all_splits(layout: tuple[Path, Path]) -> None:
     [
         ("trainlist01.txt", "../../etc/passwd.avi 1", "trainlist01.txt, line 1"),
         ("trainlist01.txt", "Run/../a.avi 1", "expected 'Class/video.avi'"),
+        ("trainlist01.txt", "/Run/a.avi 1", "expected 'Class/video.avi'"),
+        ("trainlist01.txt", "Run/a\0.avi 1", "expected 'Class/video.avi'"),
         ("trainlist01.txt", "Fly/a.avi 1", "one of the 2 classes"),
         ("trainlist01.txt", "Run/b.avi 1", "trains or tests, not both"),
+        ("trainlist01.txt", "Fly/" + "a" * 10**6, r"a\.\.\., expected"),
         ("classInd.txt", "0 Run", "expected '1 ClassName'"),
+        ("classInd.txt", "1 Run\n2 Run", "line 2: '2 Run', expected '2 ClassName', each class once"),
         ("classInd.txt", "", "no classes"),
-        ("trainlist01.txt", "Run/x.avi 1\nSwim/y.avi 2", "Run/b.avi"),
+        ("trainlist01.txt", "Run/x.avi 1\nSwim/y.avi 2", "expected .*videos/Run/b.avi"),
     ],
 )
 def test_wrong_lists_are_named_with_their_line(layout: tuple[Path, Path], file: str, content: str, says: str) -> None:
@@ -56,20 +118,456 @@ def test_wrong_lists_are_named_with_their_line(layout: tuple[Path, Path], file: 
         for path in [*root.rglob("a.avi"), *root.rglob("b.avi"), *root.rglob("c.avi")]:
             path.unlink()
     with pytest.raises(InputError, match=says):
-        ucf101(root, lists)
+        ucf101(Folder(str(root)), lists)
 
 
 def test_folders_that_are_not_there_or_empty(layout: tuple[Path, Path], tmp_path: Path) -> None:
     root, lists = layout
-    (tmp_path / "empty").mkdir()
-    for arguments, says in (
-        ((tmp_path / "none", lists), "no such folder"),
-        ((tmp_path / "empty", lists), "no videos in it"),
-        ((root, tmp_path / "none"), "no such folder"),
-        ((root, tmp_path / "empty"), "classInd.txt is missing"),
+    for place, of, says in (
+        (tmp_path / "none", lists, "no such folder"),
+        (written(tmp_path / "empty"), lists, "no videos in it"),
+        (root, tmp_path / "none", "no such folder"),
+        (root, tmp_path / "empty", "classInd.txt is missing"),
+        (root, written(tmp_path / "classes", classInd__txt="1 Run"), "no trainlist01.txt"),
+        (root, written(tmp_path / "lines", classInd__txt="1 Run", trainlist01__txt="\n"), "no videos in its lists"),
     ):
         with pytest.raises(InputError, match=says):
-            ucf101(*arguments)
+            ucf101(Folder(str(place)), of)
+
+
+def test_a_list_that_cannot_be_read(tmp_path: Path) -> None:
+    lists = written(tmp_path / "lists", classInd__txt="1 Run")
+    (lists / "trainlist01.txt").mkdir()
+    with pytest.raises(InputError, match=r"trainlist01.txt: cannot be read \(Is a directory\)"):
+        ucf101(Listing("Run/a.avi"), lists)
+
+
+@needs_real_data
+def test_the_official_ucf101_lists_on_a_half_downloaded_disk() -> None:
+    source = ucf101(Folder(str(REAL / "ucf101/videos")), REAL / "lists/ucf101")
+    assert len(source.classes["action"]) == 101 and len(source.videos) == 341
+    assert len(source.missing) == 13320 - 341 and source.unlisted == 0
+    assert split_counts(source.videos + source.missing) == {
+        "train01": 9537, "test01": 3783, "train02": 9586, "test02": 3734, "train03": 9624, "test03": 3696,
+    }  # fmt: skip
+
+
+@needs_real_data
+def test_the_lists_of_the_clips_at_hand() -> None:
+    source = ucf101(Folder(str(REAL / "ucf101/videos")), REAL / "ucf101/splits16")
+    counts = {split: split_counts(source.videos)[split] for split in ("train01", "test01", "train02", "test03")}
+    assert counts == {"train01": 223, "test01": 101, "train02": 234, "test03": 86}
+    assert not source.missing and source.unlisted == 341 - len(source.videos)
+
+
+# --- HMDB51
+
+
+def test_hmdb51_has_a_list_for_each_class_and_split(tmp_path: Path) -> None:
+    lists = written(
+        tmp_path,
+        wave_test_split1__txt="#20_(x)!.avi 1 \r\nb.avi 2 \r\nnever.avi 0 \r\n\r\n",
+        wave_test_split2__txt="#20_(x)!.avi 0 \nb.avi 1 \nnever.avi 0 \n",
+        shoot_bow_test_split1__txt="c d.avi 2",
+        shoot_bow_test_split2__txt="c d.avi 2",
+    )
+    source = hmdb51(Listing("wave/#20_(x)!.avi", "wave/b.avi", "wave/never.avi", "wave/extra.avi"), lists)
+    assert source.classes == {"action": ["shoot_bow", "wave"]}
+    assert rows(source) == [("wave/#20_(x)!.avi", 1, ("train01",)), ("wave/b.avi", 1, ("test01", "train02"))]
+    assert [(v.path, v.labels, v.splits) for v in source.missing] == [
+        ("shoot_bow/c d.avi", {"action": 0}, ("test01", "test02"))
+    ]
+    assert source.unlisted == 1  # extra.avi; the lists name never.avi, as one that nobody uses
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("a.avi 3", "wave_test_split1.txt, line 1: 'a.avi 3', expected 'video.avi' and 0, 1 or 2"),
+        ("a.avi", "line 1"),
+        ("\n../a.avi 1", "line 2"),
+        ("/a.avi 1", "line 1"),
+        (".. 1", "line 1"),
+        ("a\0.avi 1", "line 1"),
+        ("a.avi 1\na.avi 2", "line 2: a.avi is 1 too; a video trains or tests, not both"),
+        ("a.avi 0", "no videos in its lists"),
+        ("b.avi 1", "expected s3://bucket/videos/wave/b.avi"),
+    ],
+)
+def test_wrong_hmdb51_lists(tmp_path: Path, content: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        hmdb51(Listing("wave/a.avi"), written(tmp_path, wave_test_split1__txt=content))
+
+
+def test_hmdb51_lists_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        hmdb51(Listing("wave/a.avi"), tmp_path / "none")
+    with pytest.raises(InputError, match=r"no <class>_test_split1.txt"):
+        hmdb51(Listing("wave/a.avi"), tmp_path)
+    written(tmp_path, wave_test_split1__txt="a.avi 1", wave_test_split2__txt="a.avi 1", run_test_split1__txt="b.avi 1")
+    with pytest.raises(InputError, match=r"run_test_split2.txt is missing"):
+        hmdb51(Listing("wave/a.avi"), tmp_path)
+
+
+@needs_real_data
+def test_the_official_hmdb51_lists() -> None:
+    source = hmdb51(Folder(str(REAL / "wild/hmdb51")), REAL / "lists/hmdb51")
+    everything = source.videos + source.missing
+    assert len(source.classes["action"]) == 51 and len(everything) == 6766 - 395  # 395 are 0 in all three lists
+    for k in "123":
+        assert split_counts(everything)[f"train0{k}"] == 3570 and split_counts(everything)[f"test0{k}"] == 1530
+        for split, count in ((f"train0{k}", 70), (f"test0{k}", 30)):
+            of_class = Counter(v.labels["action"] for v in everything if split in v.splits)
+            assert of_class == dict.fromkeys(range(51), count)
+    assert {v.path.partition("/")[0] for v in source.videos} <= {"cartwheel", "pour", "wave"}
+    whole = hmdb51(Listing(*(v.path for v in everything)), REAL / "lists/hmdb51")  # brackets, #, !, ; and all
+    assert len(whole.videos) == 6371 and not whole.missing and not whole.unlisted
+
+
+# --- Kinetics
+
+TRAIN = """label,youtube_id,time_start,time_end,split,is_cc\r
+"air drumming",-abcdefghij,3,13,train,0\r
+abseiling,a_b-cdefghi,417,427,train,1 \r
+\r
+"""
+VAL = 'split,label,youtube_id,time_start,time_end\nvalidate,"air drumming",zzzzzzzzzzz,0,10\n'
+TEST = "youtube_id,time_start,time_end,split\nttttttttttt,2,12,test\n"
+
+
+@pytest.fixture
+def csvs(tmp_path: Path) -> Path:
+    """The three official files in small: columns in another order, without labels in the test file."""
+    return written(tmp_path / "lists", train__csv=TRAIN, val__csv=VAL, test__csv=TEST)
+
+
+def test_kinetics_joins_its_csv_files(csvs: Path) -> None:
+    source = kinetics(
+        Listing(
+            "train/air drumming/-abcdefghij_000003_000013.mp4",
+            "train/abseiling/a_b-cdefghi_000417_000427.mp4",
+            "val/air drumming/zzzzzzzzzzz_000000_000010.mp4",
+            "test/ttttttttttt_000002_000012.mp4",
+            "train/abseiling/other_000000_000010.mp4",
+        ),
+        csvs,
+    )
+    assert source.classes == {"action": ["abseiling", "air drumming"]}
+    assert rows(source) == [
+        ("test/ttttttttttt_000002_000012.mp4", None, ("test",)),
+        ("train/abseiling/a_b-cdefghi_000417_000427.mp4", 0, ("train",)),
+        ("train/air drumming/-abcdefghij_000003_000013.mp4", 1, ("train",)),
+        ("val/air drumming/zzzzzzzzzzz_000000_000010.mp4", 1, ("val",)),
+    ]
+    assert not source.missing and source.unlisted == 1
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "-abcdefghij_000003_000013.mp4",
+        "train/-abcdefghij_000003_000013.webm",
+        "air drumming/-abcdefghij_000003_000013.mp4",
+        "kinetics/train/air_drumming/-abcdefghij_000003_000013.MKV",
+        "air_drumming/-abcdefghij.mp4",  # as torchvision's and others' tools name it
+    ],
+)
+def test_kinetics_in_the_layouts_that_people_have(csvs: Path, path: str) -> None:
+    source = kinetics(Listing(path), csvs)
+    assert rows(source) == [(path, 1, ("train",))] and source.unlisted == 0
+    assert [v.path for v in source.missing] == [
+        "test/ttttttttttt_000002_000012.mp4",
+        "train/abseiling/a_b-cdefghi_000417_000427.mp4",
+        "val/air drumming/zzzzzzzzzzz_000000_000010.mp4",
+    ]
+
+
+def test_of_several_files_for_one_clip_the_one_in_its_split(csvs: Path) -> None:
+    copies = [f"{place}/zzzzzzzzzzz_000000_000010.mp4" for place in ("a", "train", "val")]
+    source = kinetics(Listing(*copies, "b/zzzzzzzzzzz.mp4"), csvs / "val.csv")
+    assert [v.path for v in source.videos] == [copies[2]] and source.unlisted == 3
+    assert [v.path for v in kinetics(Listing(*copies[:2]), csvs / "val.csv").videos] == [copies[0]]
+
+
+def test_a_file_with_only_an_id_is_no_clip_where_several_clips_have_it(csvs: Path) -> None:
+    written(csvs, more__csv=VAL + "val,abseiling,zzzzzzzzzzz,50,60\n")
+    source = kinetics(Listing("zzzzzzzzzzz.mp4", "zzzzzzzzzzz_000050_000060.mp4"), csvs)
+    assert [v.path for v in source.videos] == ["zzzzzzzzzzz_000050_000060.mp4"] and source.unlisted == 1
+
+
+def test_the_lines_of_a_label_map_are_the_classes(csvs: Path) -> None:
+    written(csvs, label_map_k400__txt="zumba\r\nair drumming\r\nabseiling\r\n", readme__txt="labels")
+    root = Listing("-abcdefghij.mp4", "ttttttttttt.mp4")
+    for lists in (csvs, csvs / "train.csv"):  # one file finds the map beside it
+        source = kinetics(root, lists)
+        assert source.classes == {"action": ["zumba", "air drumming", "abseiling"]}
+        assert source.videos[0].labels == {"action": 1}
+    assert kinetics(root, csvs / "test.csv").classes == {}  # nothing in it is labelled
+
+
+def test_a_clip_in_two_csv_files_is_one_video(csvs: Path) -> None:
+    unlabelled = "youtube_id,time_start,time_end,split\nzzzzzzzzzzz,0,10,val\n"
+    source = kinetics(Listing("zzzzzzzzzzz.mp4"), written(csvs, again__csv=VAL, another__csv=unlabelled))
+    assert rows(source) == [("zzzzzzzzzzz.mp4", 1, ("val",))] and len(source.missing) == 3
+
+
+HEADER = "label,youtube_id,time_start,time_end,split\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "more.csv: empty, expected a header with youtube_id,time_start,time_end,split"),
+        ("label,youtube_id,time_start,time_end\n", "more.csv, line 1: .*expected a header with .*split"),
+        ("split," + HEADER, "each column once"),
+        (HEADER + "run,x,0,10", "line 2: 4 values, expected the 5 of the header"),
+        (HEADER + "\nrun,x,0,10,dev", "line 3: 'x,0,10,dev', expected a YouTube id.*one of train,val,validate,test"),
+        (HEADER + "run,../x,0,10,val", "expected a YouTube id"),
+        (HEADER + "run,x\0,0,10,val", "expected a YouTube id"),
+        (HEADER + "run,x,0.5,10,val", "seconds as whole numbers"),
+        (HEADER + "run,x,-1,10,val", "seconds as whole numbers"),
+        (HEADER + "run,x,0," + "9" * 5000 + ",val", "seconds as whole numbers"),
+        (HEADER + "../run,x,0,10,val", "line 2: '../run', expected a label"),
+        (HEADER + "..,x,0,10,val", "expected a label"),
+        (HEADER + "a/b,x,0,10,val", "expected a label"),
+        (HEADER + "a\0b,x,0,10,val", "expected a label"),
+        (HEADER + '"' + "a" * 200_000, "not a line of a CSV file"),
+        (HEADER + "air drumming,zzzzzzzzzzz,0,10,train", "zzzzzzzzzzz_000000_000010 is in .* too; a video trains or tests"),
+        (HEADER + "abseiling,zzzzzzzzzzz,0,10,val", "is labelled 'abseiling' too, expected one label"),
+    ],
+)
+def test_wrong_kinetics_lists(csvs: Path, content: str, says: str) -> None:
+    written(csvs, more__csv=content)
+    with pytest.raises(InputError, match=says):
+        kinetics(Listing("zzzzzzzzzzz.mp4"), csvs)
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"label_map__txt": "abseiling\n"}, "train.csv, line 2: 'air drumming', expected a label of the label map"),
+        ({"label_map__txt": "abseiling\nabseiling"}, "label_map.txt, line 2: 'abseiling' is a class already"),
+        ({"label_map__txt": "\n"}, "no classes in it"),
+        ({"label_map__txt": "a", "labels__txt": "a"}, "label_map.txt,labels.txt, expected one label map"),
+    ],
+)
+def test_wrong_label_maps(csvs: Path, files: dict[str, str], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        kinetics(Listing("zzzzzzzzzzz.mp4"), written(csvs, **files))
+
+
+def test_kinetics_lists_that_are_not_there_or_match_nothing(csvs: Path, tmp_path: Path) -> None:
+    for lists, says in (
+        (tmp_path / "none", "no such folder"),
+        (written(tmp_path / "empty"), "no CSV in it"),
+        (csvs, "expected s3://bucket/videos/test/ttttttttttt_000002_000012.mp4"),
+    ):
+        with pytest.raises(InputError, match=says):
+            kinetics(Listing("other.mp4"), lists)
+
+
+@needs_real_data
+def test_the_official_kinetics_lists() -> None:
+    lists = REAL / "lists/kinetics400"  # the validation CSV is there twice, under two names
+    source = kinetics(Folder(str(REAL / "wild/kinetics")), lists)
+    assert [v.path.partition("/")[2] for v in source.videos] == ["R6llTwEh07w.mp4", "SOX5yA1l24A.mp4", "WUzgd7C1pWA.mp4"]
+    assert {source.classes["action"][v.labels["action"]] for v in source.videos} == {"using segway"}
+    everything = source.videos + source.missing
+    assert split_counts(everything) == {"test": 38685, "train": 400, "val": 19906 + 400}
+    assert sum(not v.labels for v in everything) == 38685 and len(source.classes["action"]) == 400
+    assert source.unlisted == 2
+    validation = kinetics(Folder(str(REAL / "wild/kinetics")), lists / "kinetics-400_val.csv")
+    assert len(validation.videos + validation.missing) == 19906 and validation.classes == source.classes
+    test = kinetics(Listing(*(v.path for v in everything if v.splits == ("test",))), lists / "kinetics-400_test.csv")
+    assert len(test.videos) == 38685 and test.classes == {} and not test.missing
+
+
+# --- Diving48
+
+
+def dive(**changes: Any) -> dict[str, Any]:
+    return {"vid_name": "-x_00001", "label": 1, "start_frame": 0, "end_frame": 78} | changes
+
+
+@pytest.fixture
+def dives(tmp_path: Path) -> Callable[..., Path]:
+    """Diving48's three files in small, or with something else in one of them."""
+
+    def write(**contents: object) -> Path:
+        words = [["Back", "15som", "", "FREE"], ["Inward", "35som", "NoTwis", "TUCK"]]
+        files = {
+            "train": [dive(), dive(start_frame=100, end_frame=150)],
+            "test": [dive(vid_name="y")],
+            "vocab": words,
+        } | contents
+        said = {name: content if isinstance(content, str) else json.dumps(content) for name, content in files.items()}
+        return written(tmp_path / "lists", **{f"Diving48_V2_{name}__json": content for name, content in said.items()})
+
+    return write
+
+
+def test_diving48_spans_are_videos(dives: Callable[..., Path]) -> None:
+    source = diving48(Listing("rgb/-x_00001.mp4", "rgb/other.mp4"), dives())
+    assert source.classes == {"action": ["Back-15som-FREE", "Inward-35som-NoTwis-TUCK"]}
+    assert rows(source) == [("rgb/-x_00001.mp4[0:78]", 1, ("train",)), ("rgb/-x_00001.mp4[100:150]", 1, ("train",))]
+    assert [(v.id, v.splits) for v in source.missing] == [("y.mp4[0:78]", ("test",))] and source.unlisted == 1
+    assert len(set(sample_keys([v.id for v in source.videos]))) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"train": "{"}, "Diving48_V2_train.json: not JSON"),
+        ({"train": "[" * 100_000}, "not JSON"),
+        ({"train": "9" * 5000}, "not JSON"),
+        ({"train": {}}, "expected a list with entries"),
+        ({"test": []}, "Diving48_V2_test.json: expected a list with entries"),
+        ({"train": [dive(), 7]}, "Diving48_V2_train.json, entry 1: 7, expected a vid_name"),
+        ({"train": [dive(vid_name=7)]}, "entry 0: .*vid_name"),
+        ({"train": [dive(vid_name="../a")]}, "entry 0: .*vid_name"),
+        ({"train": [dive(vid_name="a/b")]}, "entry 0: .*vid_name"),
+        ({"train": [dive(vid_name="..")]}, "entry 0: .*vid_name"),
+        ({"train": [dive(vid_name="")]}, "entry 0: .*vid_name"),
+        ({"train": [dive(vid_name="a\0")]}, "entry 0: .*vid_name"),
+        ({"train": [dive(vid_name="\ud800")]}, "entry 0: .*vid_name"),
+        ({"train": [dive(label=2)]}, "a label below 2"),
+        ({"train": [dive(label=-1)]}, "a label below 2"),
+        ({"train": [dive(label=True)]}, "whole numbers"),
+        ({"train": [dive(label=None)]}, "whole numbers"),
+        ({"train": [dive(start_frame=0.5)]}, "whole numbers"),
+        ({"train": [dive(end_frame="78")]}, "whole numbers"),
+        ({"train": [dive(start_frame=78)]}, "0 <= start_frame < end_frame"),
+        ({"train": [dive(end_frame=10**12)]}, "0 <= start_frame < end_frame"),
+        ({"test": [dive()]}, "-x_00001 is in train too .*trains or tests, not both"),
+        ({"train": [dive(), dive(label=0)]}, "two labels"),
+        ({"vocab": ["Back"]}, "vocab.json, entry 0: 'Back', expected a list of words"),
+        ({"vocab": [["a"], ["", ""]]}, "entry 1: .*expected a list of words"),
+        ({"vocab": [["a", 5]]}, "entry 0: .*expected a list of words"),
+        ({"vocab": [["a"], ["a", ""]]}, "entry 1: 'a' is a class already"),
+        ({"V1_train": []}, "expected one \\*train\\*.json .*V1_train.json,Diving48_V2_train.json in it"),
+        ({"train": [dive(vid_name="z")]}, "expected s3://bucket/videos/y.mp4"),
+    ],
+)
+def test_wrong_diving48_lists(dives: Callable[..., Path], changes: dict[str, object], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        diving48(Listing("-x_00001.mp4"), dives(**changes))
+
+
+@pytest.mark.parametrize("kind", ["train", "test", "vocab"])
+def test_diving48_needs_all_three_files(dives: Callable[..., Path], tmp_path: Path, kind: str) -> None:
+    (dives() / f"Diving48_V2_{kind}.json").unlink()
+    with pytest.raises(InputError, match=f"expected one \\*{kind}\\*.json .*not in it"):
+        diving48(Listing("-x_00001.mp4"), tmp_path / "lists")
+    with pytest.raises(InputError, match="no such folder"):
+        diving48(Listing("-x_00001.mp4"), tmp_path / "none")
+
+
+@needs_real_data
+def test_the_official_diving48_lists(tmp_path: Path) -> None:
+    (tmp_path / "-mmq0PT-u8k_00155.mp4").touch()
+    source = diving48(Folder(str(tmp_path)), REAL / "lists/diving48")
+    assert rows(source) == [("-mmq0PT-u8k_00155.mp4[0:48]", 0, ("train",))]
+    assert split_counts(source.videos + source.missing) == {"train": 15027, "test": 1970}
+    assert len(source.classes["action"]) == 48 and source.classes["action"][0] == "Back-15som-05Twis-FREE"
+
+
+# --- folders, and a list of one's own
+
+
+def test_a_folder_of_class_folders() -> None:
+    source = folder(Listing("walk/deep/a.mp4", "run/b.avi", "run/readme.txt"))
+    assert rows(source) == [("run/b.avi", 0, ("all",)), ("walk/deep/a.mp4", 1, ("all",))]
+    assert source.classes == {"action": ["run", "walk"]} and not source.missing and not source.unlisted
+
+
+def test_a_folder_is_unlabelled_where_one_video_has_no_class() -> None:
+    source = folder(Listing("walk/a.mp4", "b.avi"))
+    assert rows(source) == [("b.avi", None, ("all",)), ("walk/a.mp4", None, ("all",))] and source.classes == {}
+    with pytest.raises(InputError, match="no videos in it"):
+        folder(Listing("readme.txt"))
+
+
+def own(tmp_path: Path, content: str | bytes, *names: str) -> Source:
+    """The source of a CSV file over a.mp4, b.mp4 and d/c.mp4."""
+    file = written(tmp_path, mine__csv=content) / "mine.csv"
+    return datasets.csv(Listing(*(names or ("a.mp4", "b.mp4", "d/c.mp4"))), file)
+
+
+def test_a_csv_of_paths_is_enough(tmp_path: Path) -> None:
+    source = own(tmp_path, b"\xef\xbb\xbfpath\r\n./d//c.mp4 \r\n\r\na.mp4\r\ngone.mp4\r\n")
+    assert rows(source) == [("a.mp4", None, ("all",)), ("d/c.mp4", None, ("all",))] and source.classes == {}
+    assert [v.path for v in source.missing] == ["gone.mp4"] and source.unlisted == 1
+
+
+def test_a_csv_with_everything(tmp_path: Path) -> None:
+    lines = "note,split,path,label,end,start\n" + "\n".join(
+        [
+            '"left, indoors",train,a.mp4,walk,20,10',
+            ",train,a.mp4,run,10,0",
+            ",test,a.mp4,run,10,0",  # one's own list may train and test on one video
+            ",test,a.mp4,run,10,0",
+            ",,b.mp4,,,",
+        ]
+    )
+    source = own(tmp_path, lines)
+    assert rows(source) == [
+        ("a.mp4[0:10]", 0, ("train", "test")),
+        ("a.mp4[10:20]", 1, ("train",)),
+        ("b.mp4", None, ("all",)),
+    ]
+    assert source.classes == {"action": ["run", "walk"]} and source.unlisted == 1
+
+
+def test_numbers_for_labels_stay_what_they_are(tmp_path: Path) -> None:
+    source = own(tmp_path, "path,label\na.mp4,3\nb.mp4,01\nd/c.mp4,\n")
+    assert rows(source) == [("a.mp4", 3, ("all",)), ("b.mp4", 1, ("all",)), ("d/c.mp4", None, ("all",))]
+    assert source.classes == {"action": ["0", "1", "2", "3"]}
+    source = own(tmp_path, "path,label\na.mp4,0\nb.mp4,10\nd/c.mp4,9b\n")  # not all are numbers: names
+    assert [v.labels["action"] for v in source.videos] == [0, 1, 2] and source.classes == {"action": ["0", "10", "9b"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "mine.csv: empty, expected a header with path"),
+        ("a.mp4\nb.mp4", "mine.csv, line 1: 'a.mp4', expected a header with path"),
+        ("path,path\na.mp4,b.mp4", "each column once"),
+        ("path\n", "no videos in its lists"),
+        ("path,label\na.mp4,walk,fast", "line 2: 3 values, expected the 2 of the header"),
+        ("path\n../a.mp4", "line 2: path '../a.mp4', expected one relative to --root"),
+        ("path\n/a.mp4", "relative to --root"),
+        ("path\nd/../../a.mp4", "relative to --root"),
+        ("path\na\0.mp4", "relative to --root"),
+        ("path,label\n,run", "relative to --root"),
+        ("path\nnotes.txt", "line 2: path 'notes.txt', expected a video"),
+        ("path,split\na.mp4,'a\x1bb'", "line 2: split .*expected a name"),
+        ('path,split\na.mp4,"train,test"', "line 2: split 'train,test', expected a name without a comma"),
+        ("path,start,end\na.mp4,1.5,3", "start '1.5', end '3', expected .*seconds times the frame rate"),
+        ("path,start,end\na.mp4,0,2.0", "seconds times the frame rate"),
+        ("path,start,end\na.mp4,5,", "both as whole frame numbers"),
+        ("path,end\na.mp4,5", "both as whole frame numbers"),
+        ("path,start,end\na.mp4,-5,5", "both as whole frame numbers"),
+        ("path,start,end\na.mp4,0," + "9" * 5000, "both as whole frame numbers"),
+        ("path,start,end\na.mp4,5,5", "start 5, end 5, expected an end"),
+        ("path,label\na.mp4,run\na.mp4,walk", "line 3: a.mp4 is labelled 'run' and 'walk', expected one label"),
+        ("path,label\na.mp4,100001", "label '100001', expected 0 to 100000"),
+        ("path,label\na.mp4," + "9" * 5000, "expected 0 to 100000"),
+        ("path,label\na.mp4,-1\nb.mp4,3", "label '-1', expected 0 to 100000, or nothing"),
+        ("path\nz.mp4", "mine.csv names 1 videos .*expected s3://bucket/videos/z.mp4"),
+    ],
+)
+def test_wrong_csv_files(tmp_path: Path, content: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        own(tmp_path, content)
+
+
+def test_a_csv_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none.csv: cannot be read \(No such file"):
+        datasets.csv(Listing("a.mp4"), tmp_path / "none.csv")
+    assert [v.path for v in own(tmp_path, b"path\n\xff\xfe.mp4\na.mp4\n").videos] == ["a.mp4"]
+
+
+# --- names in the shards
 
 
 def test_keys_are_safe_and_unique() -> None:
@@ -80,16 +578,14 @@ def test_keys_are_safe_and_unique() -> None:
     assert keys == sample_keys(paths)
 
 
-@needs_real_data
-def test_the_official_ucf101_lists_on_a_half_downloaded_disk() -> None:
-    source = ucf101(REAL / "ucf101/videos", REAL / "lists/ucf101")
-    assert len(source.classes["action"]) == 101 and len(source.videos) == 341
-    assert len(source.missing) == 13320 - 341 and source.unlisted == 0
+def test_keys_of_spans_say_which() -> None:
+    assert sample_keys(["a.avi[0:10]", "a.avi[10:20]", "a.avi", "b.c[1].avi"]) == ["a_0_10_", "a_10_20_", "a", "b_c_1_"]
+    assert len(set(sample_keys(["d" * 300 + ".avi[0:10]", "d" * 300 + ".avi[10:20]"]))) == 2
 
 
-@needs_real_data
-def test_the_lists_of_the_clips_at_hand() -> None:
-    source = ucf101(REAL / "ucf101/videos", REAL / "ucf101/splits16")
-    counts = {split: sum(split in v.splits for v in source.videos) for split in ("train01", "test01", "train02", "test03")}
-    assert counts == {"train01": 223, "test01": 101, "train02": 234, "test03": 86}
-    assert not source.missing and source.unlisted == 341 - len(source.videos)
+def test_keys_that_are_used_are_not_given_again() -> None:
+    first = sample_keys(["a/b.avi", "a_b.avi", "c.avi"])
+    assert first == ["a_b-000001", "a_b-000002", "c"]
+    more = sample_keys(["c.avi", "a/b.avi", "a-b.avi", "a/b.mp4", "c.mp4"], set(first))
+    assert more == ["c-000001", "a_b-000003", "a-b", "a_b-000004", "c-000002"]
+    assert sample_keys(["c.avi"], {"c", "c-000001"}) == ["c-000002"] and sample_keys(["new.avi"], {"c"}) == ["new"]

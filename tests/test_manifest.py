@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dclr.data.manifest import Manifest, ShardSet, read_index, require_size, split_list
+from dclr.data.manifest import Manifest, ShardSet, read_index, require_cue, require_size, split_list
 from dclr.errors import InputError
+from dclr.storage import open_folder
 
 
 @pytest.fixture
@@ -48,6 +49,12 @@ def test_a_crop_above_the_stored_side_is_refused(synthetic_set: Path) -> None:
         require_size(ShardSet(synthetic_set), 112)
 
 
+def test_a_cue_that_the_set_lacks_is_refused(synthetic_set: Path) -> None:
+    require_cue(ShardSet(synthetic_set), "diff")
+    with pytest.raises(InputError, match=r"no cue 'flow' \(it has: diff, energy\).*--cues diff,energy,flow"):
+        require_cue(ShardSet(synthetic_set), "flow")
+
+
 def edit_manifest(change: Callable[[dict], object]) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         found = json.loads((folder / "manifest.json").read_text())
@@ -60,6 +67,13 @@ def edit_manifest(change: Callable[[dict], object]) -> Callable[[Path], None]:
 def shorten(name: str, size: int) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+    return apply
+
+
+def drop_last_line(name: str) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        (folder / name).write_text("".join((folder / name).read_text().splitlines(keepends=True)[:-1]))
 
     return apply
 
@@ -81,7 +95,8 @@ def shorten(name: str, size: int) -> Callable[[Path], None]:
         (lambda folder: (folder / "shard-000001.jsonl").unlink(), "shard-000001.jsonl is missing"),
         (shorten("shard-000001.tar", 1000), "1000 bytes, manifest.json says"),
         (shorten("shard-000001.jsonl", 40), "line 1: not an index entry"),
-        (shorten("shard-000001.jsonl", 0), "its entries are not"),
+        (shorten("shard-000001.jsonl", 0), "line 1: not an index entry"),
+        (drop_last_line("shard-000001.jsonl"), "its entries are not"),
     ],
 )
 def test_a_damaged_set_is_named_when_it_is_opened(copied: Path, damage: Callable[[Path], None], says: str) -> None:
@@ -98,6 +113,7 @@ def test_manifest_and_index_agree_with_the_bytes(synthetic_set: Path) -> None:
     for shard in manifest.shards:
         data = (synthetic_set / shard.name).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (shard.bytes, shard.sha256)
-        entries = list(read_index(synthetic_set / shard.index_name))
+        header, entries = read_index(open_folder(synthetic_set), shard.index_name)
+        assert (header.bytes, header.sha256, header.samples) == (shard.bytes, shard.sha256, len(entries))
         assert len(entries) == shard.samples
         assert all(zlib.crc32(data[e.offset : e.offset + e.size]) == e.crc32 for e in entries)

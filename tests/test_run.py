@@ -2,21 +2,32 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset as wds
-from conftest import REAL, needs_real_data, refuse, succeed
+from conftest import REAL, REPOSITORY, SMALL, needs_real_data, refuse, run, succeed
 
-from dclr.data.loader import read_record
 from dclr.data.manifest import ShardSet
+from dclr.errors import InputError
+from dclr.storage import Folder, open_folder
+from preprocess.datasets import Video
+from preprocess.plan import Task
+from preprocess.preview import CURVE
+from preprocess.run import make_samples
 from preprocess.synthetic import MOTIONS, SCENES, encode, plan, render
+from preprocess.transcode import Options
+from preprocess.write import Made
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    """What must be the same whenever the same set is made: all but the place of the source and how long failures took."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name not in ("plan.json", "failures.jsonl")}
 
 
 def test_the_same_bytes_on_any_number_of_workers(tmp_path: Path) -> None:
@@ -29,20 +40,33 @@ def test_the_same_bytes_on_any_number_of_workers(tmp_path: Path) -> None:
     assert videos[0] == videos[1] and len(videos[0]) == 24
 
 
+@pytest.mark.parametrize("codec", ["jpeg", "h264"])
+def test_every_cue_and_codec_repeats_its_bytes(few: Path, tmp_path: Path, codec: str) -> None:
+    options = ("--codec", codec, "--cues", "diff,flow,energy", "--stabilise", "--size", "48")
+    for name in "ab":
+        succeed("-m", "preprocess", "folder", "--root", few, "--out", tmp_path / name, *options)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert "no faults" in succeed("-m", "preprocess", "verify", tmp_path / "a", "--deep")
+    record = ShardSet(tmp_path / "a").read(2)
+    assert record.frames([0, 3]).shape[0] == len(record.differences([0, 3])) == len(record.flow([0, 3])) == 2
+    assert record.energy_N is not None and record.energy_N.max() > 0
+
+
 def test_a_stock_webdataset_reader_iterates_the_shards(synthetic_set: Path) -> None:
     keys = []
     for tar in sorted(synthetic_set.glob("*.tar")):
         for sample in wds.WebDataset(str(tar), shardshuffle=False).decode():
             keys.append(sample["__key__"])
             assert sample["json"]["frames"] == len(sample["energy.npy"]) == len(sample["idx"]) // 8 - 1
+            assert sample["grid.npy"].shape == (sample["json"]["frames"], 8, 8)
             assert sample["mjpg"].startswith(b"\xff\xd8") and sample["diff.mjpg"].endswith(b"\xff\xd9")
     assert keys == ShardSet(synthetic_set).keys
 
 
 def test_the_json_says_what_is_known(synthetic_set: Path) -> None:
-    meta = read_record(ShardSet(synthetic_set), 0).meta
+    meta = ShardSet(synthetic_set).read(0).meta
     assert set(meta) == {
-        "version", "frames", "fps", "label", "labels", "class", "splits", "source", "video", "width", "height",
+        "version", "frames", "fps", "label", "labels", "class", "splits", "source", "video", "width", "height", "codec", "cues",
     }  # fmt: skip
     assert meta["class"] == MOTIONS[meta["label"]] and meta["label"] == meta["labels"]["motion"] and meta["splits"] == ["test"]
     assert not Path(meta["source"]["path"]).is_absolute() and min(meta["width"], meta["height"]) == 32
@@ -97,25 +121,212 @@ def half_broken(tmp_path: Path) -> tuple[Path, Path]:
     return root, lists
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight good videos in two class folders."""
+    root = tmp_path_factory.mktemp("few")
+    for number in range(8):
+        encode(
+            render("left", "dots", ("few", number))[0],
+            25,
+            root / "AB"[number % 2] / f"{number}.{'avi' if number % 3 else 'mp4'}",
+        )
+    return root
+
+
+FOLDER = ("-m", "preprocess", "folder", "--root")
+SMALL_SHARDS = ("--size", "96", "--shard-size", "1")
+
+
 def test_a_broken_video_costs_itself_and_is_listed(half_broken: tuple[Path, Path], tmp_path: Path) -> None:
     root, lists = half_broken
-    said = succeed("-m", "preprocess", "ucf101", "--root", root, "--splits", lists, "--out", tmp_path / "set")
-    assert "missing: 1 videos" in said and "failed: 2 videos" in said and "splits: test01 1, train01 1" in said
+    made = run(
+        "-m", "preprocess", "ucf101", "--root", root, "--splits", lists, "--out", tmp_path / "set"
+    )  # fmt: skip
+    assert made.returncode == 1 and "2 of 4 videos failed, more than --max-failures 5 percent" in made.stderr
+    assert "missing: 1 videos" in made.stdout and "failed: 2 videos" in made.stdout
+    assert "splits: test01 1, train01 1" in made.stdout
     failures = [json.loads(line) for line in (tmp_path / "set/failures.jsonl").read_text().splitlines()]
     assert {f["path"]: f["stage"] for f in failures} == {"A/gone.avi": "missing", "A/text.avi": "open", "A/cut.mp4": "open"}
     assert all(f["reason"] for f in failures)
     assert ShardSet(tmp_path / "set").keys == ["A_good1", "A_good2"]
     assert not list((tmp_path / "set").glob(".*"))
+    ucf = ("-m", "preprocess", "ucf101", "--root", root, "--splits", lists, "--out", tmp_path / "again", "--max-failures", "50")
+    assert "failed: 2 videos" in succeed(*ucf)
 
 
-def test_what_a_killed_run_left_does_not_stay(half_broken: tuple[Path, Path], tmp_path: Path) -> None:
+def test_retry_adds_what_was_repaired_and_nothing_else_changes(half_broken: tuple[Path, Path], tmp_path: Path) -> None:
     root, lists = half_broken
-    (tmp_path / "set").mkdir()
-    for name in ("shard-000007.tar", "shard-000007.jsonl", ".shard-000008.tar.tmp"):
-        (tmp_path / "set" / name).write_text("half")
-    succeed("-m", "preprocess", "ucf101", "--root", root, "--splits", lists, "--out", tmp_path / "set", "--limit", "3")
-    assert set(contents(tmp_path / "set")) == {"shard-000000.tar", "shard-000000.jsonl", "manifest.json", "failures.jsonl"}
-    assert json.loads((tmp_path / "set/manifest.json").read_text())["options"]["limit"] == 3
+    out = tmp_path / "set"
+    run("-m", "preprocess", "ucf101", "--root", root, "--splits", lists, "--out", out)
+    before = contents(out)
+    still = run("-m", "preprocess", "retry", out)
+    assert still.returncode == 1 and "2 of 2 videos failed" in still.stderr
+    assert ShardSet(out).keys == ["A_good1", "A_good2"]
+    for name in ("text.avi", "cut.mp4", "gone.avi"):
+        encode(render("up", "rings", (name,))[0], 25, root / "A" / name)
+    said = succeed("-m", "preprocess", "retry", out)
+    assert "5 videos in 2 shards" in said and "splits: test01 1, train01 4" in said and "failed" not in said
+    assert (out / "failures.jsonl").read_text() == ""
+    after = contents(out)
+    assert after["shard-000000.tar"] == before["shard-000000.tar"]
+    shards = ShardSet(out)
+    assert shards.keys == ["A_good1", "A_good2", "A_cut", "A_gone", "A_text"] and len(shards.select(["train01"])) == 4
+    assert "there was nothing new to try" in succeed("-m", "preprocess", "retry", out)
+    assert contents(out) == after
+    assert "no faults" in succeed("-m", "preprocess", "verify", out, "--deep")
+
+
+def test_append_adds_the_new_videos_of_a_grown_set(few: Path, tmp_path: Path) -> None:
+    root, out = tmp_path / "root", tmp_path / "set"
+    shutil.copytree(few, root)
+    succeed(*FOLDER, root, "--out", out, *SMALL_SHARDS)
+    before = contents(out)
+    assert "there was nothing new to try" in succeed(*FOLDER, root, "--out", out, *SMALL_SHARDS, "--append")
+    for name in ("A/new.avi", "AA/new.avi"):  # a class whose name sorts between the old ones
+        encode(render("up", "rings", (name,))[0], 25, root / name)
+    assert "a finished shard set is there already" in refuse(*FOLDER, root, "--out", out, *SMALL_SHARDS)
+    assert "made with --size 96" in refuse(*FOLDER, root, "--out", out, "--size", "64", "--shard-size", "1", "--append")
+    assert "10 videos" in succeed(*FOLDER, root, "--out", out, *SMALL_SHARDS, "--append")
+    after, shards = contents(out), ShardSet(out)
+    assert {name: data for name, data in after.items() if name in before and name != "manifest.json"} == {
+        name: data for name, data in before.items() if name != "manifest.json"
+    }
+    assert shards.manifest.classes == {"action": ["A", "B", "AA"]}
+    assert {key: int(label) for key, label in zip(shards.keys, shards.labels["action"], strict=True) if "new" in key} == {
+        "A_new": 0, "AA_new": 2,
+    }  # fmt: skip
+    (root / "A/0.mp4").rename(root / "B/0.mp4")
+    encode(render("up", "rings", ("x",))[0], 25, root / "A/0.mp4")
+    succeed(*FOLDER, root, "--out", out, *SMALL_SHARDS, "--append")
+    assert len(ShardSet(out)) == 11
+
+
+def test_parts_and_merge_give_the_set_of_one_run(few: Path, tmp_path: Path) -> None:
+    succeed(*FOLDER, few, "--out", tmp_path / "one", *SMALL_SHARDS)
+    parts = [(*FOLDER, few, "--out", tmp_path / "parts", *SMALL_SHARDS, "--part", f"{i}/3") for i in (1, 2, 3)]
+    assert "python -m preprocess merge" in succeed(*parts[1])
+    assert "shards are not made yet (shard-000000" in refuse("-m", "preprocess", "merge", tmp_path / "parts")
+    for part in (parts[2], parts[0]):
+        succeed(*part)
+    assert "8 videos" in succeed("-m", "preprocess", "merge", tmp_path / "parts")
+    assert contents(tmp_path / "parts") == contents(tmp_path / "one") and len(ShardSet(tmp_path / "one").manifest.shards) >= 3
+    assert "expected I/N" in refuse(*FOLDER, few, "--out", tmp_path / "x", "--part", "0/3")
+
+
+def test_killed_at_any_moment_and_started_again_the_bytes_are_the_same(tmp_path: Path) -> None:
+    """SIGKILL at 20 random moments; leftovers of a killed run go at the next start."""
+    root = tmp_path / "root"
+    for number in range(40):
+        encode(render("left", "dots", ("kill", number))[0][:30], 25, root / f"{number:02d}.avi")
+    command = [sys.executable, *FOLDER, str(root), "--out"]
+    succeed(*FOLDER, root, "--out", tmp_path / "straight", "--size", "96", "--shard-size", "1", "--workers", "2")
+    assert len(ShardSet(tmp_path / "straight").manifest.shards) >= 5
+    kills, starts, rng, out = 0, 0, np.random.default_rng(0), tmp_path / "killed"
+    while kills < 20:
+        process = subprocess.Popen(
+            [*command, str(out), "--size", "96", "--shard-size", "1", "--workers", "2"],
+            cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        starts += 1
+        try:
+            process.wait(rng.uniform(0.3, 1.6))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        if process.wait() == 0:  # it was done before its moment came: once more from the start
+            assert contents(out) == contents(tmp_path / "straight")
+            shutil.rmtree(out)
+    succeed(*FOLDER, root, "--out", out, "--size", "96", "--shard-size", "1", "--workers", "3")
+    assert contents(out) == contents(tmp_path / "straight")
+    assert not list(out.glob(".*"))
+
+
+def test_a_second_start_keeps_what_is_done_and_makes_what_is_damaged(few: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    succeed(*FOLDER, few, "--out", out, *SMALL_SHARDS)
+    whole = contents(out)
+    made = {name: (out / name).stat().st_mtime_ns for name in whole}
+    (out / "manifest.json").unlink()
+    (out / "shard-000001.tar").write_bytes(whole["shard-000001.tar"][:-600] + bytes(600))
+    (out / "shard-000000.jsonl").unlink()
+    for name in (".shard-000000.x.tmp", ".shard-000000.y.tmp"):
+        (out / name).write_text("half")
+    (out / "shard-000099.tar").write_text("of a run with other videos")
+    succeed(*FOLDER, few, "--out", out, *SMALL_SHARDS)
+    assert contents(out) == whole
+    assert (out / "shard-000002.tar").stat().st_mtime_ns == made["shard-000002.tar"]
+    assert (out / "shard-000001.tar").stat().st_mtime_ns > made["shard-000001.tar"]
+    (out / "manifest.json").unlink()
+    assert "an unfinished set made with other options" in refuse(*FOLDER, few, "--out", out, "--size", "64")
+    assert (out / "shard-000002.tar").stat().st_mtime_ns == made["shard-000002.tar"]
+
+
+def test_a_dry_run_says_what_would_come_and_writes_nothing(few: Path, tmp_path: Path) -> None:
+    said = succeed(*FOLDER, few, "--out", tmp_path / "set", *SMALL_SHARDS, "--dry-run")
+    assert "8 videos" in said and "shards of about 0.0" in said and "hours on" in said
+    assert not (tmp_path / "set").exists()
+
+
+def test_too_little_space_is_refused_before_work_starts(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from preprocess.__main__ import main
+
+    monkeypatch.setattr(Folder, "free", lambda self: 1000)
+    with pytest.raises(InputError, match=r"about 0\.0 GB are needed and 0\.0 GB are free"):
+        main(["folder", "--root", str(few), "--out", str(tmp_path / "set")])
+    assert not list(tmp_path.rglob("*.tar"))
+
+
+def test_segments_are_samples_that_share_a_video(few: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    said = succeed(*FOLDER, few, "--out", out, "--size", "32", "--segment", "0.8")
+    shards = ShardSet(out)
+    assert f"{len(shards)} segments" in said and len(shards) > 8 and len(set(shards.video_N)) == 8
+    mine = [n for n in range(len(shards)) if shards.video_N[n] == "A/0.mp4"]
+    assert [shards.keys[n] for n in mine] == [f"A_0_s{i:05d}" for i in range(len(mine))]
+    assert [shards.read(n).meta["source"]["first"] for n in mine] == [20 * i for i in range(len(mine))]
+    assert all(shards.frames_N[n] == 20 for n in mine[:-1]) and 0 < shards.frames_N[mine[-1]] <= 20
+    succeed(*FOLDER, few, "--out", tmp_path / "whole", "--size", "32")
+    whole = next(ShardSet(tmp_path / "whole").read(n) for n in range(8) if ShardSet(tmp_path / "whole").video_N[n] == "A/0.mp4")
+    assert len(whole) == sum(shards.frames_N[n] for n in mine)
+    np.testing.assert_array_equal(shards.read(mine[1]).frames([0, 3]), whole.frames([20, 23]))
+
+
+def test_a_video_above_max_seconds_fails_and_says_the_way_out(few: Path, tmp_path: Path) -> None:
+    done = run(*FOLDER, few, "--out", tmp_path / "set", "--size", "32", "--max-seconds", "1.8")
+    failures = [json.loads(line) for line in (tmp_path / "set/failures.jsonl").read_text().splitlines()]
+    assert done.returncode == 1 and {f["stage"] for f in failures} == {"length"}
+    assert "cut it with --segment" in failures[0]["reason"] and len(failures) + len(ShardSet(tmp_path / "set")) == 8
+
+
+def test_a_long_video_spools_to_disk_and_no_byte_differs(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Task(Video("A/0.mp4", {}, ("all",)), "k", None)
+    options = Options(size=64, cues=("diff", "flow", "energy"))
+    small = make_samples(task, open_folder(few), options, tmp_path)
+    monkeypatch.setattr("preprocess.transcode.SPOOL", 20_000)
+    monkeypatch.setattr("preprocess.write.SPOOL", 20_000)
+    large = make_samples(task, open_folder(few), options, tmp_path)
+    assert isinstance(small, Made) and isinstance(large, Made)
+    assert isinstance(small.data, bytes) and isinstance(large.data, Path) and small.parts == large.parts
+    assert b"".join(large.pieces()) == small.data
+    large.discard()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unlabelled_folder_pretrains_and_has_no_label_figures(tmp_path: Path) -> None:
+    for number in range(8):
+        encode(render("left", "dots", (number,))[0], 25, tmp_path / "root" / f"{number}.avi")
+    out = tmp_path / "set"
+    assert "splits: all 8" in succeed(*FOLDER, tmp_path / "root", "--out", out, "--size", "32")
+    said = succeed("-m", "preprocess", "stats", out, "--out", tmp_path / "stats.png")
+    assert "classes" not in said and ShardSet(out).manifest.classes == {} and ShardSet(out).read(0).meta["label"] is None
+    succeed(
+        "train_pretrain.py", "--shards", out, "--split", "all", "--out", tmp_path / "run", *SMALL, "-b", "4", "--epochs", "1"
+    )
+    assert "no label" in refuse(
+        "train_eval.py", "linear", "--shards", out, "--train-split", "all", "--test-split", "all",
+        "--pretrained", tmp_path / "run/last.pt", "--out", tmp_path / "eval",
+    )  # fmt: skip
 
 
 def test_preprocess_refuses_what_cannot_work(half_broken: tuple[Path, Path], tmp_path: Path, synthetic_set: Path) -> None:
@@ -124,29 +335,60 @@ def test_preprocess_refuses_what_cannot_work(half_broken: tuple[Path, Path], tmp
     before = contents(synthetic_set)
     assert "a finished shard set is there already" in refuse(*ucf, synthetic_set)
     assert contents(synthetic_set) == before
-    assert "--size 4: expected 16 to 1024" in refuse(*ucf, tmp_path / "s", "--size", "4")
-    assert "--workers 0: expected at least 1" in refuse(*ucf, tmp_path / "s", "--workers", "0")
+    for flags, says in (
+        (("--size", "4"), "--size 4: expected 16 to 1024"),
+        (("--workers", "0"), "--workers 0: expected at least 1"),
+        (("--quality", "101"), "--quality 101: expected 1 to 100"),
+        (("--codec", "h264", "--quality", "90"), "--quality 90: expected 0 to 51"),
+        (("--codec", "h264", "--size", "113"), "--size 113: --codec h264 needs an even number"),
+        (("--cues", "diff,taste"), "--cues diff,taste: expected some of diff,flow,energy"),
+        (("--cues", "none", "--stabilise"), "no cues to stabilise"),
+        (("--max-failures", "101"), "--max-failures 101.0: expected 0 to 100"),
+        (("--append",), "no manifest.json there"),
+    ):
+        assert says in refuse(*ucf, tmp_path / "s", *flags)
     (tmp_path / "empty").mkdir()
     no_videos = refuse("-m", "preprocess", "ucf101", "--root", tmp_path / "empty", "--splits", lists, "--out", tmp_path / "s")
     assert "no videos in it" in no_videos
     (tmp_path / "file").write_text("x")
     assert "cannot be a folder" in refuse(*ucf, tmp_path / "file")
     assert "such as sheet.png" in refuse("-m", "preprocess", "preview", synthetic_set, "--out", tmp_path / "sheet")
+    assert "such as stats.png" in refuse("-m", "preprocess", "stats", synthetic_set, "--out", tmp_path / "stats.xyz")
+    assert "no plan.json there" in refuse("-m", "preprocess", "merge", tmp_path / "empty")
     assert "a finished shard set is there already" in refuse(
         "-m", "preprocess", "synthetic", "--out", synthetic_set, "--seed", "9"
     )
     assert not (synthetic_set / "videos/seed9").exists()
     for name in ("good1.mp4", "good2.mp4", "cut.mp4"):
         shutil.copy(root / "A/text.avi", root / "A" / name)
-    assert "none of the 4 videos could be transcoded" in refuse(*ucf, tmp_path / "s")
+    assert "none of the videos could be transcoded" in refuse(*ucf, tmp_path / "s")
 
 
-def test_preview_shows_frames_above_cues(synthetic_set: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["{", "[1]", '{"version": 9}', '{"shards": {"../../x": "r"}}'])
+def test_a_plan_that_is_none_is_named(few: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "plan.json").write_text(text)
+    assert "plan.json: not a plan of this version" in refuse(*FOLDER, few, "--out", tmp_path)
+
+
+def test_preview_shows_frames_above_cues(few: Path, synthetic_set: Path, tmp_path: Path) -> None:
     import cv2
 
     succeed("-m", "preprocess", "preview", synthetic_set, "--out", tmp_path / "sheet.png", "--videos", "3")
     sheet = cv2.imread(str(tmp_path / "sheet.png"))
-    assert sheet.shape[0] == 3 * (18 + 32 + 32 + 4) and sheet.std() > 20
+    assert sheet.shape[0] == 3 * (18 + 3 * 32 + CURVE + 4) and sheet.std() > 20  # frames, differences, grids, curve
+    succeed(*FOLDER, few, "--out", tmp_path / "set", "--size", "32", "--cues", "flow")
+    succeed("-m", "preprocess", "preview", tmp_path / "set", "--out", tmp_path / "flow.png", "--videos", "3")
+    sheet = cv2.imread(str(tmp_path / "flow.png"))
+    assert sheet.shape[0] == 3 * (18 + 2 * 32 + 4) and sheet[18 + 32 : 18 + 64].max() > 100
+
+
+def test_stats_count_what_is_there(synthetic_set: Path, tmp_path: Path) -> None:
+    said = succeed("-m", "preprocess", "stats", synthetic_set, "--out", tmp_path / "deep/stats.png")
+    shards = ShardSet(synthetic_set)
+    assert "96 videos in 96 samples" in said and f"{shards.frames_N.sum()} frames" in said
+    assert f"{(shards.frames_N / shards.fps_N).sum() / 3600:.2f} hours" in said and "fps      15 to 30" in said
+    assert "classes  motion: 8 of 8 have samples, 12 to 12 each" in said and "no video failed or is missing" in said
+    assert (tmp_path / "deep/stats.png").read_bytes().startswith(b"\x89PNG")
 
 
 @needs_real_data
@@ -157,4 +399,4 @@ def test_real_clips_become_a_set(tmp_path: Path) -> None:
     )  # fmt: skip
     assert "12 videos in 1 shards" in said
     shards = ShardSet(tmp_path / "set")
-    assert all(len(read_record(shards, i)) == shards.frames_N[i] > 40 for i in range(12))
+    assert all(len(shards.read(i)) == shards.frames_N[i] > 40 for i in range(12))

@@ -7,12 +7,9 @@ torch.distributed for them (it would answer 0 of 1, and every rank would read ev
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +20,7 @@ from torch.utils.data import get_worker_info
 from dclr.data import plan
 from dclr.data.clips import ClipConfig, eval_clips, train_clips
 from dclr.data.manifest import ShardSet
-from dclr.record import FormatError, Record, unpack
+from dclr.record import Record
 
 Sample = dict[str, Any]
 
@@ -78,27 +75,6 @@ class EvalRows(torch.utils.data.IterableDataset):
         return _every_worker([(0, int(sample))] for sample in self.samples_N)
 
 
-@lru_cache(maxsize=64)
-def _mapped(path: Path) -> mmap.mmap:
-    """A shard in memory-mapped form; only the pages that are decoded are read."""
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def read_record(shards: ShardSet, sample: int) -> Record:
-    """One sample of a local set; raises FormatError naming the shard and the key."""
-    path = shards.root / shards.manifest.shards[shards.shard_N[sample]].name
-    offset, size = int(shards.offset_N[sample]), int(shards.size_N[sample])
-    try:
-        record = unpack(memoryview(_mapped(path))[offset : offset + size])
-        if record.key != shards.keys[sample]:
-            raise FormatError(f"found sample {record.key!r}")
-    except FormatError as error:
-        where = f"{path}, sample {shards.keys[sample]!r} at byte {offset}"
-        raise FormatError(f"{where}: {error}; the shard is damaged, copy it again") from None
-    return record
-
-
 @dataclass
 class ReadRecords:
     """Stage 2: rows of indices -> the records they name."""
@@ -107,7 +83,7 @@ class ReadRecords:
 
     def __call__(self, rows: Iterable[Row]) -> Iterator[Records]:
         for row in rows:
-            yield [(number, sample, read_record(self.shards, sample)) for number, sample in row]
+            yield [(number, sample, self.shards.read(sample)) for number, sample in row]
 
 
 @dataclass

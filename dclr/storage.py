@@ -1,0 +1,201 @@
+"""A folder on this machine or in object storage, with the few things that shards need done to it.
+
+``s3://bucket/prefix`` (or anything else with ``://``) goes through fsspec; credentials, region and endpoint come from the
+usual environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...), never from a flag or a file of ours.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dclr.errors import InputError, make_folder
+
+
+class Folder:
+    """A place for whole files, named relative to it with ``/``. Local here; :class:`RemoteFolder` is the same elsewhere.
+
+    What is written appears whole or not at all: :meth:`write` and :meth:`put` never leave half a file under its name.
+    """
+
+    def __init__(self, place: str):
+        self.place = place
+
+    def __str__(self) -> str:
+        return self.place
+
+    def child(self, name: str) -> Folder:
+        """The folder of that name in this one."""
+        return type(self)(f"{self.place.rstrip('/')}/{name}")
+
+    def files(self) -> dict[str, int]:
+        """Relative path -> bytes of every file below, links to files included; empty where there is no such folder."""
+        found: dict[str, int] = {}
+        for parent, _, names in os.walk(self.place):
+            for name in names:
+                path = Path(parent, name)
+                if path.is_file():
+                    found[path.relative_to(self.place).as_posix()] = path.stat().st_size
+        return found
+
+    def top(self) -> set[str]:
+        """Names of the files and folders directly in this one, empty folders included."""
+        return set(os.listdir(self.place)) if os.path.isdir(self.place) else set()
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None where it is not there."""
+        path = Path(self.place, name)
+        return path.stat().st_size if path.is_file() else None
+
+    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        """The bytes of a file, or ``size`` of them from ``start`` on; raises FileNotFoundError."""
+        with Path(self.place, name).open("rb") as file:
+            file.seek(start)
+            return file.read(-1 if size is None else size)
+
+    @contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        """A path of this machine that holds the file; a copy that goes afterwards where the folder is remote."""
+        yield Path(self.place, name)
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A folder of this machine to make files in that :meth:`put` can take."""
+        make_folder(Path(self.place))
+        yield Path(self.place)
+
+    def put(self, name: str, file: Path) -> None:
+        """Give a finished file of :meth:`staging` its final name: on disk first, then the name."""
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+        file.replace(Path(self.place, name))
+        folder = os.open(self.place, os.O_RDONLY)
+        os.fsync(folder)  # the name itself
+        os.close(folder)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put ``data`` under ``name``: a reader or a crash sees the old file or the new one, never half."""
+        with self.staging() as folder:
+            handle, temporary = tempfile.mkstemp(".tmp", f".{name}.", folder)
+            try:
+                with open(handle, "wb") as file:
+                    file.write(data)
+                os.chmod(temporary, 0o644)
+                self.put(name, Path(temporary))
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+
+    def remove(self, name: str) -> None:
+        """Delete a file, or a folder with all in it; nothing where it is not there."""
+        path = Path(self.place, name)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+    def free(self) -> int | None:
+        """Bytes that can still be written here; None where nobody can say."""
+        at = Path(self.place).absolute()
+        while not at.exists():
+            at = at.parent
+        return shutil.disk_usage(at).free
+
+
+class RemoteFolder(Folder):
+    """A prefix in object storage. An object is replaced in one piece, so a write is whole or absent there too.
+
+    Failures of the network are tried again (botocore's standard mode, four attempts); what then still fails is an InputError
+    naming the place.
+    """
+
+    @cached_property
+    def _system(self) -> Any:
+        """The file system; made where it is used, so that a folder can be sent to another process."""
+        options = {}
+        if self.place.startswith("s3://"):
+            retries = {"mode": "standard", "max_attempts": 4}
+            options["config_kwargs"] = {"retries": retries, "connect_timeout": 20, "read_timeout": 60}
+        with self._asked():
+            import fsspec
+
+            return fsspec.core.url_to_fs(self.place, use_listings_cache=False, **options)[0]
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"place": self.place}
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        try:
+            yield
+        except ImportError as error:
+            raise InputError(f"{self.place}: {error}; for object storage: pip install 'dclr[s3]'") from None
+        except Exception as error:  # a store has many ways to say no
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise InputError(f"{self.place}: {said}; check the name, AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL") from None
+
+    def _path(self, name: str) -> str:
+        return f"{self.place.rstrip('/')}/{name}"
+
+    def files(self) -> dict[str, int]:
+        with self._asked():
+            base = self._system._strip_protocol(self.place).rstrip("/") + "/"
+            with suppress(FileNotFoundError):
+                found = self._system.find(self.place, detail=True)
+                return {path.removeprefix(base): int(info["size"]) for path, info in found.items() if path.startswith(base)}
+        return {}
+
+    def top(self) -> set[str]:
+        return {name.partition("/")[0] for name in self.files()}
+
+    def size(self, name: str) -> int | None:
+        with self._asked(), suppress(FileNotFoundError):
+            return int(self._system.size(self._path(name)))
+        return None
+
+    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        with self._asked():
+            part = {} if not start and size is None else {"start": start, "end": None if size is None else start + size}
+            data: bytes = self._system.cat_file(self._path(name), **part)
+            return data
+
+    @contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="dclr-") as folder:
+            path = Path(folder, "file" + Path(name).suffix)
+            with self._asked():
+                self._system.get_file(self._path(name), str(path))
+            yield path
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="dclr-") as folder:
+            yield Path(folder)
+
+    def put(self, name: str, file: Path) -> None:
+        with self._asked():
+            self._system.put_file(str(file), self._path(name))
+        file.unlink()
+
+    def write(self, name: str, data: bytes) -> None:
+        with self._asked():
+            self._system.pipe_file(self._path(name), data)
+
+    def remove(self, name: str) -> None:
+        with self._asked(), suppress(FileNotFoundError):
+            self._system.rm(self._path(name), recursive=True)
+
+    def free(self) -> None:
+        return None
+
+
+def open_folder(place: str | Path) -> Folder:
+    """The folder that a flag names: a path of this machine, or ``s3://bucket/prefix``."""
+    text = str(place)
+    return RemoteFolder(text) if "://" in text else Folder(text)

@@ -1,0 +1,162 @@
+"""Which video goes into which shard, fixed before work starts: a pure function of the sorted list, file sizes and options.
+
+A :class:`Job` is one shard to make, with everything that decides its bytes; its ``recipe`` is the hash of that, and a shard on
+disk counts as done only if its index names the same recipe. A :class:`Plan` is a whole run, kept as plan.json in the set's
+folder: what merge, retry and a second start need.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from dclr.data.manifest import SHARD_NAME
+from dclr.errors import InputError
+from dclr.record import VERSION
+from dclr.storage import Folder
+from preprocess.datasets import Source, Video
+from preprocess.pool import Lost, Pool
+from preprocess.transcode import DEFAULT_FPS, QUALITY, Options, TranscodeError, stored_size
+from preprocess.transcode import Source as OpenedVideo
+
+PLAN = "plan.json"
+PROBE_SECONDS = 15.0
+PROBED = 32  # videos whose headers are read to learn how many output bytes a source byte gives
+# Bytes a stored pixel, measured on UCF101, Kinetics and surveillance clips at size 128 (benchmarks/transcode.py prints them)
+BYTES_A_PIXEL = {"jpeg": 0.34, "h264": 0.05}
+DIFF_SHARE = 0.35  # of the frames' bytes that differences add
+FLOW_BYTES_A_PIXEL = 0.02
+FALLBACK_RATIO = 3.5  # output bytes a source byte where no header can be read: UCF101's at size 128
+
+
+@dataclass(frozen=True)
+class Task:
+    """One video to make a sample (or one a segment) of, under ``key``."""
+
+    video: Video
+    key: str
+    class_name: str | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard: its ``name`` without suffix, its tasks in order, its estimated bytes."""
+
+    name: str
+    tasks: tuple[Task, ...]
+    estimate: float
+    recipe: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run as plan.json keeps it. ``keep``: shards of the set that was there before (append, retry) in order; ``shards``:
+    name -> recipe of those to make; ``failures``: videos that are missing, one failures.jsonl line each."""
+
+    dataset: str
+    root: str
+    classes: dict[str, list[str]]
+    options: dict[str, Any]
+    keep: list[str]
+    shards: dict[str, str]
+    failures: list[dict[str, Any]]
+    unlisted: int
+    ratio: float  # output bytes a source byte that the shards were cut by
+    version: int = VERSION
+
+    def dumps(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def loads(cls, text: str | bytes, name: str = PLAN) -> Plan:
+        """Parse and check; raises InputError naming the file."""
+        try:
+            plan = cls(**json.loads(text))
+            names = [*plan.keep, *plan.shards]
+            if plan.version != VERSION or not all(SHARD_NAME.fullmatch(f"{shard}.tar") for shard in names):
+                raise ValueError(f"version {plan.version!r}, shards {names[:3]}...")
+            if not isinstance(plan.root, str) or not isinstance(plan.options, dict) or not isinstance(plan.classes, dict):
+                raise ValueError("root, options or classes are not what was written")
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{name}: not a plan of this version ({error}); remove it and start again") from None
+        return plan
+
+    @classmethod
+    def load(cls, folder: Folder) -> Plan | None:
+        """The plan in a set's folder; None where there is none."""
+        return None if folder.size(PLAN) is None else cls.loads(folder.read(PLAN), f"{folder}/{PLAN}")
+
+
+def manifest_options(options: Options, source: Source) -> dict[str, Any]:
+    """What a set was made with, as its manifest says it."""
+    return dataclasses.asdict(options) | {"cues": list(options.cues)} | source.options
+
+
+def output_ratio(source: Source, options: Options) -> float:
+    """Estimated output bytes a source byte, from the headers of up to :data:`PROBED` evenly spaced videos (none is decoded)."""
+    chosen = [source.videos[at] for at in np.unique(np.linspace(0, len(source.videos) - 1, PROBED).astype(int))]
+    with Pool(partial(_probe, root=source.root, options=options), 2, PROBE_SECONDS) as pool:  # a header may hang too
+        found = [sizes for sizes in pool.map(chosen) if not isinstance(sizes, Lost)]
+    read, written = (sum(sizes[n] for sizes in found) for n in (0, 1))
+    return written / read if read and written else FALLBACK_RATIO
+
+
+def _probe(video: Video, root: Folder, options: Options) -> tuple[float, float]:
+    """(source bytes, estimated output bytes) of a video; zeros where its header cannot be read."""
+    try:
+        with root.local(video.path) as path, OpenedVideo(path) as opened:
+            stream, container = opened.stream, opened.container
+            width, height = stored_size(max(stream.width, 1), max(stream.height, 1), options.size)
+            seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
+            frames = min(seconds, 1e6 if options.segment else options.max_seconds) * (opened.fps or DEFAULT_FPS)
+    except (TranscodeError, InputError, OSError, ValueError):
+        return 0.0, 0.0
+    return video.bytes, max(frames, 0.0) * width * height * pixel_bytes(options)
+
+
+def pixel_bytes(options: Options) -> float:
+    """Estimated bytes of a sample a stored pixel of video."""
+    default = QUALITY[options.codec][0]
+    quality = options.quality or default
+    finer = 2 ** ((quality - default) / 10) if options.codec == "jpeg" else 2 ** ((default - quality) / 6)
+    coarser = (128 / options.size) ** 0.5  # larger frames of the same scene are smoother
+    share = 1 + (DIFF_SHARE if "diff" in options.cues else 0) * (3 if options.codec != "jpeg" else 1)
+    return BYTES_A_PIXEL[options.codec] * finer * coarser * share + (FLOW_BYTES_A_PIXEL if "flow" in options.cues else 0)
+
+
+def jobs(source: Source, keys: Sequence[str], options: Options, ratio: float, first_shard: int = 0) -> list[Job]:
+    """The shards of ``source.videos``, numbered from ``first_shard``, for an :func:`output_ratio`; a video is never split over
+    two."""
+    kind = next(iter(source.classes), None)
+    limit = options.shard_size * 1_000_000
+    made: list[Job] = []
+    tasks: list[Task] = []
+    filled = 0.0
+
+    def close() -> None:
+        name = f"shard-{first_shard + len(made):06d}"
+        made.append(Job(name, tuple(tasks), filled, recipe(name, tasks, options)))
+
+    for video, key in zip(source.videos, keys, strict=True):
+        estimate = video.bytes * ratio
+        if tasks and filled + estimate > limit:
+            close()
+            tasks, filled = [], 0.0
+        label = video.labels.get(kind) if kind else None
+        tasks.append(Task(video, key, None if kind is None or label is None else source.classes[kind][label]))
+        filled += estimate
+    close()
+    return made
+
+
+def recipe(name: str, tasks: Sequence[Task], options: Options) -> str:
+    """Hash of everything that decides a shard's bytes: options, and each video's path, size, span, labels, splits and key."""
+    document = [name, VERSION, dataclasses.asdict(options), [dataclasses.asdict(task) for task in tasks]]
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

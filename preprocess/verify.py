@@ -1,0 +1,115 @@
+"""Is a set what its manifest and indexes say? Every byte is hashed; with ``deep`` every picture is decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from functools import partial
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from dclr.data.manifest import MANIFEST, Entry, Manifest, Shard, read_index
+from dclr.errors import InputError
+from dclr.record import BLOCK, FormatError, unpack
+from dclr.storage import Folder
+from preprocess.pool import Lost, Pool
+
+PICTURES = 256  # decoded at a time: a long video never lies in memory whole
+
+
+def verify(folder: Folder, deep: bool, workers: int) -> list[str]:
+    """The faults of a set, each printed as it is found; raises InputError where there is no readable manifest."""
+    if folder.size(MANIFEST) is None:
+        raise InputError(f"{folder}: no {MANIFEST} there; make a shard set with python -m preprocess")
+    manifest = Manifest.loads(folder.read(MANIFEST).decode(errors="replace"), f"{folder}/{MANIFEST}")
+    faults: list[str] = []
+    splits: dict[str, int] = {}
+    keys: set[str] = set()
+    check = partial(verify_shard, folder=folder, deep=deep)
+    with (
+        Pool(check, min(workers, len(manifest.shards) or 1), timeout=7 * 24 * 3600) as pool,
+        tqdm(total=sum(shard.bytes for shard in manifest.shards), desc="verifying", unit="B", unit_scale=True) as bar,
+    ):
+        for shard, found in zip(manifest.shards, pool.map(manifest.shards), strict=True):
+            if isinstance(found, Lost):
+                new = [f"{shard.name}: {found.reason} while it was read"]
+            else:
+                new, entries = found
+                new += [
+                    f"{shard.name}: key {key!r} is in another shard too" for key in keys.intersection(e.key for e in entries)
+                ]
+                keys.update(entry.key for entry in entries)
+                for split in [split for entry in entries for split in entry.splits]:
+                    splits[split] = splits.get(split, 0) + 1
+            for fault in new:
+                tqdm.write(f"fault: {fault}")
+            faults += new
+            bar.update(shard.bytes)
+    if not faults and splits != manifest.splits:
+        faults.append(f"{MANIFEST}: splits are {manifest.splits}, the indexes say {splits}")
+        print(f"fault: {faults[0]}")
+    how = "every byte hashed, every picture decoded" if deep else "every byte hashed"
+    print(f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards, {how}: {len(faults) or 'no'} faults")
+    return faults
+
+
+def verify_shard(shard: Shard, folder: Folder, deep: bool) -> tuple[list[str], list[Entry]]:
+    """The faults of one shard, and its index's entries."""
+    cv2.setNumThreads(1)
+    if folder.size(shard.index_name) is None:
+        return [f"{shard.index_name}: missing"], []
+    try:
+        header, entries = read_index(folder, shard.index_name)
+    except InputError as error:
+        return [str(error)], []
+    faults = []
+    said, listed = (header.samples, header.bytes, header.sha256), (shard.samples, shard.bytes, shard.sha256)
+    if said != listed or header.shard != shard.name or len(entries) != shard.samples:
+        faults.append(f"{shard.index_name}: {len(entries)} entries, header {said}; {MANIFEST} says {listed}")
+    if (size := folder.size(shard.name)) != shard.bytes:
+        return [
+            *faults,
+            f"{shard.name}: {'missing' if size is None else f'{size} bytes'}, {MANIFEST} says {shard.bytes}",
+        ], entries
+    with folder.local(shard.name) as path, path.open("rb") as tar:
+        digest, at = hashlib.sha256(), 0
+        for entry in entries:
+            if entry.offset != at or entry.offset + entry.size > shard.bytes:
+                faults.append(
+                    f"{shard.index_name}: {entry.key} at byte {entry.offset} with {entry.size}, expected to start at {at}"
+                )
+                break
+            data = tar.read(entry.size)
+            digest.update(data)
+            at += entry.size
+            faults += [f"{shard.name}, {entry.key}: {fault}" for fault in _sample_faults(data, entry, deep)]
+        else:
+            rest = tar.read()
+            digest.update(rest)
+            if rest != bytes(2 * BLOCK):
+                faults.append(f"{shard.name}: {len(rest)} bytes after the last sample, expected tar's end")
+            if digest.hexdigest() != shard.sha256:
+                faults.append(f"{shard.name}: sha256 is {digest.hexdigest()}, {MANIFEST} says {shard.sha256}")
+    return faults, entries
+
+
+def _sample_faults(data: bytes, entry: Entry, deep: bool) -> list[str]:
+    if zlib.crc32(data) != entry.crc32:
+        return [f"crc32 is {zlib.crc32(data)}, the index says {entry.crc32}"]
+    try:
+        record = unpack(data)
+        said = (record.key, len(record), record.meta["video"], record.meta["labels"], record.meta["splits"])
+        if said != (entry.key, entry.frames, entry.video, entry.labels, entry.splits):
+            return [f"holds {said}, and the index says otherwise"]
+        for start in range(0, len(record) if deep else 0, PICTURES):
+            some = np.arange(start, min(start + PICTURES, len(record)))
+            record.frames(some)
+            if record.diff is not None:
+                record.differences(some)
+            if record.flow_levels is not None:
+                record.flow(some)
+    except (FormatError, KeyError) as error:
+        return [str(error)]
+    return []

@@ -1,0 +1,85 @@
+"""Every way a set can differ from what its manifest and indexes say is found and named; exit code 1."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import refuse, run, succeed
+
+from dclr.data.manifest import read_index
+from dclr.record import BLOCK
+from dclr.storage import open_folder
+
+
+@pytest.fixture
+def copied(synthetic_set: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(synthetic_set, tmp_path / "copy", ignore=shutil.ignore_patterns("videos")))
+
+
+def flip(at: Callable[[Path], int]) -> Callable[[Path], None]:
+    """Change one byte of the first shard."""
+
+    def apply(folder: Path) -> None:
+        data = bytearray((folder / "shard-000000.tar").read_bytes())
+        data[at(folder)] ^= 1
+        (folder / "shard-000000.tar").write_bytes(data)
+
+    return apply
+
+
+def edit(name: str, change: Callable[[str], str]) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(change((folder / name).read_text())) and None
+
+
+def test_a_whole_set_has_no_faults(synthetic_set: Path) -> None:
+    assert "96 samples" in succeed("-m", "preprocess", "verify", synthetic_set)
+    said = succeed("-m", "preprocess", "verify", synthetic_set, "--deep", "--workers", "2")
+    assert "every byte hashed, every picture decoded: no faults" in said
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (flip(lambda folder: 2 * BLOCK), "shard-000000.tar, test_down_bricks"),
+        (flip(lambda folder: -1), "bytes after the last sample"),
+        (lambda folder: (folder / "shard-000001.tar").unlink(), "shard-000001.tar: missing"),
+        (lambda folder: (folder / "shard-000001.jsonl").unlink(), "shard-000001.jsonl: missing"),
+        (lambda folder: (folder / "shard-000001.tar").write_bytes(b"short"), "shard-000001.tar: 5 bytes"),
+        (edit("shard-000000.jsonl", lambda text: text.replace('["test"]', '["train"]', 1)), "index says otherwise"),
+        (edit("shard-000000.jsonl", lambda text: text.replace('"samples": ', '"samples": 1', 1)), "shard-000000.jsonl"),
+        (edit("shard-000000.jsonl", lambda text: "\n".join(text.splitlines()[:-1])), "entries"),
+        (edit("shard-000000.jsonl", lambda text: text.replace('"offset": 0', '"offset": 512', 1)), "expected to start at 0"),
+        (edit("manifest.json", lambda text: text.replace('"test": 32', '"test": 31')), "the indexes say"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_named_and_the_exit_code_is_1(copied: Path, damage: Callable[[Path], None], says: str) -> None:
+    damage(copied)
+    done = run("-m", "preprocess", "verify", copied)
+    assert done.returncode == 1 and says in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+def test_pictures_that_do_not_decode_are_found_by_a_deep_look_only(copied: Path) -> None:
+    """Bytes whose every checksum is right, and which are still no pictures."""
+    import hashlib
+    import zlib
+
+    header, entries = read_index(open_folder(copied), "shard-000000.jsonl")
+    data = bytearray((copied / "shard-000000.tar").read_bytes())
+    data[BLOCK : BLOCK + 400] = bytes(400)  # the first JPEG's header
+    entries[0] = type(entries[0])(
+        **{f: getattr(entries[0], f) for f in entries[0].__slots__} | {"crc32": zlib.crc32(bytes(data[: entries[0].size]))}
+    )
+    digest = hashlib.sha256(data).hexdigest()
+    lines = [json.dumps(json.loads(header.dumps()) | {"sha256": digest}), *(entry.dumps() for entry in entries)]
+    (copied / "shard-000000.tar").write_bytes(data)
+    (copied / "shard-000000.jsonl").write_text("\n".join(lines) + "\n")
+    (copied / "manifest.json").write_text((copied / "manifest.json").read_text().replace(header.sha256, digest))
+    assert "no faults" in succeed("-m", "preprocess", "verify", copied)
+    done = run("-m", "preprocess", "verify", copied, "--deep")
+    assert done.returncode == 1 and "frame 0 does not decode" in done.stdout + done.stderr
+
+
+def test_what_is_no_set_is_refused(tmp_path: Path) -> None:
+    assert "no manifest.json there" in refuse("-m", "preprocess", "verify", tmp_path)
