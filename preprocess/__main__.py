@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     )
     stored.add_argument("--size", type=int, default=128, metavar="PIXELS", help="short side of the stored frames (128)")
     stored.add_argument(
-        "--codec", choices=list(CODECS), default="jpeg", help="jpeg reads fastest, h264 is a fifth of the bytes"
+        "--codec", choices=list(CODECS), default="jpeg", help="jpeg reads fastest, h264 is a quarter of the bytes"
     )
     stored.add_argument("--quality", type=int, help="JPEG quality (90) or h264's crf (20)")
     stored.add_argument(

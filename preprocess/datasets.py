@@ -254,13 +254,16 @@ def _source(
 
 
 def find_videos(root: Folder) -> dict[str, int]:
-    """Relative path -> bytes of the video files below ``root``; raises InputError where there are none."""
+    """Relative path -> bytes of the video files below ``root``; raises InputError where there are none or a name is no text."""
     files = root.files()
     found = {path: size for path, size in files.items() if posixpath.splitext(path)[1].lower() in VIDEO_SUFFIXES}
     if not files:
         raise InputError(f"--root {root}: no such folder, or an empty one (no videos in it)")
     if not found:
         raise InputError(f"--root {root}: no videos in it (looked for {' '.join(sorted(VIDEO_SUFFIXES))})")
+    for path in found:
+        if re.search(r"[\x00-\x1f\ud800-\udfff]", path):  # bytes that are not UTF-8 come as lone surrogates
+            raise InputError(f"--root {root}: the name {path!a} is not UTF-8 text without control characters; rename that file")
     return found
 
 

@@ -29,10 +29,10 @@ from preprocess.transcode import Source as OpenedVideo
 PLAN = "plan.json"
 PROBE_SECONDS = 15.0
 PROBED = 32  # videos whose headers are read to learn how many output bytes a source byte gives
-# Bytes a stored pixel, measured on UCF101, Kinetics and surveillance clips at size 128 (benchmarks/transcode.py prints them)
+# Bytes a stored pixel at size 128 (benchmarks/quality.py prints bytes a frame of real clips)
 BYTES_A_PIXEL = {"jpeg": 0.34, "h264": 0.05}
 DIFF_SHARE = 0.35  # of the frames' bytes that differences add
-FLOW_BYTES_A_PIXEL = 0.02
+FLOW_BYTES_A_PIXEL = 0.03
 FALLBACK_RATIO = 3.5  # output bytes a source byte where no header can be read: UCF101's at size 128
 
 

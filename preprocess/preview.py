@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError, make_folder
@@ -22,7 +23,8 @@ def contact_sheet(folder: Folder, out: Path, videos: int) -> Path:
     """Write a PNG with ``videos`` evenly spaced samples: frames, and below them difference, flow, energy grid and the energy
     curve of the whole sample, as far as the set has them. Returns ``out``."""
     shards = ShardSet(folder)
-    rows = [_row(shards.read(int(sample))) for sample in np.linspace(0, len(shards) - 1, min(videos, len(shards))).astype(int)]
+    chosen = np.linspace(0, len(shards) - 1, min(videos, len(shards))).astype(int)
+    rows = [_row(shards.read(int(sample))) for sample in tqdm(chosen, "drawing", unit="video", leave=False)]
     width = max(row.shape[1] for row in rows)
     sheet = np.concatenate([np.pad(r, ((0, 4), (0, width - r.shape[1]), (0, 0)), constant_values=255) for r in rows])
     make_folder(out.parent)

@@ -1,6 +1,7 @@
 """The official lists, as they really are, against what is on disk. Nothing here opens a video: stand-ins hold one byte."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -589,3 +590,11 @@ def test_keys_that_are_used_are_not_given_again() -> None:
     more = sample_keys(["c.avi", "a/b.avi", "a-b.avi", "a/b.mp4", "c.mp4"], set(first))
     assert more == ["c-000001", "a_b-000003", "a-b", "a_b-000004", "c-000002"]
     assert sample_keys(["c.avi"], {"c", "c-000001"}) == ["c-000002"] and sample_keys(["new.avi"], {"c"}) == ["new"]
+
+
+def test_a_name_on_disk_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "A").mkdir()
+    (tmp_path / "A/good.avi").touch()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/A/caf\xe9.avi")).touch()
+    with pytest.raises(InputError, match=r"caf\\udce9.avi' is not UTF-8 text .*; rename"):
+        datasets.folder(Folder(str(tmp_path)))

@@ -299,6 +299,13 @@ def test_a_video_above_max_seconds_fails_and_says_the_way_out(few: Path, tmp_pat
     assert "cut it with --segment" in failures[0]["reason"] and len(failures) + len(ShardSet(tmp_path / "set")) == 8
 
 
+def test_videos_out_of_time_are_killed_and_listed(few: Path, tmp_path: Path) -> None:
+    assert "not done after 0.001 seconds" in refuse(*FOLDER, few, "--out", tmp_path / "set", "--timeout", "0.001")
+    failures = [json.loads(line) for line in (tmp_path / "set/failures.jsonl").read_text().splitlines()]
+    assert len(failures) == 8 and {f["stage"] for f in failures} == {"timeout"}
+    assert "8 videos" in succeed(*FOLDER, few, "--out", tmp_path / "again")
+
+
 def test_a_long_video_spools_to_disk_and_no_byte_differs(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = Task(Video("A/0.mp4", {}, ("all",)), "k", None)
     options = Options(size=64, cues=("diff", "flow", "energy"))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import mmap
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from dclr.errors import InputError
 from dclr.record import VERSION, FormatError, Record, unpack
@@ -74,7 +76,10 @@ class Manifest:
         try:
             found = json.loads(text)
             if found["version"] != VERSION:
-                raise InputError(f"{name}: format version {found['version']!r}, this code reads version {VERSION}")
+                raise InputError(
+                    f"{name}: format version {found['version']!r}, this code reads version {VERSION}: "
+                    "make the shards again with python -m preprocess"
+                )
             shards = tuple(Shard(s["name"], int(s["samples"]), int(s["bytes"]), s["sha256"]) for s in found["shards"])
             manifest = cls(
                 shards=shards, **{key: found[key] for key in ("dataset", "splits", "classes", "options", "failures")}
@@ -181,7 +186,9 @@ class ShardSet:
         labels: dict[str, list[int]] = {kind: [] for kind in self.manifest.classes}
         self._splits: dict[str, list[int]] = {split: [] for split in self.manifest.splits}
         sizes = self._sizes()
-        for number, shard in enumerate(self.manifest.shards):
+        quiet = os.environ.get("LOCAL_RANK", "0") != "0"
+        opening = tqdm(self.manifest.shards, "opening", unit="shard", leave=False, delay=1, disable=quiet)
+        for number, shard in enumerate(opening):
             self._check(shard, sizes)
             for entry in read_index(self.root, shard.index_name)[1]:
                 for split in entry.splits:
