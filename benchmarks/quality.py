@@ -97,9 +97,8 @@ def main() -> None:
                 flush=True,
             )
         errors = np.concatenate([error.ravel() for path in files for error in flow_errors(path, args.size)])
-        print(
-            f"\nend-point error of stored flow, {name}: mean {errors.mean():.3f}, 99 % below {np.quantile(errors, 0.99):.3f} pixels\n"
-        )
+        print(f"\nend-point error of stored flow, {name}: mean {errors.mean():.3f} pixels", end="")
+        print(f", 99 % below {np.quantile(errors, 0.99):.3f}\n", flush=True)
 
 
 if __name__ == "__main__":

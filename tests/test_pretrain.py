@@ -30,26 +30,19 @@ def test_a_run_leaves_checkpoint_curves_config_and_picture(checkpoint: Path) -> 
     torch.testing.assert_close(trunk.module.state_dict()["stem.0.weight"], state["model"]["f_q.backbone.stem.0.weight"])
 
 
-def test_two_processes_make_the_run_of_one(checkpoint: Path, synthetic_set: Path, tmp_path: Path) -> None:
-    """The same videos in the same queue slots, and float32's rounding apart the same losses (float64: test_distributed.py)."""
-    out = tmp_path / "two"
-    command = (
-        "train_pretrain.py",
-        "--shards",
-        synthetic_set,
-        "--split",
-        "train",
-        "--out",
-        out,
-        *SMALL,
-        "-b",
-        "8",
-        "--epochs",
-    )
-    succeed(*command, "2", ranks=2)
-    one, two = load(checkpoint)["model"], load(out / "last.pt")["model"]
+def test_two_processes_make_the_run_of_one(synthetic_set: Path, tmp_path: Path) -> None:
+    """The same videos in the same queue slots and, float32's rounding apart, the same losses (float64: test_distributed.py).
+
+    Before the queue is full and with a small learning rate: training a network this small amplifies rounding (another number
+    of threads changes the losses by a hundredth within four steps at 0.01), and mining turns it into other positives.
+    """
+    small = ("-b", "16", "--queue", "64", "--epochs", "1", "--lr", "0.00001")
+    common = ("--shards", synthetic_set, "--split", "train", *SMALL, *small)
+    for ranks in (0, 2):
+        succeed("train_pretrain.py", *common, "--out", tmp_path / str(ranks), ranks=ranks)
+    one, two = (load(tmp_path / ranks / "last.pt")["model"] for ranks in "02")
     assert torch.equal(one["queue.video_K"], two["queue.video_K"])
-    assert scalars(out)["loss/total"] == pytest.approx(scalars(checkpoint.parent)["loss/total"], rel=0.05)
+    assert scalars(tmp_path / "2")["loss/total"] == pytest.approx(scalars(tmp_path / "0")["loss/total"], rel=1e-4)
 
 
 def test_the_same_seed_gives_the_same_weights_with_any_workers(checkpoint: Path, synthetic_set: Path, tmp_path: Path) -> None:
