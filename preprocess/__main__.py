@@ -126,9 +126,9 @@ def main(argv: list[str] | None = None) -> None:
     for flag in ("workers", "videos", "limit"):
         if getattr(args, flag, None) is not None and getattr(args, flag) < 1:
             raise InputError(f"--{flag} {getattr(args, flag)}: expected at least 1")
-    for flag, most in (("timeout", 1e9), ("max_failures", 100)):
-        if not 0 <= getattr(args, flag, 0) <= most:
-            raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: expected 0 to {most:g}")
+    for flag, least, most in (("timeout", 1e-3, 1e9), ("max_failures", 0, 100)):
+        if not least <= getattr(args, flag, least) <= most:
+            raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: expected {least:g} to {most:g}")
     if args.command == "preview":
         print(contact_sheet(args.set, args.out, args.videos))
     elif args.command == "stats":
@@ -227,5 +227,8 @@ def report(out: Folder, summary: run.Summary) -> str:
 
 
 if __name__ == "__main__":
-    with exit_on_input_error():
-        main()
+    try:
+        with exit_on_input_error():
+            main()
+    except KeyboardInterrupt:
+        raise SystemExit("\ninterrupted; what is finished is kept, and the same command goes on from there") from None

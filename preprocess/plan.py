@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -56,9 +56,35 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A video that is not in the set: one line of failures.jsonl, with what a second try needs to know."""
+
+    path: str
+    stage: str  # missing, fetch, open, decode, size, span, length, timeout, crash or error
+    reason: str
+    seconds: float
+    labels: dict[str, int] = field(default_factory=dict)
+    splits: tuple[str, ...] = ()
+    span: tuple[int, int] | None = None
+
+    def dumps(self) -> str:
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+
+def parse_failure(found: Any) -> Failure:
+    """A failure from a line's JSON; raises ValueError, KeyError or TypeError where it is none."""
+    span = None if found["span"] is None else (int(found["span"][0]), int(found["span"][1]))
+    labels = {str(kind): int(label) for kind, label in dict(found["labels"]).items()}
+    path, stage, reason, splits = (found[name] for name in ("path", "stage", "reason", "splits"))
+    if not all(isinstance(text, str) for text in [path, stage, reason, *splits]):
+        raise TypeError("path, stage, reason and splits are texts")
+    return Failure(path, stage, reason, float(found["seconds"]), labels, tuple(splits), span)
+
+
+@dataclass(frozen=True)
 class Plan:
     """A run as plan.json keeps it. ``keep``: shards of the set that was there before (append, retry) in order; ``shards``:
-    name -> recipe of those to make; ``failures``: videos that are missing, one failures.jsonl line each."""
+    name -> recipe of those to make; ``failures``: videos that are missing."""
 
     dataset: str
     root: str
@@ -66,7 +92,7 @@ class Plan:
     options: dict[str, Any]
     keep: list[str]
     shards: dict[str, str]
-    failures: list[dict[str, Any]]
+    failures: tuple[Failure, ...]
     unlisted: int
     ratio: float  # output bytes a source byte that the shards were cut by
     version: int = VERSION
@@ -78,13 +104,17 @@ class Plan:
     def loads(cls, text: str | bytes, name: str = PLAN) -> Plan:
         """Parse and check; raises InputError naming the file."""
         try:
-            plan = cls(**json.loads(text))
+            found = json.loads(text)
+            plan = cls(**found | {"failures": tuple(parse_failure(line) for line in found["failures"])})
             names = [*plan.keep, *plan.shards]
             if plan.version != VERSION or not all(SHARD_NAME.fullmatch(f"{shard}.tar") for shard in names):
                 raise ValueError(f"version {plan.version!r}, shards {names[:3]}...")
-            if not isinstance(plan.root, str) or not isinstance(plan.options, dict) or not isinstance(plan.classes, dict):
-                raise ValueError("root, options or classes are not what was written")
-        except (ValueError, TypeError, AttributeError) as error:
+            texts = [plan.root, plan.dataset, *plan.shards.values()]
+            if not all(isinstance(text, str) for text in texts) or not isinstance(plan.ratio, float):
+                raise ValueError("root, dataset, recipes or ratio are not what was written")
+            if not isinstance(plan.options, dict) or not isinstance(plan.classes, dict):
+                raise ValueError("options or classes are not what was written")
+        except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
             raise InputError(f"{name}: not a plan of this version ({error}); remove it and start again") from None
         return plan
 

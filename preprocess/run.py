@@ -26,11 +26,10 @@ from dclr.errors import InputError
 from dclr.record import pack
 from dclr.storage import Folder, open_folder
 from preprocess.datasets import Source, Video, sample_keys
-from preprocess.plan import PLAN, Job, Plan, Task, jobs, manifest_options, output_ratio
+from preprocess.plan import PLAN, Failure, Job, Plan, Task, jobs, manifest_options, output_ratio
 from preprocess.pool import Lost, Pool
 from preprocess.transcode import Options, TranscodeError, transcode
 from preprocess.write import (
-    Failure,
     Made,
     MadeWriter,
     ShardWriter,
@@ -38,11 +37,11 @@ from preprocess.write import (
     done,
     failures_name,
     index_name,
-    parse_failure,
     read_failures,
 )  # fmt: skip
 
 MISSING = "in the lists, not on disk"
+Tell = Callable[[int, bool], None]  # hears of every video: its frames (0 where it failed) and whether it failed
 SAMPLED = 8  # videos that a dry run transcodes to measure
 
 
@@ -127,10 +126,9 @@ def make_shards(
     options: Options,
     workers: int,
     timeout: float,
-    tell: Callable[[int, bool], None],
+    tell: Tell,
 ) -> None:
-    """Make these shards, one after another, on ``workers`` processes. ``tell`` hears of every video: its frames (0 where it
-    failed) and whether it failed."""
+    """Make these shards, one after another, on ``workers`` processes."""
     if not todo:
         return
     with out.staging() as staging:
@@ -144,9 +142,7 @@ def make_shards(
             shutil.rmtree(spool, ignore_errors=True)
 
 
-def _write_shard(
-    job: Job, out: Folder, staging: Path, results: Iterator[Made | Failure | Lost], tell: Callable[[int, bool], None]
-) -> None:
+def _write_shard(job: Job, out: Folder, staging: Path, results: Iterator[Made | Failure | Lost], tell: Tell) -> None:
     writer = ShardWriter(out, staging, job)
     try:
         for task in job.tasks:
@@ -165,9 +161,7 @@ def _write_shard(
         raise
 
 
-def _on_ray(
-    todo: Sequence[Job], root: Folder, out: Folder, options: Options, timeout: float, tell: Callable[[int, bool], None]
-) -> None:
+def _on_ray(todo: Sequence[Job], root: Folder, out: Folder, options: Options, timeout: float, tell: Tell) -> None:
     """The same on a Ray cluster (RAY_ADDRESS, or one on this machine): a task a shard, tried again where its node is lost."""
     try:
         import ray
@@ -195,6 +189,8 @@ def build(source: Source, out: Folder, options: Options, how: How) -> Summary | 
     could be used.
     """
     old, finished = Plan.load(out), out.size(MANIFEST) is not None
+    if old is None and any(name.startswith("shard-") for name in out.top()) and not finished:
+        raise InputError(f"--out {out}: there are shards that no {PLAN} here explains; name another folder")
     if old is not None and (old.dataset, old.options) != (source.name, manifest_options(options, source)) and not finished:
         raise InputError(
             f"--out {out}: an unfinished set made with other options is there ({old.dataset}, {old.options}); "
@@ -212,7 +208,7 @@ def build(source: Source, out: Folder, options: Options, how: How) -> Summary | 
 
 
 def _plan(source: Source, options: Options, keep: list[str], made: Sequence[Job], ratio: float) -> Plan:
-    missing = [asdict(failure(video, "missing", MISSING, 0.0)) for video in source.missing]
+    missing = tuple(failure(video, "missing", MISSING, 0.0) for video in source.missing)
     root = source.root.place if "://" in source.root.place else str(Path(source.root.place).absolute())
     plan = Plan(
         source.name, root, source.classes, manifest_options(options, source), keep,
@@ -248,12 +244,22 @@ def carry_out(plan: Plan, made: Sequence[Job], root: Folder, out: Folder, option
             rate = count["frames"] / (bar.format_dict["elapsed"] or 1)
             bar.set_postfix({"frames/s": f"{rate:.0f}", "failed": count["failed"]}, refresh=False)
 
-        if how.engine == "ray":
-            _on_ray(todo, root, out, options, how.timeout, tell)
-            clean(out, [*plan.keep, *plan.shards], everything=True)  # what lost nodes left
-        else:
-            make_shards(todo, root, out, options, how.workers, how.timeout, tell)
+        try:
+            _make(todo, root, out, options, how, tell)
+        except OSError as error:  # the disk is full, or gone
+            raise InputError(
+                f"--out {out}: {error.strerror or error}; finished shards are kept: mend that and start the same command again"
+            ) from None
+    if how.engine == "ray" and how.part is None:
+        clean(out, [*plan.keep, *plan.shards], everything=True)  # what lost nodes left
     return finish(out, plan) if how.part is None else None
+
+
+def _make(todo: Sequence[Job], root: Folder, out: Folder, options: Options, how: How, tell: Tell) -> None:
+    if how.engine == "ray":
+        _on_ray(todo, root, out, options, how.timeout, tell)
+    else:
+        make_shards(todo, root, out, options, how.workers, how.timeout, tell)
 
 
 def finish(out: Folder, plan: Plan) -> Summary:
@@ -265,7 +271,7 @@ def finish(out: Folder, plan: Plan) -> Summary:
             f"{out}: {len(absent)} of {len(plan.shards)} shards are not made yet ({some(absent)}); run the parts that make them"
         )
     shards, splits, tried = [], Counter[str](), 0
-    failures = [parse_failure(line) for line in plan.failures]
+    failures = list(plan.failures)
     for name in [*plan.keep, *plan.shards]:
         header, entries = read_index(out, index_name(name))
         for entry in entries:
@@ -392,9 +398,10 @@ def dry_run(source: Source, options: Options, how: How) -> str:
         seconds = time.perf_counter() - began
     total = sum(task.video.bytes for task in tasks)
     hours = seconds * total / max(read, 1) / how.workers / 3600
+    long = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
     return (
         f"{len(tasks)} videos of {total / 1e9:.2f} GB ({len(source.missing)} missing, {source.unlisted} in no list) would give "
-        f"{len(made)} shards of about {written / max(read, 1) * total / 1e9:.2f} GB in all, in about {hours:.2f} hours "
+        f"{len(made)} shards of about {written / max(read, 1) * total / 1e9:.2f} GB in all, in about {long} "
         f"on {how.workers} worker(s), as measured on {len(chosen)} of them"
     )
 

@@ -86,7 +86,8 @@ def verify_shard(shard: Shard, folder: Folder, deep: bool) -> tuple[list[str], l
 
 def _content_faults(tar: memoryview, shard: Shard, entries: list[Entry], deep: bool) -> list[str]:
     """Where a tar is not what its index and the manifest say."""
-    faults, at = [], 0
+    faults: list[str] = []
+    at = 0
     for entry in entries:
         if entry.offset != at or entry.offset + entry.size > len(tar):
             said = f"{entry.key} at byte {entry.offset} with {entry.size}"

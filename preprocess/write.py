@@ -9,44 +9,17 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dclr.data.manifest import Entry, Header, read_index
 from dclr.errors import InputError
 from dclr.record import BLOCK
 from dclr.storage import Folder, RemoteFolder
-from preprocess.plan import Job, Task
+from preprocess.plan import Failure, Job, Task, parse_failure
 from preprocess.transcode import SPOOL
 
 PIECE = 1 << 20
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A video that is not in the set: one line of failures.jsonl, with what a second try needs to know."""
-
-    path: str
-    stage: str  # missing, fetch, open, decode, size, span, length, timeout, crash or error
-    reason: str
-    seconds: float
-    labels: dict[str, int] = field(default_factory=dict)
-    splits: tuple[str, ...] = ()
-    span: tuple[int, int] | None = None
-
-    def dumps(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False)
-
-
-def parse_failure(found: Any) -> Failure:
-    """A failure from a line's JSON; raises ValueError, KeyError or TypeError where it is none."""
-    span = None if found["span"] is None else (int(found["span"][0]), int(found["span"][1]))
-    labels = {str(kind): int(label) for kind, label in dict(found["labels"]).items()}
-    path, stage, reason, splits = (found[name] for name in ("path", "stage", "reason", "splits"))
-    if not all(isinstance(text, str) for text in [path, stage, reason, *splits]):
-        raise TypeError("path, stage, reason and splits are texts")
-    return Failure(path, stage, reason, float(found["seconds"]), labels, tuple(splits), span)
 
 
 def read_failures(folder: Folder, name: str) -> list[Failure]:

@@ -1,5 +1,6 @@
 """Whole sets: the same bytes on any number of workers, failures that cost only themselves, stock readers."""
 
+import errno
 import json
 import shutil
 import signal
@@ -222,13 +223,12 @@ def test_killed_at_any_moment_and_started_again_the_bytes_are_the_same(tmp_path:
     command = [sys.executable, *FOLDER, str(root), "--out"]
     succeed(*FOLDER, root, "--out", tmp_path / "straight", "--size", "96", "--shard-size", "1", "--workers", "2")
     assert len(ShardSet(tmp_path / "straight").manifest.shards) >= 5
-    kills, starts, rng, out = 0, 0, np.random.default_rng(0), tmp_path / "killed"
+    kills, rng, out = 0, np.random.default_rng(0), tmp_path / "killed"
     while kills < 20:
         process = subprocess.Popen(
             [*command, str(out), "--size", "96", "--shard-size", "1", "--workers", "2"],
             cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        starts += 1
         try:
             process.wait(rng.uniform(0.3, 1.6))
         except subprocess.TimeoutExpired:
@@ -262,9 +262,35 @@ def test_a_second_start_keeps_what_is_done_and_makes_what_is_damaged(few: Path, 
     assert (out / "shard-000002.tar").stat().st_mtime_ns == made["shard-000002.tar"]
 
 
+def test_a_folder_with_shards_of_something_else_is_left_alone(few: Path, tmp_path: Path) -> None:
+    (tmp_path / "shard-000042.tar").write_text("of another tool")
+    assert "there are shards that no plan.json here explains" in refuse(*FOLDER, few, "--out", tmp_path)
+    assert (tmp_path / "shard-000042.tar").read_text() == "of another tool"
+
+
+def test_a_full_disk_is_one_line_and_what_is_finished_stays(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from preprocess.__main__ import main
+
+    puts = Folder.put
+
+    def put(self: Folder, name: str, file: Path) -> None:
+        if name == "shard-000001.tar":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        puts(self, name, file)
+
+    command = ["folder", "--root", str(few), "--out", str(tmp_path / "set"), *SMALL_SHARDS, "--workers", "1"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "put", put)
+        with pytest.raises(InputError, match="No space left on device; finished shards are kept"):
+            main(command)
+    assert (tmp_path / "set/shard-000000.jsonl").exists() and not list((tmp_path / "set").glob(".*"))
+    main(command)
+    assert len(ShardSet(tmp_path / "set")) == 8
+
+
 def test_a_dry_run_says_what_would_come_and_writes_nothing(few: Path, tmp_path: Path) -> None:
     said = succeed(*FOLDER, few, "--out", tmp_path / "set", *SMALL_SHARDS, "--dry-run")
-    assert "8 videos" in said and "shards of about 0.0" in said and "hours on" in said
+    assert "8 videos" in said and "shards of about 0.0" in said and "minutes on" in said
     assert not (tmp_path / "set").exists()
 
 
@@ -371,7 +397,20 @@ def test_preprocess_refuses_what_cannot_work(half_broken: tuple[Path, Path], tmp
     assert "none of the videos could be transcoded" in refuse(*ucf, tmp_path / "s")
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"version": 9}', '{"shards": {"../../x": "r"}}'])
+PLAN = {"dataset": "folder", "root": "r", "classes": {}, "options": {}, "keep": [], "shards": {}, "failures": [], "unlisted": 0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[1]", '{"version": 9}', '{"shards": {"../../x": "r"}}']
+    + [
+        json.dumps(PLAN | {"ratio": 1.0} | change)
+        for change in (
+            {"shards": {"../../x": "r"}}, {"keep": ["../x"]}, {"shards": ["shard-000000"]}, {"failures": [{"path": 1}]},
+            {"failures": "x"}, {"ratio": None}, {"options": []}, {"root": 5}, {"version": 9},
+        )
+    ],
+)  # fmt: skip
 def test_a_plan_that_is_none_is_named(few: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text)
     assert "plan.json: not a plan of this version" in refuse(*FOLDER, few, "--out", tmp_path)
