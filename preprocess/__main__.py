@@ -195,7 +195,7 @@ def _found(args: argparse.Namespace) -> Source:
 def conclude(out: Folder, summary: run.Summary, max_failures: float) -> None:
     """Say what came of it; exit code 1 where more than ``max_failures`` percent of the videos tried failed."""
     print(report(out, summary))
-    failed = len([failure for failure in summary.failures if failure.stage != "missing"])
+    failed = len(summary.failed)
     if summary.tried and 100 * failed > max_failures * summary.tried:
         share = f"{failed} of {summary.tried} videos failed, more than --max-failures {max_failures:g} percent"
         raise SystemExit(f"error: {share}; what is written is kept: python -m preprocess retry {out} tries them again")
@@ -211,12 +211,11 @@ def report(out: Folder, summary: run.Summary) -> str:
         "splits: " + ", ".join(f"{name} {count}" for name, count in manifest.splits.items()),
     ]
     missing = [f for f in summary.failures if f.stage == "missing"]
-    failed = [f for f in summary.failures if f.stage != "missing"]
     if missing:
         lines.append(f"missing: {len(missing)} videos are in the lists and not on disk: {run.some([f.path for f in missing])}")
-    if failed:
-        reasons = [f"{f.path} ({f.stage}: {f.reason})" for f in failed]
-        lines.append(f"failed: {len(failed)} videos: {run.some(reasons)}")
+    if summary.failed:
+        reasons = [f"{f.path} ({f.stage}: {f.reason})" for f in summary.failed]
+        lines.append(f"failed: {len(reasons)} videos: {run.some(reasons)}")
     if summary.failures:
         lines.append(f"each is a line of {out}/{run.FAILURES}")
     if summary.unlisted:

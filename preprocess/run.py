@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -76,7 +76,11 @@ def make_samples(task: Task, root: Folder, options: Options, spool: Path) -> Mad
     cv2.setNumThreads(1)  # a process is one core, and thread counts must not decide bytes
     began, video, out = time.perf_counter(), task.video, MadeWriter(spool)
     try:
-        with _fetched(root, video) as path:
+        with ExitStack() as stack:
+            try:
+                path = stack.enter_context(root.local(video.path))
+            except Exception as error:  # a store has many ways to say no
+                raise TranscodeError("fetch", f"{type(error).__name__}: {error}") from None
             for number, sample in enumerate(transcode(path, options, video.span, spool)):
                 origin = {"path": video.path, **sample.meta["source"]}
                 meta = {
@@ -100,19 +104,6 @@ def make_samples(task: Task, root: Folder, options: Options, spool: Path) -> Mad
     except Exception as error:  # whatever a hostile file makes a library raise costs that one video
         out.discard()
         return failure(video, "error", f"{type(error).__name__}: {error}", time.perf_counter() - began)
-
-
-@contextmanager
-def _fetched(root: Folder, video: Video) -> Iterator[Path]:
-    try:
-        path = root.local(video.path)
-        entered = path.__enter__()
-    except Exception as error:  # a store has many ways to say no
-        raise TranscodeError("fetch", f"{type(error).__name__}: {error}") from None
-    try:
-        yield entered
-    finally:
-        path.__exit__(None, None, None)
 
 
 def failure(video: Video, stage: str, reason: str, seconds: float) -> Failure:
@@ -189,14 +180,16 @@ def build(source: Source, out: Folder, options: Options, how: How) -> Summary | 
     could be used.
     """
     old, finished = Plan.load(out), out.size(MANIFEST) is not None
-    if old is None and any(name.startswith("shard-") for name in out.top()) and not finished:
+    begun = not finished and any(name.startswith("shard-") for name in out.top())
+    if begun and old is None:
         raise InputError(f"--out {out}: there are shards that no {PLAN} here explains; name another folder")
-    if old is not None and (old.dataset, old.options) != (source.name, manifest_options(options, source)) and not finished:
+    same = old is not None and (old.dataset, old.options) == (source.name, manifest_options(options, source))
+    if begun and old is not None and not same:
         raise InputError(
             f"--out {out}: an unfinished set made with other options is there ({old.dataset}, {old.options}); "
             "finish it with those, name another folder, or remove it"
         )
-    ratio = output_ratio(source, options) if old is None else old.ratio  # a second start cuts the shards as the first did
+    ratio = old.ratio if old is not None and same else output_ratio(source, options)  # a second start cuts as the first did
     made = jobs(source, sample_keys([video.id for video in source.videos]), options, ratio)
     plan = _plan(source, options, [], made, ratio)
     if finished and old != plan:
@@ -220,20 +213,20 @@ def _plan(source: Source, options: Options, keep: list[str], made: Sequence[Job]
 def carry_out(plan: Plan, made: Sequence[Job], root: Folder, out: Folder, options: Options, how: How) -> Summary | None:
     """Make the plan's shards that are not there yet, then the manifest (a part of several: only its shards)."""
     ours = list(made) if how.part is None else list(made[how.part[0] - 1 :: how.part[1]])
-    out.write(PLAN, plan.dumps().encode())
-    clean(out, [*plan.keep, *plan.shards] if how.part is None else [job.name for job in ours], how.part is None)
     sizes = out.files()
     checking = tqdm(ours, "checking", unit="shard", disable=not sizes, leave=False)
     todo = [job for job in checking if not done(out, job.name, job.recipe, sizes)]
-    for job in todo:
-        if failures_name(job.name) in sizes:  # of an earlier try
-            out.remove(failures_name(job.name))
     needed, free = sum(job.estimate for job in todo), out.free()
     if free is not None and needed > free:
         raise InputError(
             f"--out {out}: about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; "
             "name another folder, or choose a smaller --size, a lower --quality or --codec h264"
         )
+    out.write(PLAN, plan.dumps().encode())
+    clean(out, [*plan.keep, *plan.shards] if how.part is None else [job.name for job in ours], how.part is None)
+    for job in todo:
+        if failures_name(job.name) in sizes:  # of an earlier try
+            out.remove(failures_name(job.name))
     with tqdm(total=sum(len(job.tasks) for job in todo), desc="transcoding", unit="video", disable=not todo) as bar:
         count = {"frames": 0, "failed": 0}
 
@@ -284,6 +277,8 @@ def finish(out: Folder, plan: Plan) -> Summary:
             tried += len({entry.video for entry in entries}) + len(failed)
     out.write(FAILURES, "".join(line.dumps() + "\n" for line in failures).encode())
     if not shards:
+        for name in plan.shards:  # so that the same command tries again: there is nothing for retry to add to
+            out.remove(index_name(name))
         first = next(line for line in failures if line.stage != "missing")
         raise InputError(f"none of the videos could be transcoded; {first.path}: {first.reason}")
     by_stage = dict(sorted(Counter(line.stage for line in failures).items()))

@@ -300,7 +300,7 @@ def test_too_little_space_is_refused_before_work_starts(few: Path, tmp_path: Pat
     monkeypatch.setattr(Folder, "free", lambda self: 1000)
     with pytest.raises(InputError, match=r"about 0\.0 GB are needed and 0\.0 GB are free"):
         main(["folder", "--root", str(few), "--out", str(tmp_path / "set")])
-    assert not list(tmp_path.rglob("*.tar"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_segments_are_samples_that_share_a_video(few: Path, tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_videos_out_of_time_are_killed_and_listed(few: Path, tmp_path: Path) -> 
     assert "not done after 0.001 seconds" in refuse(*FOLDER, few, "--out", tmp_path / "set", "--timeout", "0.001")
     failures = [json.loads(line) for line in (tmp_path / "set/failures.jsonl").read_text().splitlines()]
     assert len(failures) == 8 and {f["stage"] for f in failures} == {"timeout"}
-    assert "8 videos" in succeed(*FOLDER, few, "--out", tmp_path / "again")
+    assert "8 videos" in succeed(*FOLDER, few, "--out", tmp_path / "set")
 
 
 def test_a_long_video_spools_to_disk_and_no_byte_differs(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
