@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -119,37 +120,42 @@ def make_shards(
     timeout: float,
     tell: Tell,
 ) -> None:
-    """Make these shards, one after another, on ``workers`` processes."""
+    """Make these shards, one after another, on ``workers`` processes; one is filled while the one before it is stored."""
     if not todo:
         return
-    with out.staging() as staging:
+    with out.staging() as staging, ThreadPoolExecutor(1) as closer:
         spool = Path(tempfile.mkdtemp(".tmp", f".{todo[0].name}.", staging))
+        closing: Future[None] | None = None
         try:
             with Pool(partial(make_samples, root=root, options=options, spool=spool), workers, timeout) as pool:
                 results = pool.map(task for job in todo for task in job.tasks)
                 for job in todo:
-                    _write_shard(job, out, staging, results, tell)
+                    writer = ShardWriter(out, staging, job)
+                    try:
+                        _fill(writer, job, results, tell)
+                        if closing is not None:
+                            closing.result()
+                    except BaseException:
+                        writer.abandon()
+                        raise
+                    closing = closer.submit(writer.close)
+                if closing is not None:
+                    closing.result()
         finally:
             shutil.rmtree(spool, ignore_errors=True)
 
 
-def _write_shard(job: Job, out: Folder, staging: Path, results: Iterator[Made | Failure | Lost], tell: Tell) -> None:
-    writer = ShardWriter(out, staging, job)
-    try:
-        for task in job.tasks:
-            result = next(results)
-            if isinstance(result, Lost):
-                result = failure(task.video, result.stage, result.reason, result.seconds)
-            if isinstance(result, Failure):
-                writer.fail(result)
-                tell(0, True)
-            else:
-                writer.add(task, result)
-                tell(sum(part.frames for part in result.parts), False)
-        writer.close()
-    except BaseException:
-        writer.abandon()
-        raise
+def _fill(writer: ShardWriter, job: Job, results: Iterator[Made | Failure | Lost], tell: Tell) -> None:
+    for task in job.tasks:
+        result = next(results)
+        if isinstance(result, Lost):
+            result = failure(task.video, result.stage, result.reason, result.seconds)
+        if isinstance(result, Failure):
+            writer.fail(result)
+            tell(0, True)
+        else:
+            writer.add(task, result)
+            tell(sum(part.frames for part in result.parts), False)
 
 
 def _on_ray(todo: Sequence[Job], root: Folder, out: Folder, options: Options, timeout: float, tell: Tell) -> None:

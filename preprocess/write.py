@@ -151,13 +151,13 @@ class ShardWriter:
     def close(self) -> None:
         """Finish the tar and give it its name; no tar where no sample was added. The index comes last."""
         tar, name = f"{self._job.name}.tar", self._job.name
-        if self._entries:
-            self._write(bytes(2 * BLOCK))  # tar's end
-            self._file.flush()
-            self._out.put(tar, self._temporary)
-        else:
-            self._temporary.unlink()
-        self._file.close()
+        try:
+            if self._entries:
+                self._write(bytes(2 * BLOCK))  # tar's end
+                self._file.flush()
+                self._out.put(tar, self._temporary)
+        finally:
+            self.abandon()
         if self._failures:
             self._out.write(failures_name(name), "".join(f.dumps() + "\n" for f in self._failures).encode())
         digest = self._sha256.hexdigest() if self._entries else ""
@@ -165,7 +165,7 @@ class ShardWriter:
         self._out.write(index_name(name), "\n".join([header.dumps(), *(entry.dumps() for entry in self._entries), ""]).encode())
 
     def abandon(self) -> None:
-        """Leave nothing behind."""
+        """Leave no temporary file behind."""
         self._file.close()
         self._temporary.unlink(missing_ok=True)
 
