@@ -11,12 +11,20 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     top.add_argument("mode", choices=("finetune", "linear"))
     data = top.add_argument_group("data")
-    data.add_argument("--shards", required=True, metavar="SET", help="folder that python -m preprocess made")
+    data.add_argument(
+        "--shards", required=True, metavar="SET", help="what python -m preprocess made: a folder, http(s)://... or s3://..."
+    )
     data.add_argument("--train-split", required=True, metavar="A,B")
     data.add_argument("--test-split", required=True, metavar="A,B")
     data.add_argument("--label", help="kind of label, such as motion or scene; the set's first by default")
     data.add_argument("--out", required=True, metavar="RUN", help="folder for result.json, the confusion matrix and curves")
     data.add_argument("-j", "--workers", type=int, default=1, help="loader processes of each rank")
+    data.add_argument(
+        "--cache", metavar="DIR", help="keep what came over the network on this machine's disk, for all its ranks"
+    )
+    data.add_argument("--cache-size", type=float, default=100.0, metavar="GB")
+    data.add_argument("--on-error", default="stop", help="a video that cannot be read: stop, or skip (the result says which)")
+    data.add_argument("--max-skipped", type=float, default=1.0, metavar="PERCENT", help="of the videos, above which skip stops")
     model = top.add_argument_group("model")
     model.add_argument("--pretrained", required=True, metavar="FILE", help="checkpoint of train_pretrain.py, or random")
     model.add_argument("-a", "--arch", help="network for --pretrained random; otherwise the checkpoint says")
@@ -27,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     clip.add_argument("-cs", "--size", type=int, help="crop in pixels")
     clip.add_argument("-cpv", type=int, default=10, help="clips a training video: an epoch's (finetune), in all (linear)")
     clip.add_argument("--test-clips", type=int, default=10, help="uniform clips a test video, probabilities averaged")
+    clip.add_argument("--crops", type=int, default=1, help="of each test clip: 1 (the middle) or 3 (along the long side)")
     clip.add_argument("--min-scale", type=float, default=0.2, help="least share of the area that a training crop keeps")
     clip.add_argument("--flip", type=float, default=0.5, help="probability of a flip; 0 where left and right are labels")
     run = top.add_argument_group("optimisation (finetune)")

@@ -10,16 +10,30 @@ from dclr.errors import exit_on_input_error
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     data = top.add_argument_group("data")
-    data.add_argument("--shards", required=True, metavar="SET", help="folder that python -m preprocess made")
+    data.add_argument(
+        "--shards", required=True, metavar="SET", help="what python -m preprocess made: a folder, http(s)://... or s3://..."
+    )
     data.add_argument("--split", required=True, metavar="A,B", help="splits to train on, such as train01")
     data.add_argument("--out", required=True, metavar="RUN", help="folder for checkpoints, curves and pictures")
     data.add_argument("-j", "--workers", type=int, default=1, help="loader processes of each rank")
+    data.add_argument(
+        "--last-batch", default="drop", help="an epoch's last, partial batch: drop, or wrap (fill up from its beginning)"
+    )
+    data.add_argument(
+        "--cache", metavar="DIR", help="keep what came over the network on this machine's disk, for all its ranks"
+    )
+    data.add_argument("--cache-size", type=float, default=100.0, metavar="GB")
+    data.add_argument(
+        "--on-error", default="stop", help="a video that cannot be read: stop, or skip (another one takes its place)"
+    )
+    data.add_argument("--max-skipped", type=float, default=1.0, metavar="PERCENT", help="of the videos, above which skip stops")
     clip = top.add_argument_group("clips")
     clip.add_argument("-fpc", "--frames", type=int, default=16, help="frames a clip")
     clip.add_argument("--stride", type=int, default=2, help="stored frames from one frame of a clip to the next")
     clip.add_argument("-cs", "--size", type=int, default=112, help="crop in pixels")
     clip.add_argument("--min-scale", type=float, default=0.2, help="least share of the area that a crop keeps")
     clip.add_argument("--flip", type=float, default=0.5, help="probability of a flip; 0 where left and right are labels")
+    clip.add_argument("--sample-motion", action="store_true", help="draw starts by the stored motion energy")
     model = top.add_argument_group("model")
     model.add_argument("-a", "--arch", default="r2plus1d_10", help="r2plus1d_10 (the authors' network) or r2plus1d_18")
     model.add_argument("--width", type=int, default=64, help="channels of the first stage")

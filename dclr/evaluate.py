@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from tqdm import tqdm
 from dclr import checkpoint, distributed, metrics, report
 from dclr.backbones import check
 from dclr.checkpoint import Trunk
-from dclr.data.clips import ClipConfig
-from dclr.data.loader import eval_loader
+from dclr.data.clips import CROPS, ClipConfig
+from dclr.data.fetch import Cache
+from dclr.data.loader import eval_loader, open_set
 from dclr.data.manifest import ShardSet, require_size
 from dclr.errors import InputError, make_folder
 from dclr.hardware import pick_device, resolve_precision
-from dclr.pretrain import refuse_used
+from dclr.pretrain import all_skipped, refuse_used
 from dclr.views import normalise, to_clip
 
 MODES = ("finetune", "linear")
@@ -33,7 +34,8 @@ class EvalConfig:
     """Everything that decides an evaluation; saved in its result.json.
 
     ``frames``, ``stride`` and ``size`` of None are those of the checkpoint (16, 2, 112 for random weights); ``cpv`` is clips a
-    training video: random ones in each epoch of finetune, uniform ones of linear; ``test_clips`` uniform clips of a test video.
+    training video: random ones in each epoch of finetune, uniform ones of linear; ``test_clips`` uniform clips of a test video,
+    each cut ``crops`` times.
     """
 
     mode: str
@@ -50,6 +52,7 @@ class EvalConfig:
     size: int | None = None
     cpv: int = 10
     test_clips: int = 10
+    crops: int = 1
     batch: int = 64
     epochs: int = 10
     lr: float = 0.1
@@ -61,10 +64,16 @@ class EvalConfig:
     seed: int = 0
     precision: str = "auto"
     workers: int = 1
+    cache: str | None = None
+    cache_size: float = 100.0  # GB
+    on_error: str = "stop"
+    max_skipped: float = 1.0  # percent of the videos
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise InputError(f"mode {self.mode!r}: expected one of {', '.join(MODES)}")
+        if self.crops not in CROPS or not 0 <= self.max_skipped <= 100:
+            raise InputError(f"crops {self.crops}, max-skipped {self.max_skipped}: expected 1 or 3 crops, and 0..100 percent")
         for name in ("cpv", "test_clips", "batch", "epochs"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
@@ -96,12 +105,14 @@ class Setting:
     config: EvalConfig
     trunk: Trunk
     shards: ShardSet
+    cache: Cache | None
     clip: ClipConfig
     kind: str
     train_N: np.ndarray
     test_N: np.ndarray
     device: torch.device
     dtype: torch.dtype
+    skipped: list[str] = field(default_factory=list)  # keys of what could not be read so far
 
     @property
     def classes(self) -> list[str]:
@@ -121,7 +132,7 @@ def prepare(config: EvalConfig) -> Setting:
         if config.arch not in (None, trunk.arch):
             raise InputError(f"{config.pretrained} holds a {trunk.arch}, not the {config.arch} of -a: leave -a out")
     clip = config.clip(trunk.clip)
-    shards = ShardSet(config.shards)
+    shards, cache = open_set(config.shards, config.on_error, config.cache, config.cache_size)
     require_size(shards, clip.size)
     kind = shards.kind(config.label)
     train_N, test_N = shards.select(config.train_split), shards.select(config.test_split)
@@ -139,7 +150,7 @@ def prepare(config: EvalConfig) -> Setting:
         )
     make_folder(Path(config.out))
     distributed.setup(device)
-    return Setting(config, trunk, shards, clip, kind, train_N, test_N, device, dtype)
+    return Setting(config, trunk, shards, cache, clip, kind, train_N, test_N, device, dtype)
 
 
 def batched_forward(module: nn.Module, setting: Setting, batch: dict[str, Any]) -> torch.Tensor:
@@ -151,20 +162,21 @@ def batched_forward(module: nn.Module, setting: Setting, batch: dict[str, Any]) 
 
 @torch.no_grad()
 def over_videos(
-    module: nn.Module, setting: Setting, samples_N: np.ndarray, clips: int, title: str,
+    module: nn.Module, setting: Setting, samples_N: np.ndarray, clips: int, crops: int, title: str,
     reduce: Callable[[torch.Tensor], torch.Tensor],
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """``reduce(module(clips))`` of every video, each exactly once over all ranks, in ascending sample order; the segments of a
-    cut video count as one, with the mean of their results.
+    cut video count as one, with the mean of their results. What cannot be read is left out and named in ``setting.skipped``
+    where ``--on-error skip`` says so.
 
     Returns:
         the stacked results (N, ...) float32 and the labels int64 (N,), the same on every rank.
     """
     module.eval()
-    rank, world = distributed.rank(), distributed.world()
+    config, rank, world = setting.config, distributed.rank(), distributed.world()
     loader = eval_loader(
-        setting.shards, samples_N, setting.clip, clips=clips, rank=rank, world=world,
-        workers=setting.config.workers, kind=setting.kind,
+        setting.shards, samples_N, setting.clip, clips=clips, crops=crops, rank=rank, world=world,
+        workers=config.workers, kind=setting.kind, cache=setting.cache, on_error=config.on_error,
     )  # fmt: skip
     mine: dict[int, tuple[np.ndarray, int]] = {}
     bar = tqdm(loader, total=-(-len(samples_N) // world), desc=title, unit="video", disable=rank != 0)
@@ -172,11 +184,14 @@ def over_videos(
         result = reduce(batched_forward(module, setting, batch))
         mine[int(batch["sample"])] = (result.cpu().numpy(), int(batch["label"]))
     found = {sample: value for part in distributed.joined_objects(mine) for sample, value in part.items()}
-    if sorted(found) != sorted(int(s) for s in samples_N):
+    absent = set(samples_N.tolist()) - set(found)
+    if absent and config.on_error != "skip":
         raise RuntimeError(f"{len(found)} of {len(samples_N)} videos were evaluated")
-    videos: dict[str, list[tuple[np.ndarray, int]]] = {}
+    all_skipped(absent, len(samples_N), config.max_skipped)
+    setting.skipped.extend(setting.shards.keys[sample] for sample in sorted(absent))
+    videos: dict[int, list[tuple[np.ndarray, int]]] = {}
     for sample in sorted(found):
-        videos.setdefault(setting.shards.video_N[sample], []).append(found[sample])
+        videos.setdefault(int(setting.shards.video_N[sample]), []).append(found[sample])
     rows = list(videos.values())
     return np.stack([np.mean([part[0] for part in row], axis=0) for row in rows]), np.array([row[0][1] for row in rows])
 
@@ -191,6 +206,7 @@ def save_result(setting: Setting, scores_NC: np.ndarray, label_N: np.ndarray, ex
     result = {
         **metrics.accuracies(scores_NC, label_N),
         "videos": len(label_N),
+        "skipped": sorted(set(setting.skipped)),
         "classes": len(setting.classes),
         "label": setting.kind,
         "arch": setting.trunk.arch,

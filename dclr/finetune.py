@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,10 @@ from tqdm import tqdm
 
 from dclr import distributed, norm
 from dclr.backbones.resnet import VideoResNet
-from dclr.data import plan
-from dclr.data.loader import train_loader
+from dclr.data.loader import TrainLoader
 from dclr.evaluate import EvalConfig, over_videos, prepare, save_result
 from dclr.hardware import peak_memory_gb, place
-from dclr.pretrain import LOG_EVERY, learning_rate
+from dclr.pretrain import LOG_EVERY, all_skipped, learning_rate
 from dclr.views import normalise, to_clip
 
 
@@ -41,8 +41,11 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
     """Train, test, save; returns the result. An epoch shows every training video ``cpv`` times, each time another clip."""
     setting = prepare(config)
     device, rank, world = setting.device, distributed.rank(), distributed.world()
-    epoch_steps = plan.epoch_steps(len(setting.train_N) * config.cpv, config.batch, world)
-    last_step = epoch_steps * config.epochs
+    loader = TrainLoader(
+        setting.shards, setting.train_N, setting.clip, clips=1, batch=config.batch, seed=config.seed, passes=config.cpv,
+        rank=rank, world=world, workers=config.workers, kind=setting.kind, cache=setting.cache, on_error=config.on_error,
+    )  # fmt: skip
+    last_step = len(loader) * config.epochs
 
     torch.manual_seed(config.seed)
     model = Classifier(setting.trunk.module, len(setting.classes), config.dropout)
@@ -50,16 +53,13 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
     parallel = distributed.parallel(model)
     optimiser = torch.optim.SGD(model.parameters(), config.lr, momentum=0.9, weight_decay=config.wd)
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype == torch.float16)
-    loader = train_loader(
-        setting.shards, setting.train_N, setting.clip, clips=1, batch=config.batch, seed=config.seed,
-        steps=(0, last_step), passes=config.cpv, rank=rank, world=world, workers=config.workers, kind=setting.kind,
-    )  # fmt: skip
     torch.manual_seed(config.seed + 1 + rank)  # dropout: each rank its own
     writer = SummaryWriter(Path(config.out)) if rank == 0 else None
-    bar = tqdm(loader, total=last_step, desc="finetuning", unit="step", disable=rank != 0)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader, config.epochs))
+    bar = tqdm(batches, total=last_step, desc="finetuning", unit="step", disable=rank != 0)
     for step, batch in enumerate(bar):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(config.lr, config.schedule, step // epoch_steps)
+            group["lr"] = learning_rate(config.lr, config.schedule, step // len(loader))
         clips = normalise(to_clip(batch["rgb"][:, 0].to(device)))
         label = batch["label"].to(device)
         with torch.autocast(device.type, setting.dtype, enabled=setting.dtype != torch.float32):
@@ -74,15 +74,22 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
             value, right = (distributed.total(torch.stack([loss.detach(), right])) / world).tolist()
             if not math.isfinite(value):
                 raise FloatingPointError(f"the loss became {value} by step {step + 1}: try --precision fp32 or a smaller --lr")
+            if config.on_error == "skip":
+                skipped = len(all_skipped(loader.skipped, len(setting.train_N), config.max_skipped))
+                if writer:
+                    writer.add_scalar("data/skipped", skipped, step + 1)
             if writer:
                 writer.add_scalar("finetune/loss", value, step + 1)
                 writer.add_scalar("finetune/top1", right, step + 1)
                 rate = (bar.format_dict["rate"] or 0) * config.batch
                 bar.set_postfix({"loss": f"{value:.3f}", "clips/s": f"{rate:.1f}"}, refresh=False)
+    if config.on_error == "skip":
+        skipped_all = all_skipped(loader.skipped, len(setting.train_N), config.max_skipped)
+        setting.skipped.extend(setting.shards.keys[sample] for sample in skipped_all)
     if writer:
         writer.close()
     probabilities, labels = over_videos(
-        model, setting, setting.test_N, config.test_clips, "testing", lambda logits: logits.softmax(1).mean(0)
+        model, setting, setting.test_N, config.test_clips, config.crops, "testing", lambda logits: logits.softmax(1).mean(0)
     )
     if rank != 0:
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import time
@@ -16,10 +17,9 @@ from tqdm import tqdm
 
 from dclr import checkpoint, distributed, report
 from dclr.backbones import check
-from dclr.data import plan
 from dclr.data.clips import ClipConfig
-from dclr.data.loader import train_loader
-from dclr.data.manifest import ShardSet, require_cue, require_size
+from dclr.data.loader import TrainLoader, open_set
+from dclr.data.manifest import require_cue, require_size
 from dclr.errors import InputError, make_folder
 from dclr.hardware import peak_memory_gb, pick_device, place, resolve_precision
 from dclr.model import DCLR
@@ -43,6 +43,7 @@ class PretrainConfig:
     size: int = 112
     min_scale: float = 0.2
     flip: float = 0.5
+    sample_motion: bool = False
     dynamic: str = "rgbdiff"
     queue: int | None = None  # entries; None is dclr.queue.default_length
     batch: int = 64  # over all processes
@@ -53,6 +54,11 @@ class PretrainConfig:
     seed: int = 0
     precision: str = "auto"
     workers: int = 1
+    last_batch: str = "drop"
+    cache: str | None = None
+    cache_size: float = 100.0  # GB
+    on_error: str = "stop"
+    max_skipped: float = 1.0  # percent of the videos
 
     def __post_init__(self) -> None:
         for name, least in (("batch", 1), ("epochs", 1), ("frames", 2)):
@@ -60,6 +66,8 @@ class PretrainConfig:
                 raise InputError(f"{name} {getattr(self, name)}: expected at least {least}")
         if self.workers < 0:
             raise InputError(f"workers {self.workers}: expected 0 or more")
+        if not 0 <= self.max_skipped <= 100:
+            raise InputError(f"max-skipped {self.max_skipped}: expected percent of the videos, 0..100")
         if not self.lr > 0 or self.wd < 0:
             raise InputError(f"lr {self.lr} and wd {self.wd}: expected lr above 0 and wd 0 or more")
         if self.queue is not None and self.queue < self.batch:
@@ -71,12 +79,25 @@ class PretrainConfig:
 
     @property
     def clip(self) -> ClipConfig:
-        return ClipConfig(self.frames, self.stride, self.size, self.min_scale, self.flip, self.dynamic == "cue")
+        cue = self.dynamic == "cue"
+        return ClipConfig(self.frames, self.stride, self.size, self.min_scale, self.flip, cue, self.sample_motion)
 
 
 def learning_rate(base: float, schedule: tuple[int, ...], epoch: int) -> float:
     """x 0.1 at each epoch of ``schedule``."""
     return base * 0.1 ** sum(epoch >= at for at in schedule)
+
+
+def all_skipped(skipped: set[int], samples: int, percent: float) -> set[int]:
+    """The samples that no rank could read so far. Every rank calls this at the same step, so that none ends before the others.
+    Raises InputError, on every rank, where they are more than ``percent`` of ``samples``."""
+    found = {sample for part in distributed.joined_objects(sorted(skipped)) for sample in part}
+    if len(found) > samples * percent / 100:
+        raise InputError(
+            f"{len(found)} of {samples} videos could not be read, more than --max-skipped {percent:g} percent: "
+            "python -m preprocess verify names the faults; copy those shards again"
+        )
+    return found
 
 
 def refuse_used(out: Path, name: str) -> None:
@@ -90,15 +111,20 @@ def pretrain(config: PretrainConfig) -> Path:
     device, out = pick_device(), Path(config.out)
     dtype = resolve_precision(config.precision, device)
     refuse_used(out, "last.pt")
-    shards = ShardSet(config.shards)
+    shards, cache = open_set(config.shards, config.on_error, config.cache, config.cache_size)
     require_size(shards, config.size)
     if config.dynamic == "cue":
         require_cue(shards, "diff")
+    if config.sample_motion:
+        require_cue(shards, "energy")
     samples_N = shards.select(config.split)
     distributed.setup(device)
     rank, world = distributed.rank(), distributed.world()
-    epoch_steps = plan.epoch_steps(len(samples_N), config.batch, world)
-    last_step = epoch_steps * config.epochs
+    loader = TrainLoader(
+        shards, samples_N, config.clip, clips=2, batch=config.batch, seed=config.seed, last=config.last_batch,
+        rank=rank, world=world, workers=config.workers, cache=cache, on_error=config.on_error,
+    )  # fmt: skip
+    last_step = len(loader) * config.epochs
     length = config.queue or default_length(len(samples_N), config.batch)
 
     torch.manual_seed(config.seed)  # the weights; everything else is drawn from (seed, epoch, sample)
@@ -106,26 +132,27 @@ def pretrain(config: PretrainConfig) -> Path:
     parallel = distributed.parallel(model)
     optimiser = torch.optim.SGD(model.f_q.parameters(), config.lr, momentum=0.9, weight_decay=config.wd)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    loader = train_loader(
-        shards, samples_N, config.clip, clips=2, batch=config.batch, seed=config.seed, steps=(0, last_step),
-        rank=rank, world=world, workers=config.workers,
-    )  # fmt: skip
     writer = None
     make_folder(out)
     if rank == 0:
         (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
         writer = SummaryWriter(out)
         fills = -(-length // config.batch)
-        print(f"{len(samples_N)} videos, {epoch_steps} steps an epoch, {world} process(es), {str(dtype)[6:]} on {device}")
+        print(f"{len(samples_N)} videos, {len(loader)} steps an epoch, {world} process(es), {str(dtype)[6:]} on {device}")
+        if loader.plan.left:
+            rest = (
+                "dropped" if config.last_batch == "drop" else f"wrapped to a batch with {config.batch - loader.plan.left} again"
+            )
+            print(f"{loader.plan.left} videos at each epoch's end are {rest} (--last-batch)")
         print(f"queue of {length} fills at step {fills} of {last_step}; mining starts there")
         if fills >= last_step:
             print(f"warning: the queue never fills in {last_step} steps, so no positives are mined: lower --queue")
 
     bar = tqdm(total=last_step, unit="step", desc="pretraining", disable=rank != 0)
     began, waited, since = time.perf_counter(), 0.0, 0
-    batches = iter(loader)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
     for step in range(last_step):
-        epoch = step // epoch_steps
+        epoch = step // len(loader)
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked
@@ -141,13 +168,15 @@ def pretrain(config: PretrainConfig) -> Path:
         bar.update()
 
         done = step + 1
-        if done % LOG_EVERY == 0 or done % epoch_steps == 0:
+        if done % LOG_EVERY == 0 or done % len(loader) == 0:
             scalars = _scalars(output)
             if not math.isfinite(scalars["loss/total"]):
                 raise FloatingPointError(
                     f"the loss became {scalars['loss/total']} between steps {done - LOG_EVERY} and {done}; "
                     f"the last good checkpoint stays; try --precision fp32 or a smaller --lr"
                 )
+            if config.on_error == "skip":
+                scalars["data/skipped"] = len(all_skipped(loader.skipped, len(samples_N), config.max_skipped))
             seconds = time.perf_counter() - began
             scalars["speed/clips_per_second"] = (done - since) * config.batch * 2 / seconds
             scalars["speed/data_wait"] = waited / seconds
@@ -162,7 +191,7 @@ def pretrain(config: PretrainConfig) -> Path:
                     "wait": f"{scalars['speed/data_wait']:.0%}",
                 }
                 bar.set_postfix(short, refresh=False)
-        if rank == 0 and done % epoch_steps == 0:
+        if rank == 0 and done % len(loader) == 0:
             _save(out / "last.pt", config, model, optimiser, scaler, done)
     bar.close()
     if writer:

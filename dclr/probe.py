@@ -52,8 +52,10 @@ def linear(config: EvalConfig) -> dict[str, Any]:
     """Extract, fit, test, save; returns the result. Probabilities of a test video's clips are averaged."""
     setting = prepare(config)
     module = place(Pooled(setting.trunk.module), setting.device)
-    train_NKC, train_label = over_videos(module, setting, setting.train_N, config.cpv, "train features", lambda f: f)
-    test_NKC, test_label = over_videos(module, setting, setting.test_N, config.test_clips, "test features", lambda f: f)
+    train_NKC, train_label = over_videos(module, setting, setting.train_N, config.cpv, 1, "train features", lambda f: f)
+    test_NKC, test_label = over_videos(
+        module, setting, setting.test_N, config.test_clips, config.crops, "test features", lambda f: f
+    )
     if distributed.rank() != 0:
         return {}
     probabilities = fit_and_score(train_NKC, train_label, test_NKC, len(setting.classes))

@@ -1,21 +1,25 @@
-"""A folder on this machine or in object storage, with the few things that shards need done to it.
+"""A folder on this machine, in object storage or behind a web server, with the few things that shards need done to it.
 
-``s3://bucket/prefix`` (or anything else with ``://``) goes through fsspec; credentials, region and endpoint come from the
-usual environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...), never from a flag or a file of ours.
+``s3://bucket/prefix`` and ``http(s)://host/path`` (anything with ``://``) go through fsspec; credentials, region and endpoint
+come from the usual environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...), never from a flag or a file of ours.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dclr.errors import InputError, make_folder
+
+WAITS = (0.1, 0.3, 0.9, 2.7)  # seconds before each further attempt
 
 
 class Folder:
@@ -109,41 +113,58 @@ class Folder:
 
 
 class RemoteFolder(Folder):
-    """A prefix in object storage. An object is replaced in one piece, so a write is whole or absent there too.
+    """A prefix in object storage, or a web server's folder, which can only be read. An object is replaced in one piece, so a
+    write is whole or absent there too.
 
-    Failures of the network are tried again (botocore's standard mode, four attempts); what then still fails is an InputError
-    naming the place.
+    Failures of the network are tried again (S3 by botocore's standard mode, four attempts; a web server, or an answer of
+    the wrong length, after each of :data:`WAITS`); what then still fails is an InputError naming the file.
     """
+
+    @property
+    def listable(self) -> bool:
+        """Whether the place can say which files it has: a web server cannot."""
+        return not self.place.startswith(("http://", "https://"))
 
     @cached_property
     def _system(self) -> Any:
         """The file system; made where it is used, so that a folder can be sent to another process."""
-        options = {}
+        options: dict[str, Any] = {}
         if self.place.startswith("s3://"):
             retries = {"mode": "standard", "max_attempts": 4}
-            options["config_kwargs"] = {"retries": retries, "connect_timeout": 20, "read_timeout": 60}
+            connections = {"connect_timeout": 20, "read_timeout": 60, "max_pool_connections": 64}
+            options["config_kwargs"] = {"retries": retries, **connections}
         with self._asked():
             import fsspec
 
+            if not self.listable:
+                import aiohttp
+
+                options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=60)}
             return fsspec.core.url_to_fs(self.place, use_listings_cache=False, **options)[0]
 
     def __getstate__(self) -> dict[str, str]:
         return {"place": self.place}
 
     @contextmanager
-    def _asked(self) -> Iterator[None]:
+    def _asked(self, name: str = "") -> Iterator[None]:
         try:
             yield
+        except InputError:
+            raise
         except ImportError as error:
-            raise InputError(f"{self.place}: {error}; for object storage: pip install 'dclr[s3]'") from None
+            extra = "s3" if self.listable else "http"
+            raise InputError(f"{self.place}: {error}; for this place: pip install 'dclr[{extra}]'") from None
         except Exception as error:  # a store has many ways to say no
             said = " ".join(f"{type(error).__name__}: {error}".split())
-            raise InputError(f"{self.place}: {said}; check the name, AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL") from None
+            how = "AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL" if self.listable else "that the server runs"
+            raise InputError(f"{self._path(name)}: {said}; check the name and {how}") from None
 
     def _path(self, name: str) -> str:
-        return f"{self.place.rstrip('/')}/{name}"
+        return f"{self.place.rstrip('/')}/{name}" if name else self.place
 
     def files(self) -> dict[str, int]:
+        if not self.listable:
+            raise InputError(f"{self.place}: a web server cannot say what it holds; it serves --shards of a trainer only")
         with self._asked():
             base = self._system._strip_protocol(self.place).rstrip("/") + "/"
             with suppress(FileNotFoundError):
@@ -159,11 +180,37 @@ class RemoteFolder(Folder):
             return int(self._system.size(self._path(name)))
         return None
 
-    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
-        with self._asked():
-            part = {} if not start and size is None else {"start": start, "end": None if size is None else start + size}
-            data: bytes = self._system.cat_file(self._path(name), **part)
-            return data
+    def read(self, name: str, start: int = 0, size: int | None = None, check: Callable[[bytes], object] | None = None) -> bytes:
+        """As :meth:`Folder.read`; ``check`` may raise ValueError for an answer that should be asked for again."""
+        part = {} if not start and size is None else {"start": start, "end": None if size is None else start + size}
+        with self._asked(name), suppress(FileNotFoundError):
+            return self._patiently(name, part, size, check)
+        raise FileNotFoundError(errno.ENOENT, "no such file", self._path(name))
+
+    def _patiently(
+        self, name: str, part: dict[str, int | None], size: int | None, check: Callable[[bytes], object] | None
+    ) -> bytes:
+        for wait in (*WAITS, None):
+            try:
+                data: bytes = self._system.cat_file(self._path(name), **part)
+                if size is not None and len(data) < size:
+                    raise ValueError(f"{len(data)} bytes found from byte {part['start']} on, {size} expected")
+                if size is None or len(data) == size:
+                    if check is not None:
+                        check(data)
+                    return data
+            except Exception as error:
+                final = isinstance(error, FileNotFoundError | PermissionError | ImportError)
+                refused = 400 <= getattr(error, "status", 0) < 500  # HTTP
+                tried = self.listable and not isinstance(error, ValueError)  # S3's client has done that itself
+                if wait is None or final or refused or tried:
+                    raise
+            else:
+                break
+            time.sleep(wait)
+        raise InputError(
+            f"{self._path(name)}: the server sends whole files where byte ranges are asked for; use one that knows ranges"
+        )
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:

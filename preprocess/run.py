@@ -7,6 +7,7 @@ written in the plan's order, so the same input and options give the same bytes o
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 import tempfile
@@ -22,7 +23,7 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from dclr.data.manifest import FAILURES, MANIFEST, Manifest, Shard, ShardSet, read_index
+from dclr.data.manifest import FAILURES, INDEX, MANIFEST, Entry, Manifest, Shard, ShardSet, pack_columns, read_index
 from dclr.errors import InputError
 from dclr.record import pack
 from dclr.storage import Folder, open_folder
@@ -269,12 +270,13 @@ def finish(out: Folder, plan: Plan) -> Summary:
         raise InputError(
             f"{out}: {len(absent)} of {len(plan.shards)} shards are not made yet ({some(absent)}); run the parts that make them"
         )
-    shards, splits, tried = [], Counter[str](), 0
+    shards, everything, splits, tried = list[Shard](), list[Entry](), Counter[str](), 0
     failures = list(plan.failures)
     for name in [*plan.keep, *plan.shards]:
         header, entries = read_index(out, index_name(name))
         for entry in entries:
             splits.update(entry.splits)
+        everything += entries
         if entries:
             shards.append(Shard(header.shard, header.samples, header.bytes, header.sha256))
         if name in plan.shards:
@@ -288,7 +290,12 @@ def finish(out: Folder, plan: Plan) -> Summary:
         first = next(line for line in failures if line.stage != "missing")
         raise InputError(f"none of the videos could be transcoded; {first.path}: {first.reason}")
     by_stage = dict(sorted(Counter(line.stage for line in failures).items()))
-    manifest = Manifest(plan.dataset, tuple(shards), dict(sorted(splits.items())), plan.classes, plan.options, by_stage)
+    index = pack_columns(everything, sorted(splits), list(plan.classes))
+    manifest = Manifest(
+        plan.dataset, tuple(shards), dict(sorted(splits.items())), plan.classes, plan.options, by_stage,
+        hashlib.sha256(index).hexdigest(),
+    )  # fmt: skip
+    out.write(INDEX, index)
     out.write(MANIFEST, manifest.dumps().encode())
     return Summary(manifest, failures, plan.unlisted, tried)
 

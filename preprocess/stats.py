@@ -21,7 +21,7 @@ def describe(folder: Folder, picture: Path) -> str:
     longest, shortest = int(np.argmax(seconds)), int(np.argmin(seconds))
     options = manifest.options
     lines = [
-        f"{folder}: {manifest.dataset}, {len(set(shards.video_N))} videos in {len(shards)} samples and "
+        f"{folder}: {manifest.dataset}, {len(np.unique(shards.video_N))} videos in {len(shards)} samples and "
         f"{len(manifest.shards)} shards",
         f"stored   short side {options['size']}, {options.get('codec')} at {options.get('quality')}, "
         f"cues {', '.join(options.get('cues', [])) or 'none'}{', stabilised' if options.get('stabilise') else ''}",

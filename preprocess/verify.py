@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from dclr.data.manifest import MANIFEST, Entry, Manifest, Shard, read_index
+from dclr.data.manifest import INDEX, MANIFEST, Entry, Manifest, Shard, ShardSet, read_index
 from dclr.errors import InputError
-from dclr.record import BLOCK, FormatError, unpack
+from dclr.record import BLOCK, FormatError, unpack, video_id
 from dclr.storage import Folder
 from preprocess.pool import Lost, Pool
 
@@ -28,6 +28,13 @@ def verify(folder: Folder, deep: bool, workers: int) -> list[str]:
     faults: list[str] = []
     splits: dict[str, int] = {}
     keys: set[str] = set()
+    joined: ShardSet | None = None
+    try:
+        joined = ShardSet(folder, keep_damaged=True)
+    except InputError as error:
+        faults.append(str(error))
+        print(f"fault: {error}")
+    first = 0
     check = partial(verify_shard, folder=folder, deep=deep)
     with (
         Pool(check, min(workers, len(manifest.shards) or 1), timeout=7 * 24 * 3600) as pool,
@@ -42,8 +49,12 @@ def verify(folder: Folder, deep: bool, workers: int) -> list[str]:
                     f"{shard.name}: key {key!r} is in another shard too" for key in keys.intersection(e.key for e in entries)
                 ]
                 keys.update(entry.key for entry in entries)
+                if joined is not None and len(entries) == shard.samples:
+                    wrong = [entry.key for at, entry in enumerate(entries, first) if not _same(joined, at, entry)]
+                    new += [f"{INDEX}: says otherwise than {shard.index_name} of {key}" for key in wrong[:1]]
                 for split in [split for entry in entries for split in entry.splits]:
                     splits[split] = splits.get(split, 0) + 1
+            first += shard.samples
             for fault in new:
                 tqdm.write(f"fault: {fault}")
             faults += new
@@ -54,6 +65,14 @@ def verify(folder: Folder, deep: bool, workers: int) -> list[str]:
     how = "every byte hashed, every picture decoded" if deep else "every byte hashed"
     print(f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards, {how}: {len(faults) or 'no'} faults")
     return faults
+
+
+def _same(joined: ShardSet, at: int, entry: Entry) -> bool:
+    """Whether the set's joined index says of a sample what its shard's own index says."""
+    _, offset, size = joined.where(at)
+    return (joined.keys[at], offset, size, joined.crc32_N[at], joined.frames_N[at], joined.fps_N[at], joined.video_N[at]) == (
+        entry.key, entry.offset, entry.size, entry.crc32, entry.frames, entry.fps, video_id(entry.video)
+    ) and all(joined.labels[kind][at] == entry.labels.get(kind, -1) for kind in joined.labels)  # fmt: skip
 
 
 def verify_shard(shard: Shard, folder: Folder, deep: bool) -> tuple[list[str], list[Entry]]:

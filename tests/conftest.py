@@ -1,15 +1,21 @@
-"""What the tests share: a small embedded set, made once, and the real clips where they are at hand."""
+"""What the tests share: a small embedded set, made once, an S3 server, and the real clips where they are at hand."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from servers import Proxy, free_port, serving
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dclr.storage import open_folder
 
 REPOSITORY = Path(__file__).parent.parent
 REAL = REPOSITORY.parent / "shared" / "data"
@@ -72,6 +78,57 @@ def checkpoint(synthetic_set: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "train_pretrain.py", "--shards", synthetic_set, "--split", "train", "--out", out, *SMALL, "-b", "8", "--epochs", "2"
     )
     return out / "last.pt"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[int]:
+    """The port of moto's S3 server, a process of its own."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for _ in range(300):
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def unreliable(server: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Proxy]]:
+    """A way to the server that can fail; the environment leads there."""
+    with serving(Proxy, upstream=server) as (handler, port):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        yield handler
+
+
+@pytest.fixture
+def bucket(server: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A new bucket, with the environment that a user has for it."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server}",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    import s3fs
+
+    name = f"bucket-{abs(hash(request.node.name)) % 10**9}"
+    s3fs.S3FileSystem(endpoint_url=os.environ["AWS_ENDPOINT_URL"], skip_instance_cache=True).mkdir(name)
+    return name
+
+
+def upload(folder: Path, place: str) -> None:
+    remote = open_folder(place)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            remote.write(path.relative_to(folder).as_posix(), path.read_bytes())
 
 
 SMALL = ["-a", "r2plus1d_10", "--width", "4", "-fpc", "4", "-cs", "32", "--precision", "fp32", "-j", "0"]

@@ -1,5 +1,6 @@
 """Where clips start, how they are cropped, what is drawn for them."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -49,11 +50,58 @@ def test_crops_keep_their_share_of_area_and_ratio() -> None:
         assert 0.19 < h * w / (128 * 170) <= 1 and 0.73 < w / h < 1.36
 
 
+def cropped(frames: np.ndarray, box: tuple[int, int, int, int], size: int, flip: bool) -> np.ndarray:
+    out = np.empty((len(frames), size, size, *frames.shape[3:]), np.uint8)
+    clips.crop_resize(frames, box, flip, out)
+    return out
+
+
 def test_the_evaluation_crop_is_112_of_128() -> None:
-    assert clips.centre_crop(128, 170) == (8, 29, 112, 112)
+    assert clips.eval_crops(128, 170, 1) == [(8, 29, 112, 112)]
     frames = np.arange(128 * 170, dtype=np.uint32).reshape(1, 128, 170).astype(np.uint8)
-    np.testing.assert_array_equal(clips.crop_resize(frames, (8, 29, 112, 112), 112, False), frames[:, 8:120, 29:141])
-    np.testing.assert_array_equal(clips.crop_resize(frames, (8, 29, 112, 112), 112, True), frames[:, 8:120, 29:141][:, :, ::-1])
+    np.testing.assert_array_equal(cropped(frames, (8, 29, 112, 112), 112, False), frames[:, 8:120, 29:141])
+    np.testing.assert_array_equal(cropped(frames, (8, 29, 112, 112), 112, True), frames[:, 8:120, 29:141][:, :, ::-1])
+
+
+def test_three_crops_lie_along_the_long_side() -> None:
+    assert clips.eval_crops(128, 170, 3) == [(8, 0, 112, 112), (8, 29, 112, 112), (8, 58, 112, 112)]
+    assert clips.eval_crops(170, 128, 3) == [(0, 8, 112, 112), (29, 8, 112, 112), (58, 8, 112, 112)]
+
+
+@pytest.mark.parametrize("box", [(3, 5, 20, 24), (0, 0, 60, 64), (0, 0, 110, 120)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_crop_shows_what_is_in_its_box(box: tuple[int, int, int, int], flip: bool) -> None:
+    """A picture of gradients: each pixel of the crop says which place it comes from, however it was enlarged or shrunk."""
+    rows, columns = np.mgrid[:128, :128]
+    frames = np.stack([rows, columns, rows], -1)[None].astype(np.uint8)
+    top, left, height, width = box
+    found = cropped(frames, box, 48, flip)[0].astype(float)[:, :: -1 if flip else 1]
+    centres = (np.arange(48) + 0.5) / 48
+    inside = slice(2, -2)  # the border has no pixel beyond it to interpolate with
+    np.testing.assert_allclose(found[inside, 5, 0], (top + centres * height - 0.5)[inside], atol=0.75)
+    np.testing.assert_allclose(found[5, inside, 1], (left + centres * width - 0.5)[inside], atol=0.75)
+
+
+def test_starts_follow_the_motion() -> None:
+    """Frames 15, 16, 17 of 20 move. Of the starts 0..5 (a clip spans 15), they see 0, 1, 2, 3, 3, 3 of those frames."""
+    energy, rng = np.zeros(20, np.float32), np.random.default_rng(0)
+    energy[15:18] = 2
+    counts = np.bincount([clips.random_start(20, CLIP, rng, energy) for _ in range(6000)], minlength=6)
+    np.testing.assert_allclose(counts / 6000, np.array([0, 1, 2, 3, 3, 3]) / 12, atol=0.02)
+    for still in (np.zeros(20, np.float32), np.full(20, np.nan, np.float32), np.full(20, -np.inf, np.float32)):
+        counts = np.bincount([clips.random_start(20, CLIP, rng, still) for _ in range(600)], minlength=6)
+        assert counts.min() > 50
+    assert clips.random_start(5, CLIP, rng, energy[:5]) < 5  # it loops
+
+
+def test_sampling_by_motion_uses_the_stored_energy(record: Record) -> None:
+    assert record.energy_N is not None
+    peak = np.zeros_like(record.energy_N)
+    peak[-1] = 1  # only the last start that fits sees the last frame
+    moved = ClipConfig(frames=8, stride=2, size=32, sample_motion=True)
+    found = clips.train_clips(dataclasses.replace(record, energy_N=peak), moved, 3, 0, 0)["frames"]
+    assert (found[:, 0] == len(record) - moved.span).all()
+    assert (clips.train_clips(record, CLIP, 3, 0, 0)["frames"] != found).any()
 
 
 def test_draws_come_from_seed_epoch_key_and_clip_alone(record: Record) -> None:
@@ -93,11 +141,13 @@ def test_colours_follow_the_specified_distributions() -> None:
 
 
 def test_evaluation_clips_are_uniform_and_undisturbed(record: Record) -> None:
-    found = clips.eval_clips(record, CLIP, 3)["rgb"]
-    box = clips.centre_crop(record.meta["height"], record.meta["width"])
-    for clip, start in zip(found, clips.uniform_starts(len(record), CLIP, 3), strict=True):
-        frames = record.frames(clips.frame_indices(start, len(record), CLIP))
-        np.testing.assert_array_equal(clip, clips.crop_resize(frames, box, 32, False))
+    starts = clips.uniform_starts(len(record), CLIP, 3)
+    for crops in (1, 3):
+        found = clips.eval_clips(record, CLIP, 3, crops)["rgb"].reshape(3, crops, 8, 32, 32, 3)
+        for views, start in zip(found, starts, strict=True):
+            frames = record.frames(clips.frame_indices(start, len(record), CLIP))
+            for view, box in zip(views, clips.eval_crops(*record.size, crops), strict=True):
+                np.testing.assert_array_equal(view, cropped(frames, box, 32, False))
 
 
 @pytest.mark.parametrize("wrong", [{"frames": 0}, {"stride": 0}, {"size": 4}, {"min_scale": 0.0}, {"flip": 1.5}])

@@ -1,15 +1,18 @@
 """Opening a shard set: selection by split, and every way its files can be wrong."""
 
+import io
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dclr.data.manifest import Manifest, ShardSet, read_index, require_cue, require_size, split_list
+from dclr.data.manifest import Manifest, Names, ShardSet, parse_columns, read_index, require_cue, require_size, split_list
 from dclr.errors import InputError
+from dclr.record import pack_array
 from dclr.storage import open_folder
 
 
@@ -71,13 +74,6 @@ def shorten(name: str, size: int) -> Callable[[Path], None]:
     return apply
 
 
-def drop_last_line(name: str) -> Callable[[Path], None]:
-    def apply(folder: Path) -> None:
-        (folder / name).write_text("".join((folder / name).read_text().splitlines(keepends=True)[:-1]))
-
-    return apply
-
-
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -89,14 +85,13 @@ def drop_last_line(name: str) -> Callable[[Path], None]:
         (edit_manifest(lambda m: m["shards"][0].update(name=5)), "not a shard set's manifest"),
         (edit_manifest(lambda m: m["options"].pop("size")), "not a shard set's manifest"),
         (lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe"), "not a shard set's manifest"),
-        (lambda folder: (folder / "shard-000000.jsonl").write_text('{"key": 1}'), "line 1: not an index entry"),
+        (edit_manifest(lambda m: m.pop("index_sha256")), "preprocess merge"),
+        (edit_manifest(lambda m: m["shards"][0].update(samples=-3)), "not a shard set's manifest"),
+        (lambda folder: (folder / "index.npz").unlink(), "index.npz is missing"),
+        (shorten("index.npz", 900), "index.npz: sha256 is .*, manifest.json says"),
         (edit_manifest(lambda m: m["shards"][0].update(name="../../etc/passwd.tar")), "shard name"),
         (lambda folder: (folder / "shard-000001.tar").unlink(), "shard-000001.tar is missing"),
-        (lambda folder: (folder / "shard-000001.jsonl").unlink(), "shard-000001.jsonl is missing"),
-        (shorten("shard-000001.tar", 1000), "1000 bytes, manifest.json says"),
-        (shorten("shard-000001.jsonl", 40), "line 1: not an index entry"),
-        (shorten("shard-000001.jsonl", 0), "line 1: not an index entry"),
-        (drop_last_line("shard-000001.jsonl"), "its entries are not"),
+        (shorten("shard-000001.tar", 1000), "has 1000 bytes, manifest.json says"),
     ],
 )
 def test_a_damaged_set_is_named_when_it_is_opened(copied: Path, damage: Callable[[Path], None], says: str) -> None:
@@ -117,3 +112,45 @@ def test_manifest_and_index_agree_with_the_bytes(synthetic_set: Path) -> None:
         assert (header.bytes, header.sha256, header.samples) == (shard.bytes, shard.sha256, len(entries))
         assert len(entries) == shard.samples
         assert all(zlib.crc32(data[e.offset : e.offset + e.size]) == e.crc32 for e in entries)
+
+
+def forged(change: Callable[[dict[str, np.ndarray]], object], packed: int = zipfile.ZIP_STORED) -> bytes:
+    """index.npz of two samples, with columns as somebody hostile would write them."""
+    columns: dict[str, np.ndarray] = {
+        "keys": np.frombuffer(b"onetwo", np.uint8), "key_ends": np.array([3, 6]), "size": np.array([512, 1024]),
+        "crc32": np.zeros(2, np.uint32), "frames": np.array([5, 6]), "fps": np.array([25.0, 25]), "video": np.array([1, 2]),
+        "labels": np.array([[0, 1]]), "splits": np.array([[1, 0], [0, 1]], np.uint8),
+    }  # fmt: skip
+    change(columns)
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", packed) as archive:
+        for name, column in columns.items():
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), pack_array(column), packed)
+    return out.getvalue()
+
+
+def test_the_joined_index_is_parsed_as_it_was_packed() -> None:
+    found = parse_columns(forged(lambda c: None), 2, 2, 1, "index.npz")
+    assert list(Names(found["keys"], found["key_ends"])) == ["one", "two"]
+    assert found["size"].tolist() == [512, 1024] and found["labels"].tolist() == [[0, 1]]
+    assert Names.of(["a", "", "öä"])[-1] == "öä" and len(Names.of([])) == 0
+    with pytest.raises(IndexError):
+        Names.of(["a"])[1]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"PK", "index.npz"),
+        (forged(lambda c: c.pop("fps")), "fps"),
+        (forged(lambda c: c.update(size=np.array([512]))), "size"),
+        (forged(lambda c: c.update(size=np.array([512, -512]))), "below 1"),
+        (forged(lambda c: c.update(key_ends=np.array([6, 3]))), "below 1"),
+        (forged(lambda c: c.update(key_ends=np.array([3, 2**40]))), "keys"),
+        (forged(lambda c: c.update(video=np.array(["a", "b"]))), "video"),
+        (forged(lambda c: None, zipfile.ZIP_DEFLATED), "packed, expected it stored"),
+    ],
+)
+def test_a_hostile_index_is_refused(data: bytes, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        parse_columns(data, 2, 2, 1, "index.npz")

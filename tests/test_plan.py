@@ -1,13 +1,21 @@
 """The epoch is one list: a pure function, cut the same way for any number of ranks."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from dclr.data import plan
+from dclr.data.plan import Plan
 from dclr.errors import InputError
 
 SAMPLES = np.arange(0, 500, 2)
 SHARDS = SAMPLES // 10
+
+
+def joined(some: Plan, steps: range, world: int = 1) -> np.ndarray:
+    """(steps, batch): the global batches, put together from every rank's share."""
+    return np.stack([np.concatenate([some.rows(step, rank, world)[1] for rank in range(world)]) for step in steps])
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 7])
@@ -29,12 +37,39 @@ def test_samples_are_shuffled_across_shards_within_a_group() -> None:
     assert len(set(SHARDS[np.searchsorted(SAMPLES, order[:16])])) > 5
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("last", plan.LAST)
+@pytest.mark.parametrize("passes", [1, 3])
+def test_the_last_partial_batch_is_dropped_or_wrapped_and_counted(last: str, passes: int) -> None:
+    some = Plan(SAMPLES, SHARDS, 0, 16, passes, last)
+    assert some.left == 250 * passes % 16 and some.steps == 250 * passes // 16 + (last == "wrap")
+    for epoch in (0, 1):
+        batches = joined(some, range(epoch * some.steps, (epoch + 1) * some.steps))
+        count = np.bincount(batches.ravel(), minlength=500)[SAMPLES]
+        if last == "drop":
+            assert count.max() == passes and (passes - count).sum() == some.left
+        else:
+            assert count.min() == passes and (count - passes).sum() == 16 - some.left
+            np.testing.assert_array_equal(batches[-1, some.left :], batches[0, : 16 - some.left])
+
+
+@pytest.mark.parametrize("world", [2, 4, 8])
 def test_ranks_join_to_the_same_batches(world: int) -> None:
-    order = plan.epoch_order(SAMPLES, SHARDS, 0, 0)
-    shares = [plan.rank_batches(order, 16, rank, world) for rank in range(world)]
-    assert all(len(share) == 250 // 16 for share in shares)
-    np.testing.assert_array_equal(np.concatenate(shares, axis=1), plan.rank_batches(order, 16, 0, 1))
+    some = Plan(SAMPLES, SHARDS, 0, 16, 2, "wrap")
+    steps = range(3 * some.steps)
+    np.testing.assert_array_equal(joined(some, steps, world), joined(some, steps))
+
+
+def test_a_step_needs_none_before_it() -> None:
+    whole = joined(Plan(SAMPLES, SHARDS, 0, 16, 3), range(100))
+    for step in (99, 0, 45, 46, 47):
+        np.testing.assert_array_equal(joined(Plan(SAMPLES, SHARDS, 0, 16, 3), range(step, step + 1))[0], whole[step])
+
+
+def test_passes_are_numbered_over_the_whole_run() -> None:
+    """Each (pass, sample) pair once, so each pass draws clips of its own."""
+    some = Plan(SAMPLES, SHARDS, 0, 25, 3)
+    pairs = [tuple(pair) for step in range(2 * some.steps) for pair in zip(*map(list, some.rows(step)), strict=True)]
+    assert sorted(pairs) == list(itertools.product(range(6), SAMPLES))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -45,9 +80,18 @@ def test_an_evaluation_counts_every_video_once(world: int) -> None:
 
 def test_batches_that_cannot_be_made_are_refused() -> None:
     with pytest.raises(InputError, match="does not divide over 3 processes"):
-        plan.epoch_steps(100, 8, 3)
+        Plan(SAMPLES, SHARDS, 0, 8).rows(0, 0, 3)
     with pytest.raises(InputError, match="5 samples selected, fewer than one batch of 8"):
-        plan.epoch_steps(5, 8, 1)
+        Plan(SAMPLES[:5], SHARDS[:5], 0, 8)
+    with pytest.raises(InputError, match="--last-batch pad: expected one of drop, wrap"):
+        Plan(SAMPLES, SHARDS, 0, 8, last="pad")
+
+
+def test_a_stand_in_comes_from_the_selection_and_is_always_the_same() -> None:
+    some = Plan(SAMPLES, SHARDS, 0, 8)
+    found = [some.instead(number, 6, attempt) for number in range(5) for attempt in (1, 2)]
+    assert set(found) <= set(SAMPLES) and len(set(found)) > 5
+    assert found == [some.instead(number, 6, attempt) for number in range(5) for attempt in (1, 2)]
 
 
 def test_generators_differ_for_any_part_of_their_key() -> None:

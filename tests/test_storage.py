@@ -1,22 +1,13 @@
 """Videos in and shards out of object storage: a real S3 server on loopback, also when it fails, stalls and hangs up."""
 
-import http.client
-import http.server
 import itertools
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
-from conftest import needs, refuse, run, succeed
+from conftest import needs, refuse, run, succeed, upload
+from servers import Proxy, free_port
 
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
@@ -26,106 +17,6 @@ from preprocess.synthetic import encode, render
 pytestmark = needs("moto", "s3fs")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[int]:
-    """The port of moto's S3 server, a process of its own."""
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        for _ in range(300):
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield port
-    finally:
-        process.kill()
-        process.wait()
-
-
-class Unreliable(http.server.BaseHTTPRequestHandler):
-    """Hands requests on to the server, but answers some with 500, some late, and hangs up in the middle of some."""
-
-    protocol_version = "HTTP/1.1"
-    upstream = 0
-    faults: itertools.cycle = itertools.cycle([""])
-    served: ClassVar[list[str]] = []
-    stalled: str = ""  # a request for this path is never answered
-
-    def _serve(self) -> None:
-        if self.stalled and self.stalled in self.path:
-            time.sleep(3600)
-        fault = next(type(self).faults)
-        self.served.append(fault)
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if fault == "500":
-            self.send_response(500)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        if fault == "late":
-            time.sleep(0.3)
-        connection = http.client.HTTPConnection("127.0.0.1", self.upstream, timeout=60)
-        connection.request(self.command, self.path, body, {k: v for k, v in self.headers.items() if k != "Connection"})
-        answer = connection.getresponse()
-        data = answer.read()
-        self.send_response(answer.status)
-        for name, value in answer.getheaders():
-            if name.lower() not in ("connection", "transfer-encoding", "content-length", "date", "server"):
-                self.send_header(name, value)
-        self.send_header("Content-Length", answer.getheader("Content-Length") or str(len(data)))
-        self.end_headers()
-        if fault == "hang up" and data:
-            self.wfile.write(data[: len(data) // 2])
-            self.wfile.flush()
-            self.connection.shutdown(socket.SHUT_RDWR)
-            self.close_connection = True
-            return
-        self.wfile.write(data)
-
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
-
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
-
-
-@pytest.fixture
-def unreliable(server: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Unreliable]]:
-    handler = type("Handler", (Unreliable,), {"upstream": server, "served": []})
-    proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    proxy.daemon_threads = True
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")
-    yield handler
-    proxy.shutdown()
-    proxy.server_close()
-
-
-@pytest.fixture
-def bucket(server: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """A new bucket, with the environment that a user has for it."""
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server}",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    import s3fs
-
-    name = f"bucket-{abs(hash(request.node.name)) % 10**9}"
-    s3fs.S3FileSystem(endpoint_url=os.environ["AWS_ENDPOINT_URL"], skip_instance_cache=True).mkdir(name)
-    return name
-
-
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("videos")
@@ -133,13 +24,6 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         encode(render("left", "dots", (number,))[0], 25, root / "AB"[number % 2] / f"{number}.mp4")
     (root / "A/text.avi").write_text("no video")
     return root
-
-
-def upload(folder: Path, place: str) -> None:
-    remote = open_folder(place)
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            remote.write(path.relative_to(folder).as_posix(), path.read_bytes())
 
 
 def contents(place: str | Path) -> dict[str, bytes]:
@@ -178,7 +62,7 @@ def test_a_set_made_in_object_storage_is_the_local_one(videos: Path, local_set: 
 
 
 def test_errors_stalls_and_dropped_connections_change_no_byte(
-    videos: Path, local_set: Path, bucket: str, unreliable: type[Unreliable]
+    videos: Path, local_set: Path, bucket: str, unreliable: type[Proxy]
 ) -> None:
     upload(videos, f"s3://{bucket}/in")
     unreliable.faults = itertools.cycle(["", "500", "", "late", "hang up", ""])
@@ -188,9 +72,7 @@ def test_errors_stalls_and_dropped_connections_change_no_byte(
     assert contents(f"s3://{bucket}/set") == contents(local_set)
 
 
-def test_a_video_that_never_arrives_is_given_up(
-    videos: Path, bucket: str, unreliable: type[Unreliable], tmp_path: Path
-) -> None:
+def test_a_video_that_never_arrives_is_given_up(videos: Path, bucket: str, unreliable: type[Proxy], tmp_path: Path) -> None:
     upload(videos, f"s3://{bucket}/in")
     unreliable.stalled = "B/3.mp4"
     said = succeed(

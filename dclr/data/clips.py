@@ -20,13 +20,15 @@ from dclr.record import Record, video_id
 COLOURS = 10  # floats of one photometric draw: brightness, contrast, saturation, hue, their order (4), grey, blur sigma
 RATIO = (3 / 4, 4 / 3)  # of RandomResizedCrop, width / height
 CENTRE = 112 / 128  # evaluation: short side 128, centre crop 112, for any clip size
+CROPS = (1, 3)  # evaluation: the middle, or the middle and both ends of the long side
+AREA_FROM = 1.5  # a crop that shrinks by more is averaged over areas (four times the time), less is interpolated
 
 
 @dataclass(frozen=True)
 class ClipConfig:
     """What a clip is. ``frames`` T, ``stride`` between them, ``size`` S in pixels, ``min_scale`` the least share of the
     frame's area that RandomResizedCrop keeps, ``flip`` the probability of a horizontal flip, ``cue`` whether the stored
-    difference is decoded too."""
+    difference is decoded too, ``sample_motion`` whether a clip's start is drawn by the stored energy of its frames."""
 
     frames: int = 16
     stride: int = 2
@@ -34,6 +36,7 @@ class ClipConfig:
     min_scale: float = 0.2
     flip: float = 0.5
     cue: bool = False
+    sample_motion: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("frames", 1), ("stride", 1), ("size", 8)):
@@ -54,9 +57,21 @@ def frame_indices(start: int, total: int, clip: ClipConfig) -> np.ndarray:
     return (start + np.arange(clip.frames) * clip.stride) % total
 
 
-def random_start(total: int, clip: ClipConfig, rng: np.random.Generator) -> int:
-    """Uniform among the starts that fit; among all frames where the video is shorter than the clip and loops."""
-    return int(rng.integers(total - clip.span + 1 if total >= clip.span else total))
+def random_start(total: int, clip: ClipConfig, rng: np.random.Generator, energy_N: np.ndarray | None = None) -> int:
+    """A start among those that fit; among all frames where the video is shorter than the clip and loops.
+
+    Each is as likely as any other, or with ``energy_N``, float32 (total,), as likely as the frames it spans are energetic
+    (a video without any motion, or one that loops: uniform).
+    """
+    starts = total - clip.span + 1
+    if starts < 1:
+        return int(rng.integers(total))
+    if energy_N is not None:
+        sums = np.concatenate([[0], np.cumsum(np.nan_to_num(energy_N, nan=0, posinf=0, neginf=0).clip(0), dtype=np.float64)])
+        reached = np.cumsum(sums[clip.span :] - sums[:starts])
+        if reached[-1] > 0:
+            return min(int(np.searchsorted(reached, rng.random() * reached[-1], side="right")), starts - 1)
+    return int(rng.integers(starts))
 
 
 def uniform_starts(total: int, clip: ClipConfig, clips: int) -> list[int]:
@@ -77,20 +92,32 @@ def random_resized_crop(height: int, width: int, min_scale: float, rng: np.rando
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def centre_crop(height: int, width: int) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of the evaluation crop: the middle square of 112 / 128 of the short side."""
+def eval_crops(height: int, width: int, crops: int) -> list[tuple[int, int, int, int]]:
+    """(top, left, height, width) of the evaluation crops: squares of 112 / 128 of the short side, the middle one, or three:
+    at the beginning, in the middle and at the end of the long side."""
     side = round(min(height, width) * CENTRE)
-    return (height - side) // 2, (width - side) // 2, side, side
+    middle = [(height - side) // 2, (width - side) // 2]
+    long = int(width >= height)
+    boxes = []
+    for share in (1,) if crops == 1 else (0, 1, 2):
+        corner = [*middle]
+        corner[long] = (max(height, width) - side) * share // 2
+        boxes.append((corner[0], corner[1], side, side))
+    return boxes
 
 
-def crop_resize(frames_THW: np.ndarray, box: tuple[int, int, int, int], size: int, flip: bool) -> np.ndarray:
-    """Cut ``box`` out of uint8 frames (T, H, W[, C]), resize to (T, size, size[, C]), flip left-right."""
-    top, left, height, width = box
-    mode = cv2.INTER_AREA if min(height, width) > size else cv2.INTER_LINEAR
+def crop_resize(frames_THW: np.ndarray, box: tuple[int, int, int, int], flip: bool, out_TSS: np.ndarray) -> None:
+    """Cut ``box`` out of uint8 frames (T, H, W[, C]), resize it into ``out_TSS`` (T, S, S[, C]), flip it left-right or not."""
+    (top, left, height, width), size = box, out_TSS.shape[1]
     cut = frames_THW[:, top : top + height, left : left + width]
-    if (height, width) != (size, size):
-        cut = np.stack([cv2.resize(frame, (size, size), interpolation=mode) for frame in cut])
-    return np.ascontiguousarray(cut[:, :, ::-1] if flip else cut)
+    if (height, width) == (size, size):
+        out_TSS[:] = cut[:, :, ::-1] if flip else cut
+        return
+    mode = cv2.INTER_AREA if min(height, width) > AREA_FROM * size else cv2.INTER_LINEAR
+    for frame, result in zip(cut, out_TSS, strict=True):
+        cv2.resize(frame, (size, size), dst=result, interpolation=mode)
+        if flip:
+            cv2.flip(result, 1, dst=result)
 
 
 def draw_colours(rng: np.random.Generator) -> np.ndarray:
@@ -112,27 +139,39 @@ def train_clips(record: Record, clip: ClipConfig, clips: int, seed: int, epoch: 
         rgb uint8 (N, T, S, S, 3); cue uint8 (N, T, S, S) when ``clip.cue``; frames int64 (N, T), the stored frame numbers;
         still int64 (N,), the static view's position among the T; colours float32 (N, 2, COLOURS) for v and s.
     """
-    out: dict[str, list] = {name: [] for name in ("rgb", "cue", "frames", "still", "colours")}
-    for number in range(clips):
-        rng = generator(seed, epoch, record.key, number)
-        indices = frame_indices(random_start(len(record), clip, rng), len(record), clip)
-        box = random_resized_crop(record.meta["height"], record.meta["width"], clip.min_scale, rng)
+    shape = (clips, clip.frames, clip.size, clip.size)
+    out: dict[str, np.ndarray] = {
+        "rgb": np.empty((*shape, 3), np.uint8),
+        "frames": np.empty((clips, clip.frames), np.int64),
+        "still": np.empty(clips, np.int64),
+        "colours": np.empty((clips, 2, COLOURS), np.float32),
+    }
+    if clip.cue:
+        out["cue"] = np.empty(shape, np.uint8)
+    for n in range(clips):
+        rng = generator(seed, epoch, record.key, n)
+        start = random_start(len(record), clip, rng, record.energy_N if clip.sample_motion else None)
+        out["frames"][n] = indices = frame_indices(start, len(record), clip)
+        box = random_resized_crop(*record.size, clip.min_scale, rng)
         flip = bool(rng.random() < clip.flip)
-        out["rgb"].append(crop_resize(record.frames(indices), box, clip.size, flip))
+        crop_resize(record.frames(indices), box, flip, out["rgb"][n])
         if clip.cue:
-            out["cue"].append(crop_resize(record.differences(indices), box, clip.size, flip))
-        out["frames"].append(indices)
-        out["still"].append(rng.integers(clip.frames))
-        out["colours"].append(np.stack([draw_colours(rng), draw_colours(rng)]))
-    return {name: np.stack(values) for name, values in out.items() if values} | identity(record)
+            crop_resize(record.differences(indices), box, flip, out["cue"][n])
+        out["still"][n] = rng.integers(clip.frames)
+        out["colours"][n] = draw_colours(rng), draw_colours(rng)
+    return out | identity(record)
 
 
-def eval_clips(record: Record, clip: ClipConfig, clips: int) -> dict[str, np.ndarray]:
-    """``clips`` uniform clips of a video, centre crop, no flip: rgb uint8 (N, T, S, S, 3)."""
+def eval_clips(record: Record, clip: ClipConfig, clips: int, crops: int = 1) -> dict[str, np.ndarray]:
+    """``clips`` uniform clips of a video, no flip, each cut ``crops`` times: rgb uint8 (clips * crops, T, S, S, 3), all of a
+    clip side by side."""
     indices = np.concatenate([frame_indices(s, len(record), clip) for s in uniform_starts(len(record), clip, clips)])
-    box = centre_crop(record.meta["height"], record.meta["width"])
-    rgb = crop_resize(record.frames(indices), box, clip.size, flip=False)  # a frame in two clips is decoded once
-    return {"rgb": rgb.reshape(clips, clip.frames, clip.size, clip.size, 3)} | identity(record)
+    frames = record.frames(indices)  # a frame in two clips is decoded once
+    rgb = np.empty((clips, crops, clip.frames, clip.size, clip.size, 3), np.uint8)
+    for number, box in enumerate(eval_crops(*record.size, crops)):
+        for n in range(clips):
+            crop_resize(frames[n * clip.frames : (n + 1) * clip.frames], box, False, rgb[n, number])
+    return {"rgb": rgb.reshape(clips * crops, *rgb.shape[2:])} | identity(record)
 
 
 def identity(record: Record) -> dict[str, np.ndarray]:

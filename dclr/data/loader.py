@@ -7,26 +7,43 @@ torch.distributed for them (it would answer 0 of 1, and every rank would read ev
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
+from itertools import count, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import webdataset as wds
-from torch.utils.data import get_worker_info
+from torch.utils.data import default_collate, get_worker_info
 
 from dclr.data import plan
-from dclr.data.clips import ClipConfig, eval_clips, train_clips
+from dclr.data.clips import CROPS, ClipConfig, eval_clips, train_clips
+from dclr.data.fetch import Arrivals, Cache, Row, fetch_ahead
 from dclr.data.manifest import ShardSet
+from dclr.data.plan import Plan
+from dclr.errors import InputError
+from dclr.hardware import keep_freed_memory
 from dclr.record import Record
+from dclr.storage import RemoteFolder
 
 Sample = dict[str, Any]
+STATE = 1  # version of TrainLoader.state_dict
+ON_ERROR = ("stop", "skip")
+PREFETCH = 2  # batches that wait in each worker
 
 
-Row = list[tuple[int, int]]  # one batch: (pass over the set, sample index)
-Records = list[tuple[int, int, Record]]  # the same, read
+@dataclass(frozen=True)
+class Read:
+    """A record of a batch: ``number`` of the pass, ``sample``, and the damaged sample that it stands in for, or -1."""
+
+    number: int
+    sample: int
+    record: Record
+    damaged: int = -1
 
 
 def _every_worker(rows: Iterator[Row]) -> Iterator[Row]:
@@ -36,38 +53,24 @@ def _every_worker(rows: Iterator[Row]) -> Iterator[Row]:
 
 @dataclass
 class TrainRows(torch.utils.data.IterableDataset):
-    """Stage 1, training: this worker's batches from step ``first`` to step ``last``, over as many epochs as that takes.
+    """Stage 1, training: this worker's rows of the rank's batches, from step ``first`` on without end."""
 
-    An epoch is ``passes`` passes over the samples, one after another, cut into batches as one list.
-    """
-
-    samples_N: np.ndarray
-    shard_N: np.ndarray
-    seed: int
-    batch: int
-    passes: int
+    plan: Plan
     rank: int
     world: int
     first: int
-    last: int
 
     def __iter__(self) -> Iterator[Row]:
-        return _every_worker(self._rows())
-
-    def _rows(self) -> Iterator[Row]:
-        steps = plan.epoch_steps(len(self.samples_N) * self.passes, self.batch, self.world)
-        for epoch in range(self.first // steps, -(-self.last // steps)):
-            passes = range(epoch * self.passes, (epoch + 1) * self.passes)
-            orders = [plan.epoch_order(self.samples_N, self.shard_N, self.seed, number) for number in passes]
-            samples = plan.rank_batches(np.concatenate(orders), self.batch, self.rank, self.world)
-            numbers = plan.rank_batches(np.repeat(passes, len(self.samples_N)), self.batch, self.rank, self.world)
-            for step in range(max(self.first - epoch * steps, 0), min(self.last - epoch * steps, steps)):
-                yield list(zip(numbers[step].tolist(), samples[step].tolist(), strict=True))
+        worker = get_worker_info()
+        mine, every = (worker.id, worker.num_workers) if worker else (0, 1)
+        for step in count(self.first + mine, every):
+            numbers, samples = self.plan.rows(step, self.rank, self.world)
+            yield list(zip(numbers.tolist(), samples.tolist(), strict=True))
 
 
 @dataclass
 class EvalRows(torch.utils.data.IterableDataset):
-    """Stage 1, evaluation: this worker's videos, one a batch."""
+    """Stage 1, evaluation: this worker's videos, one a row."""
 
     samples_N: np.ndarray
 
@@ -77,13 +80,50 @@ class EvalRows(torch.utils.data.IterableDataset):
 
 @dataclass
 class ReadRecords:
-    """Stage 2: rows of indices -> the records they name."""
+    """Stage 2: rows of indices -> the records they name, fetched ahead where the set is behind a URL.
+
+    A sample that cannot be read raises InputError naming it, or with ``skip`` is told on standard error, once, and replaced:
+    in training by another one of the selection, drawn from (seed, pass, sample), so that no batch is short; in evaluation
+    (no ``plan``) by nothing.
+    """
 
     shards: ShardSet
+    skip: bool
+    plan: Plan | None = None
+    cache: Cache | None = None
+    told: set[int] = field(default_factory=set)
 
-    def __call__(self, rows: Iterable[Row]) -> Iterator[Records]:
-        for row in rows:
-            yield [(number, sample, self.shards.read(sample)) for number, sample in row]
+    def __call__(self, rows: Iterable[Row]) -> Iterator[list[Read]]:
+        remote = isinstance(self.shards.root, RemoteFolder)
+        for row, arrivals in fetch_ahead(self.shards, rows, self.cache) if remote else ((row, {}) for row in rows):
+            reads = (self._read(number, sample, arrivals) for number, sample in row)
+            yield [read for read in reads if read is not None]
+
+    def _read(self, number: int, sample: int, arrivals: Arrivals) -> Read | None:
+        chosen, attempt = sample, 0
+        while True:
+            try:
+                return Read(number, chosen, self._record(chosen, arrivals), sample if attempt else -1)
+            except InputError as error:
+                if not self.skip:
+                    raise
+                if chosen not in self.told:
+                    self.told.add(chosen)
+                    print(f"skipped: {error}", file=sys.stderr)
+            if self.plan is None:
+                return None
+            attempt += 1
+            if attempt > len(self.plan.samples_N):
+                raise InputError(f"{self.shards.root}: none of {attempt} samples tried could be read: copy the set again")
+            chosen = self.plan.instead(number, sample, attempt)
+
+    def _record(self, sample: int, arrivals: Arrivals) -> Record:
+        if sample not in arrivals:
+            return self.shards.read(sample)
+        data = arrivals[sample].result()[sample]
+        if isinstance(data, InputError):
+            raise data
+        return self.shards.record(sample, data)
 
 
 @dataclass
@@ -96,50 +136,50 @@ class CutTrainClips:
     seed: int
     kind: str | None
 
-    def __call__(self, batches: Iterable[Records]) -> Iterator[list[Sample]]:
-        for records in batches:
+    def __call__(self, batches: Iterable[list[Read]]) -> Iterator[list[Sample]]:
+        for reads in batches:
             yield [
-                train_clips(record, self.clip, self.clips, self.seed, number) | named(self.shards, sample, self.kind)
-                for number, sample, record in records
+                train_clips(read.record, self.clip, self.clips, self.seed, read.number) | named(self.shards, read, self.kind)
+                for read in reads
             ]
 
 
 @dataclass
 class CutEvalClips:
-    """Stage 3, evaluation: records -> ``clips`` uniform centre-cropped clips each."""
+    """Stage 3, evaluation: records -> ``clips`` uniform clips each, cut ``crops`` times."""
 
     shards: ShardSet
     clip: ClipConfig
     clips: int
+    crops: int
     kind: str | None
 
-    def __call__(self, batches: Iterable[Records]) -> Iterator[list[Sample]]:
-        for records in batches:
-            yield [
-                eval_clips(record, self.clip, self.clips) | named(self.shards, sample, self.kind)
-                for _, sample, record in records
-            ]
+    def __call__(self, batches: Iterable[list[Read]]) -> Iterator[list[Sample]]:
+        for reads in batches:
+            if reads:
+                yield [
+                    eval_clips(read.record, self.clip, self.clips, self.crops) | named(self.shards, read, self.kind)
+                    for read in reads
+                ]
 
 
-def named(shards: ShardSet, sample: int, kind: str | None) -> Sample:
-    label = int(shards.labels[kind][sample]) if kind else -1
-    return {"key": shards.keys[sample], "sample": np.array(sample), "label": np.array(label)}
+def named(shards: ShardSet, read: Read, kind: str | None) -> Sample:
+    label = int(shards.labels[kind][read.sample]) if kind else -1
+    return {"key": shards.keys[read.sample], "sample": read.sample, "label": label, "damaged": read.damaged}
 
 
 def stack(batches: Iterable[list[Sample]]) -> Iterator[Sample]:
-    """Stage 4: a list of samples -> one dict of tensors with the batch in front (names stay a list)."""
-    for batch in batches:
-        yield {
-            name: [s[name] for s in batch] if name == "key" else torch.from_numpy(np.stack([s[name] for s in batch]))
-            for name in batch[0]
-        }
+    """Stage 4: a list of samples -> one dict of tensors with the batch in front (names stay a list), in shared memory where
+    this is a worker: the only copy between a clip and the trainer."""
+    return map(default_collate, batches)
 
 
-def _one_thread(worker: int) -> None:
+def _one_core(worker: int) -> None:
     import cv2
 
     cv2.setNumThreads(0)  # a worker is one core; the pool of OpenCV would fight the others
     torch.set_num_threads(1)
+    keep_freed_memory()
 
 
 def _loader(rows: torch.utils.data.IterableDataset, stages: list[Any], workers: int) -> Any:
@@ -147,36 +187,117 @@ def _loader(rows: torch.utils.data.IterableDataset, stages: list[Any], workers: 
         wds.DataPipeline(rows, *stages, stack),
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_one_core,
         multiprocessing_context="spawn" if workers else None,  # fork does not mix with CUDA, OpenCV or threads
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
     )
 
 
-def train_loader(
-    shards: ShardSet,
-    samples_N: np.ndarray,
-    clip: ClipConfig,
-    *,
-    clips: int,
-    batch: int,
-    seed: int,
-    steps: tuple[int, int],
-    passes: int = 1,
-    rank: int = 0,
-    world: int = 1,
-    workers: int = 0,
-    kind: str | None = None,
-) -> Any:
-    """This rank's training batches of the global steps ``[first, last)``, epoch after epoch of ``passes`` passes.
+def open_set(place: str, on_error: str, cache: str | None, cache_size: float) -> tuple[ShardSet, Cache | None]:
+    """The set that ``--shards`` names, and the cache of ``--cache`` and ``--cache-size`` (GB). With ``on_error="skip"`` a set
+    with damaged shards is opened all the same, and they are told on standard error."""
+    _check(None, None, on_error)
+    shards = ShardSet(place, keep_damaged=on_error == "skip")
+    for said in shards.damaged if os.environ.get("LOCAL_RANK", "0") == "0" else ():
+        print(f"damaged: {said}", file=sys.stderr)
+    kept = None if cache is None else Cache(Path(cache), int(cache_size * 1e9))
+    _check(shards, kept, on_error)
+    return shards, kept
 
-    Each is a dict of :func:`dclr.data.clips.train_clips`' arrays as tensors with B = batch / world in front, plus
-    ``key`` (list of B str), ``sample`` and ``label`` int64 (B,) (-1 without a ``kind`` of label). Raises InputError where
-    ``batch`` does not divide by ``world`` or exceeds the number of samples.
+
+def _check(shards: ShardSet | None, cache: Cache | None, on_error: str) -> None:
+    if on_error not in ON_ERROR:
+        raise InputError(f"--on-error {on_error}: expected one of {', '.join(ON_ERROR)}")
+    if shards is not None and cache is not None and not isinstance(shards.root, RemoteFolder):
+        raise InputError(f"--cache {cache.place}: {shards.root} is on this machine; leave --cache out")
+
+
+class TrainLoader:
+    """Training batches of one rank, epoch after epoch, that never loses its place.
+
+    Iterating yields what is left of the current epoch; iterating again, the next one. The workers go on across epochs.
+    Batch ``step`` depends on (set, selection, seed, batch, passes, last) alone: :meth:`state_dict` after any batch and
+    :meth:`load_state_dict` in another process continue bit for bit, at no cost, with any number of ranks and workers
+    (the joined global batches are then the same).
+
+    A batch is a dict of :func:`dclr.data.clips.train_clips`' arrays as tensors with B = batch / world in front, plus ``key``
+    (list of B str), ``sample`` and ``label`` int64 (B,) (-1 without a ``kind`` of label) and ``damaged`` int64 (B,): the sample
+    that could not be read and that this one stands in for, -1 nearly always.
+
+    Args:
+        samples_N: what to train on, from :meth:`ShardSet.select`.
+        clips: clips a video. batch: videos a step, over all ranks. passes: over the samples, in one epoch.
+        last: ``"drop"`` or ``"wrap"`` an epoch's last, partial batch.
+        on_error: ``"stop"`` raises InputError for a sample that cannot be read; ``"skip"`` replaces it, :attr:`skipped` has
+            those that this rank met.
+    Raises:
+        InputError: ``batch`` does not divide by ``world`` or exceeds the samples, or ``cache`` for a set on this machine.
     """
-    plan.epoch_steps(len(samples_N) * passes, batch, world)
-    rows = TrainRows(samples_N, shards.shard_N[samples_N], seed, batch, passes, rank, world, *steps)
-    return _loader(rows, [ReadRecords(shards), CutTrainClips(shards, clip, clips, seed, kind)], workers)
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        samples_N: np.ndarray,
+        clip: ClipConfig,
+        *,
+        clips: int,
+        batch: int,
+        seed: int,
+        passes: int = 1,
+        last: str = "drop",
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        kind: str | None = None,
+        cache: Cache | None = None,
+        on_error: str = "stop",
+    ):
+        _check(shards, cache, on_error)
+        self.plan = Plan(samples_N, shards.shard_N[samples_N], seed, batch, passes, last)
+        self.plan.rows(0, rank, world)
+        self.step = 0
+        self.skipped: set[int] = set()
+        self._share, self._workers, self._digest = (rank, world), workers, shards.digest
+        self._stages = [
+            ReadRecords(shards, on_error == "skip", self.plan, cache),
+            CutTrainClips(shards, clip, clips, seed, kind),
+        ]
+        self._batches: Iterator[Sample] | None = None
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self.plan.steps
+
+    def __iter__(self) -> Iterator[Sample]:
+        end = (self.step // len(self) + 1) * len(self)
+        while self.step < end:
+            if self._batches is None:
+                self._batches = iter(_loader(TrainRows(self.plan, *self._share, self.step), self._stages, self._workers))
+            batch = next(self._batches)
+            self.skipped.update(batch["damaged"][batch["damaged"] >= 0].tolist())
+            self.step += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it is: a few integers and the manifest's hash. ``step`` counts the batches that were handed out."""
+        plan = self.plan
+        return {
+            "version": STATE, "step": self.step, "seed": plan.seed, "batch": plan.batch, "passes": plan.passes,
+            "wrap": int(plan.last == "wrap"), "samples": len(plan.samples_N), "selection": plan.selection,
+            "manifest": self._digest,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after the batch that ``state`` was taken after; raises InputError naming what differs, found and expected."""
+        for name, expected in self.state_dict().items():
+            if name != "step" and state.get(name) != expected:
+                raise InputError(
+                    f"the loader's state says {name} {state.get(name)!r}, expected {expected!r}: "
+                    "resume with the shard set, split, batch and seed that the run began with"
+                )
+        if not isinstance(state.get("step"), int) or state["step"] < 0:
+            raise InputError(f"the loader's state says step {state.get('step')!r}, expected a number of batches")
+        self.step, self._batches = state["step"], None
 
 
 def eval_loader(
@@ -185,11 +306,19 @@ def eval_loader(
     clip: ClipConfig,
     *,
     clips: int,
+    crops: int = 1,
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
     kind: str | None = None,
+    cache: Cache | None = None,
+    on_error: str = "stop",
 ) -> Any:
-    """One video a batch, every selected video exactly once over the ranks: rgb uint8 (1, clips, T, S, S, 3) and names."""
+    """One video a batch, every selected video exactly once over the ranks: rgb uint8 (1, clips * crops, T, S, S, 3) and names.
+    With ``on_error="skip"`` a video that cannot be read is left out."""
+    _check(shards, cache, on_error)
+    if crops not in CROPS:
+        raise InputError(f"--crops {crops}: expected 1 (the middle) or 3 (along the long side)")
     rows = EvalRows(plan.eval_share(samples_N, rank, world))
-    return _loader(rows, [ReadRecords(shards), CutEvalClips(shards, clip, clips, kind)], workers)
+    stages = [ReadRecords(shards, on_error == "skip", None, cache), CutEvalClips(shards, clip, clips, crops, kind)]
+    return _loader(rows, stages, workers)

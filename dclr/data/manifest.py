@@ -3,34 +3,38 @@
 A set is a folder::
 
     manifest.json         :class:`Manifest`: shards, counts, bytes, sha256, class names, options
+    index.npz             every shard's index joined, as columns: all that a reader needs to know of a sample
     shard-000000.tar      samples back to back (dclr/record.py)
     shard-000000.jsonl    :class:`Header`, then an :class:`Entry` a sample: key, offset, size, crc32, label, splits, ...
     failures.jsonl        videos that are not in the set, one line each, with the reason
 
-It may lie in object storage (dclr/storage.py).
+It may lie in object storage or behind a web server (dclr/storage.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import json
 import mmap
 import os
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from dclr.errors import InputError
-from dclr.record import VERSION, FormatError, Record, unpack
+from dclr.record import VERSION, FormatError, Record, pack_array, parse_array, unpack, video_id
 from dclr.storage import Folder, RemoteFolder, open_folder
 
 MANIFEST = "manifest.json"
+INDEX = "index.npz"
 FAILURES = "failures.jsonl"
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")  # a manifest is hostile input: no path escapes the set's folder
 
@@ -59,6 +63,7 @@ class Manifest:
     classes: dict[str, list[str]]
     options: dict[str, Any]  # what the set was made with: size, quality, ...
     failures: dict[str, int]  # stage -> videos that are not in the set
+    index_sha256: str  # of index.npz
     version: int = VERSION
 
     @property
@@ -80,13 +85,18 @@ class Manifest:
                     f"{name}: format version {found['version']!r}, this code reads version {VERSION}: "
                     "make the shards again with python -m preprocess"
                 )
+            if "index_sha256" not in found:
+                raise InputError(f"{name}: it names no {INDEX}; python -m preprocess merge on the set writes both anew")
             shards = tuple(Shard(s["name"], int(s["samples"]), int(s["bytes"]), s["sha256"]) for s in found["shards"])
             manifest = cls(
-                shards=shards, **{key: found[key] for key in ("dataset", "splits", "classes", "options", "failures")}
+                shards=shards,
+                **{key: found[key] for key in ("dataset", "splits", "classes", "options", "failures", "index_sha256")},
             )
             for shard in shards:
                 if not SHARD_NAME.fullmatch(shard.name):
                     raise InputError(f"{name}: shard name {shard.name!r}, expected {SHARD_NAME.pattern}")
+                if shard.samples < 1 or shard.bytes < 1:
+                    raise ValueError(f"{shard.name} of {shard.samples} samples and {shard.bytes} bytes")
             for field, value in (("splits", manifest.splits), ("classes", manifest.classes), ("options", manifest.options)):
                 if not isinstance(value, dict):
                     raise TypeError(f"{field} is {value!r}")
@@ -158,87 +168,207 @@ def read_index(folder: Folder, name: str) -> tuple[Header, list[Entry]]:
 
 
 @lru_cache(maxsize=64)
-def _mapped(path: Path) -> mmap.mmap:
-    """A shard in memory-mapped form; only the pages that are decoded are read."""
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+def _opened(path: Path) -> IO[bytes]:
+    return path.open("rb", buffering=0)
+
+
+def mapped(path: Path, offset: int, size: int) -> memoryview:
+    """``size`` bytes of a file from ``offset`` on, fewer where it ends before; mapped, so that only what is decoded is read."""
+    file = _opened(path)
+    there = min(size, os.fstat(file.fileno()).st_size - offset)
+    if there <= 0:
+        return memoryview(b"")
+    before = offset % mmap.ALLOCATIONGRANULARITY
+    view = mmap.mmap(file.fileno(), before + there, access=mmap.ACCESS_READ, offset=offset - before)
+    return memoryview(view)[before:]
+
+
+class Names(Sequence[str]):
+    """N short texts in two arrays: ``blob`` uint8, their bytes end to end, and ``end_N`` int64 (N,), where each ends. Many
+    of them cost what their letters do, in a worker too."""
+
+    def __init__(self, blob: np.ndarray, end_N: np.ndarray):
+        self._blob, self._end_N = blob.tobytes(), end_N
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Names:
+        ends = np.cumsum([len(text.encode()) for text in texts], dtype=np.int64)
+        return cls(np.frombuffer("".join(texts).encode(), np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self._end_N)
+
+    def __getitem__(self, number: Any) -> Any:
+        at = range(len(self))[number]  # negative numbers, and IndexError where there is no such text
+        return self._blob[int(self._end_N[at - 1]) if at else 0 : int(self._end_N[at])].decode(errors="replace")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Names) and list(self) == list(other)
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        return {"keys": np.frombuffer(self._blob, np.uint8), "key_ends": self._end_N}
+
+
+def pack_columns(entries: Sequence[Entry], splits: Sequence[str], kinds: Sequence[str]) -> bytes:
+    """``index.npz`` of a set: every shard's index joined, as columns. Stored, not packed, so that the same set gives the same
+    bytes whatever zlib is at hand."""
+    columns = {
+        **Names.of([entry.key for entry in entries]).columns,
+        "size": np.array([entry.size for entry in entries], "<i8"),
+        "crc32": np.array([entry.crc32 for entry in entries], "<u4"),
+        "frames": np.array([entry.frames for entry in entries], "<i8"),
+        "fps": np.array([entry.fps for entry in entries], "<f8"),
+        "video": np.array([video_id(entry.video) for entry in entries], "<i8"),
+        "labels": np.array([[entry.labels.get(kind, -1) for entry in entries] for kind in kinds], "<i8").reshape(
+            len(kinds), len(entries)
+        ),
+        "splits": np.array([[split in entry.splits for entry in entries] for split in splits], "|u1").reshape(
+            len(splits), len(entries)
+        ),
+    }
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name, column in columns.items():
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), pack_array(column))  # ZipInfo's date is a constant
+    return out.getvalue()
+
+
+def parse_columns(data: bytes, samples: int, splits: int, kinds: int, name: str) -> dict[str, np.ndarray]:
+    """The columns of ``index.npz`` by name; raises FormatError where one is not of the shape that the manifest implies."""
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {
+        "key_ends": ("<i8", (samples,)),
+        "size": ("<i8", (samples,)),
+        "crc32": ("<u4", (samples,)),
+        "frames": ("<i8", (samples,)),
+        "fps": ("<f8", (samples,)),
+        "video": ("<i8", (samples,)),
+        "labels": ("<i8", (kinds, samples)),
+        "splits": ("|u1", (splits, samples)),
+    }
+    columns = {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+
+            def column(field: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+                info = archive.getinfo(f"{field}.npy")
+                if info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data):
+                    raise FormatError(f"{name}: {field} is packed, expected it stored")
+                return parse_array(archive.read(info), dtype, shape, f"{name}: {field}")
+
+            for field, (dtype, shape) in shapes.items():
+                columns[field] = column(field, dtype, shape)
+            ends = columns["key_ends"]
+            if np.any(np.diff(ends, prepend=0) < 1) or np.any(columns["size"] < 1) or np.any(columns["frames"] < 1):
+                raise FormatError(f"{name}: a key, size or number of frames below 1")
+            columns["keys"] = column("keys", "|u1", (int(ends[-1]) if samples else 0,))
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise error if isinstance(error, FormatError) else FormatError(f"{name}: {error}") from None
+    return columns
 
 
 class ShardSet:
-    """An opened set, local or in object storage: its manifest and one row of plain numbers a sample (numpy columns, in shard
-    order).
+    """An opened set, on this machine or behind a URL: its manifest and one row of plain numbers a sample (numpy columns, in
+    shard order). It takes two reads, of ``manifest.json`` and ``index.npz``, and a look at the shards' sizes.
+
+    Args:
+        root: a folder, ``http(s)://...`` or ``s3://bucket/prefix``.
+        keep_damaged: open the set although a shard is missing or has another size (reading a sample that is not there then
+            raises FormatError). Otherwise InputError names the first such shard, with what was found and expected.
 
     Attributes:
-        keys: N names. video_N: N ids of videos. shard_N, offset_N, size_N, frames_N: int64 (N,). fps_N: float64 (N,).
+        keys: N names. shard_N, offset_N, size_N, frames_N: int64 (N,). crc32_N uint32 (N,). fps_N float64 (N,).
+        video_N: int64 (N,), the 63-bit id of the video that a sample is (a segment of): :func:`dclr.record.video_id`.
         labels: kind -> int64 (N,), -1 where unlabelled.
+        damaged: what :meth:`__init__` would have said of each such shard.
+        digest: the manifest's sha256 as hex digits, which stands for every byte of the set.
     """
 
-    def __init__(self, root: str | Path | Folder):
+    def __init__(self, root: str | Path | Folder, keep_damaged: bool = False):
         self.root = root if isinstance(root, Folder) else open_folder(root)
         path = f"{self.root}/{MANIFEST}"
-        if self.root.size(MANIFEST) is None:
-            raise InputError(f"{self.root}: no {MANIFEST} there; make a shard set with python -m preprocess")
-        self.manifest = Manifest.loads(self.root.read(MANIFEST).decode(errors="replace"), path)
-        self.keys: list[str] = []
-        self.video_N: list[str] = []
-        rows: list[tuple[int, int, int, int]] = []
-        fps: list[float] = []
-        labels: dict[str, list[int]] = {kind: [] for kind in self.manifest.classes}
-        self._splits: dict[str, list[int]] = {split: [] for split in self.manifest.splits}
-        sizes = self._sizes()
-        quiet = os.environ.get("LOCAL_RANK", "0") != "0"
-        opening = tqdm(self.manifest.shards, "opening", unit="shard", leave=False, delay=1, disable=quiet)
-        for number, shard in enumerate(opening):
-            self._check(shard, sizes)
-            for entry in read_index(self.root, shard.index_name)[1]:
-                for split in entry.splits:
-                    self._splits.setdefault(split, []).append(len(self.keys))
-                for kind, column in labels.items():
-                    column.append(entry.labels.get(kind, -1))
-                self.keys.append(entry.key)
-                self.video_N.append(entry.video)
-                fps.append(entry.fps)
-                rows.append((number, entry.offset, entry.size, entry.frames))
-            if len(self.keys) != sum(s.samples for s in self.manifest.shards[: number + 1]):
-                raise InputError(
-                    f"{self.root}/{shard.index_name}: its entries are not the {shard.samples} samples that {path} counts"
-                )
-        self.shard_N, self.offset_N, self.size_N, self.frames_N = np.array(rows, np.int64).reshape(-1, 4).T
-        self.fps_N = np.array(fps, np.float64)
-        self.labels = {kind: np.array(column, np.int64) for kind, column in labels.items()}
+        try:
+            text = self.root.read(MANIFEST)
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(f"{self.root}: no {MANIFEST} there; make a shard set with python -m preprocess") from None
+        self.manifest = Manifest.loads(text.decode(errors="replace"), path)
+        self.digest = hashlib.sha256(text).hexdigest()
+        try:
+            data = self.root.read(INDEX)
+        except FileNotFoundError:
+            raise InputError(f"{self.root}/{INDEX} is missing, though {MANIFEST} lists it: copy the whole set again") from None
+        if (found := hashlib.sha256(data).hexdigest()) != self.manifest.index_sha256:
+            raise InputError(
+                f"{self.root}/{INDEX}: sha256 is {found}, {MANIFEST} says {self.manifest.index_sha256}: copy both again, or "
+                f"write both anew with python -m preprocess merge"
+            )
+        shards, splits, kinds = self.manifest.shards, list(self.manifest.splits), list(self.manifest.classes)
+        columns = parse_columns(data, self.manifest.samples, len(splits), len(kinds), f"{self.root}/{INDEX}")
+        self.keys = Names(columns["keys"], columns["key_ends"])
+        self.size_N, self.frames_N, self.fps_N = columns["size"], columns["frames"], columns["fps"]
+        self.crc32_N, self.video_N = columns["crc32"], columns["video"]
+        self.labels = dict(zip(kinds, columns["labels"], strict=True))
+        self._splits = {split: np.flatnonzero(row) for split, row in zip(splits, columns["splits"], strict=True)}
+        count_S = np.array([shard.samples for shard in shards], np.int64)
+        self.shard_N = np.repeat(np.arange(len(shards)), count_S)
+        starts_N = np.cumsum(self.size_N) - self.size_N  # samples lie end to end, from byte 0 of their shard on
+        first_S = np.cumsum(count_S) - count_S
+        self.offset_N = starts_N - np.repeat(starts_N[first_S[count_S > 0]], count_S[count_S > 0])
+        self.damaged = self._check()
+        if self.damaged and not keep_damaged:
+            raise InputError(f"{self.damaged[0]}: copy the shard again, or train without it by --on-error skip")
 
-    def _sizes(self) -> dict[str, int | None]:
-        """Bytes of every shard and index: one listing of a remote folder, a look at each file of a local one."""
-        names = [name for shard in self.manifest.shards for name in (shard.name, shard.index_name)]
-        if isinstance(self.root, RemoteFolder):
-            found = self.root.files()
-            return {name: found.get(name) for name in names}
-        return {name: self.root.size(name) for name in names}
+    def _check(self) -> list[str]:
+        """The shards that are missing or have another size: they are named now, not in the middle of an epoch. (A web server
+        cannot say so in few requests: there each sample's crc32 tells.)"""
+        names = [shard.name for shard in self.manifest.shards]
+        sizes: Mapping[str, int | None] = {}
+        if not isinstance(self.root, RemoteFolder):
+            sizes = {name: self.root.size(name) for name in names}
+        elif self.root.listable:
+            sizes = self.root.files()
+        else:
+            return []
+        return [
+            f"{self.root}/{shard.name} "
+            + ("is missing" if sizes.get(shard.name) is None else f"has {sizes[shard.name]} bytes")
+            + f", {MANIFEST} says {shard.bytes} bytes"
+            for shard in self.manifest.shards
+            if sizes.get(shard.name) != shard.bytes
+        ]
 
-    def _check(self, shard: Shard, sizes: Mapping[str, int | None]) -> None:
-        """A shard that is missing or has another size is named now, not in the middle of an epoch."""
-        for name in (shard.name, shard.index_name):
-            if sizes[name] is None:
-                raise InputError(f"{self.root}/{name} is missing, though {MANIFEST} lists it: copy the whole set again")
-        found = sizes[shard.name]
-        if found != shard.bytes:
-            raise InputError(f"{self.root}/{shard.name}: {found} bytes, {MANIFEST} says {shard.bytes}: copy the shard again")
+    def where(self, sample: int) -> tuple[str, int, int]:
+        """(shard's file name, offset, size) of a sample's bytes."""
+        return self.manifest.shards[self.shard_N[sample]].name, int(self.offset_N[sample]), int(self.size_N[sample])
 
     def read(self, sample: int) -> Record:
-        """One sample; raises FormatError naming the shard and the key. A local shard is mapped, not copied."""
-        name = self.manifest.shards[self.shard_N[sample]].name
-        offset, size = int(self.offset_N[sample]), int(self.size_N[sample])
+        """One sample; raises FormatError naming the shard and the key, with what was found and expected."""
+        name, offset, size = self.where(sample)
         try:
             if isinstance(self.root, RemoteFolder):
-                record = unpack(self.root.read(name, offset, size))
-            else:
-                record = unpack(memoryview(_mapped(Path(self.root.place, name)))[offset : offset + size])
+                return self.record(sample, self.root.read(name, offset, size))
+            return self.record(sample, mapped(Path(self.root.place, name), offset, size))
+        except OSError as error:
+            raise self.damage(sample, error.strerror or str(error)) from None
+
+    def record(self, sample: int, data: bytes | memoryview) -> Record:
+        """The sample that these bytes are, checked; raises FormatError naming the shard and the key."""
+        try:
+            if len(data) != self.size_N[sample]:
+                raise FormatError(f"{len(data)} bytes found, {self.size_N[sample]} expected")
+            record = unpack(data)
             if record.key != self.keys[sample]:
-                raise FormatError(f"found sample {record.key!r}")
+                raise FormatError(f"sample {record.key!r} found")
         except FormatError as error:
-            where = f"{self.root}/{name}, sample {self.keys[sample]!r} at byte {offset}"
-            raise FormatError(f"{where}: {error}; the shard is damaged, copy it again") from None
+            raise self.damage(sample, str(error)) from None
         return record
+
+    def damage(self, sample: int, why: str) -> FormatError:
+        """The error that names a sample's place."""
+        name, offset, _ = self.where(sample)
+        return FormatError(
+            f"{self.root}/{name}, sample {self.keys[sample]!r} at byte {offset}: {why}; the shard is damaged, copy it again"
+        )
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -247,10 +377,10 @@ class ShardSet:
         """Indices of the samples in any of these splits, ascending, each once: int64 (n,). Raises InputError for a split
         that the set does not have or that is empty."""
         for split in splits:
-            if not self._splits.get(split):
+            if not len(self._splits.get(split, ())):
                 have = ", ".join(f"{name} ({len(members)})" for name, members in self._splits.items()) or "none"
                 raise InputError(f"no split {split!r} in {self.root}; it has: {have}")
-        return np.unique(np.concatenate([np.array(self._splits[split], np.int64) for split in splits]))
+        return np.unique(np.concatenate([self._splits[split] for split in splits]))
 
     def kind(self, wanted: str | None = None) -> str:
         """The name of a kind of label, checked (default: the set's first); raises InputError listing those it has."""

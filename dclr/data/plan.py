@@ -1,18 +1,23 @@
 """Who reads what, when: a pure function of (selection, seed, epoch, global batch). No clock, no worker, no rank decides.
 
 The epoch is one list of samples, cut into global batches; rank r of n takes the r-th of n equal slices of every batch, so each
-rank has the same number of steps by construction and the joined batch is the same for any n.
+rank has the same number of steps by construction and the joined batch is the same for any n. Nothing here is kept between
+steps: step 1,000,000 is as quick to find as step 0, which is what makes resuming exact and free.
 """
 
 from __future__ import annotations
 
 import hashlib
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from dclr.errors import InputError
 
-GROUP = 16  # shards whose samples are shuffled together: what a reader of whole shards must hold
+GROUP = 16  # shards whose samples are shuffled together
+LAST = ("drop", "wrap")  # what becomes of an epoch's last, partial global batch
 
 
 def generator(*key: object) -> np.random.Generator:
@@ -36,19 +41,77 @@ def epoch_order(samples_N: np.ndarray, shard_N: np.ndarray, seed: int, epoch: in
     return samples_N[np.lexsort((rng.random(len(samples_N)), place[shard_N]))]
 
 
-def epoch_steps(samples: int, batch: int, world: int) -> int:
-    """Global batches in an epoch (the last partial one is dropped); raises InputError where a batch cannot be made."""
-    if batch % world:
-        raise InputError(f"a global batch of {batch} does not divide over {world} processes: choose a multiple of {world}")
-    if samples < batch:
-        raise InputError(f"{samples} samples selected, fewer than one batch of {batch}: choose a smaller -b or more splits")
-    return samples // batch
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Every global batch of a run.
 
+    An epoch is ``passes`` passes over the N selected samples, one after another as one list, cut into global batches of
+    ``batch``. The last partial one is dropped, or filled up from the epoch's beginning (``last`` of ``"wrap"``).
 
-def rank_batches(order_N: np.ndarray, batch: int, rank: int, world: int) -> np.ndarray:
-    """Rank's share of every global batch: int64 (steps, batch / world), rows in step order."""
-    steps = epoch_steps(len(order_N), batch, world)
-    return order_N[: steps * batch].reshape(steps, world, batch // world)[:, rank]
+    Args:
+        samples_N, shard_N: int64 (N,), as :func:`epoch_order` takes them.
+    Raises:
+        InputError: fewer samples than a batch, or an unknown ``last``.
+    """
+
+    samples_N: np.ndarray
+    shard_N: np.ndarray
+    seed: int
+    batch: int
+    passes: int = 1
+    last: str = "drop"
+
+    def __post_init__(self) -> None:
+        if self.last not in LAST:
+            raise InputError(f"--last-batch {self.last}: expected one of {', '.join(LAST)}")
+        if self._listed < self.batch:
+            raise InputError(
+                f"{self._listed} samples selected, fewer than one batch of {self.batch}: choose a smaller -b or more splits"
+            )
+
+    @property
+    def _listed(self) -> int:
+        return len(self.samples_N) * self.passes
+
+    @property
+    def steps(self) -> int:
+        """Global batches in an epoch."""
+        return self._listed // self.batch + (self.last == "wrap" and self.left > 0)
+
+    @property
+    def left(self) -> int:
+        """Samples of an epoch's list in the last, partial global batch."""
+        return self._listed % self.batch
+
+    @property
+    def selection(self) -> int:
+        """crc32 of the selected samples: with the manifest's hash, what was selected."""
+        return zlib.crc32(self.samples_N.astype("<i8").tobytes())
+
+    def rows(self, step: int, rank: int = 0, world: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Rank's share of global batch ``step`` (counted over all epochs): which pass over the set it belongs to, and the
+        sample, two int64 (batch / world,). Raises InputError where the batch does not divide over the ranks."""
+        if self.batch % world:
+            raise InputError(
+                f"a global batch of {self.batch} does not divide over {world} processes: choose a multiple of {world}"
+            )
+        epoch, within = divmod(step, self.steps)
+        share = self.batch // world
+        place = (within * self.batch + rank * share + np.arange(share)) % self._listed
+        passes = epoch * self.passes + place // len(self.samples_N)
+        samples = np.empty(share, np.int64)
+        for number in np.unique(passes):
+            here = passes == number
+            samples[here] = self._order(int(number))[place[here] % len(self.samples_N)]
+        return passes, samples
+
+    @lru_cache(maxsize=4)  # noqa: B019  a batch touches one pass, or two
+    def _order(self, number: int) -> np.ndarray:
+        return epoch_order(self.samples_N, self.shard_N, self.seed, number)
+
+    def instead(self, number: int, sample: int, attempt: int) -> int:
+        """The sample that stands in for a damaged one, from (seed, pass, sample, attempt) alone."""
+        return int(generator("instead", self.seed, number, sample, attempt).choice(self.samples_N))
 
 
 def eval_share(samples_N: np.ndarray, rank: int, world: int) -> np.ndarray:
