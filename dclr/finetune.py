@@ -42,8 +42,9 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
     setting = prepare(config)
     device, rank, world = setting.device, distributed.rank(), distributed.world()
     loader = TrainLoader(
-        setting.shards, setting.train_N, setting.clip, clips=1, batch=config.batch, seed=config.seed, passes=config.cpv,
-        rank=rank, world=world, workers=config.workers, kind=setting.kind, cache=setting.cache, on_error=config.on_error,
+        setting.shards, setting.train_N, setting.clip, clips=1, batch=config.batch, seed=config.seed,
+        epochs=config.epochs, passes=config.cpv, rank=rank, world=world, workers=config.workers, kind=setting.kind,
+        cache=setting.cache, on_error=config.on_error,
     )  # fmt: skip
     last_step = len(loader) * config.epochs
 
@@ -56,36 +57,38 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
     torch.manual_seed(config.seed + 1 + rank)  # dropout: each rank its own
     writer = SummaryWriter(Path(config.out)) if rank == 0 else None
     batches = itertools.chain.from_iterable(itertools.repeat(loader, config.epochs))
-    bar = tqdm(batches, total=last_step, desc="finetuning", unit="step", disable=rank != 0)
-    for step, batch in enumerate(bar):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(config.lr, config.schedule, step // len(loader))
-        clips = normalise(to_clip(batch["rgb"][:, 0].to(device)))
-        label = batch["label"].to(device)
-        with torch.autocast(device.type, setting.dtype, enabled=setting.dtype != torch.float32):
-            logits = parallel(clips.contiguous(memory_format=torch.channels_last_3d))
-        loss = F.cross_entropy(logits.float(), label)
-        optimiser.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimiser)
-        scaler.update()
-        if (step + 1) % LOG_EVERY == 0:
-            right = (logits.argmax(1) == label).float().mean()
-            value, right = (distributed.total(torch.stack([loss.detach(), right])) / world).tolist()
-            if not math.isfinite(value):
-                raise FloatingPointError(f"the loss became {value} by step {step + 1}: try --precision fp32 or a smaller --lr")
-            if config.on_error == "skip":
-                skipped = len(all_skipped(loader.skipped, len(setting.train_N), config.max_skipped))
+    with tqdm(batches, total=last_step, desc="finetuning", unit="step", disable=rank != 0) as bar:
+        for step, batch in enumerate(bar):
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(config.lr, config.schedule, step // len(loader))
+            clips = normalise(to_clip(batch["rgb"][:, 0].to(device)))
+            label = batch["label"].to(device)
+            with torch.autocast(device.type, setting.dtype, enabled=setting.dtype != torch.float32):
+                logits = parallel(clips.contiguous(memory_format=torch.channels_last_3d))
+            loss = F.cross_entropy(logits.float(), label)
+            optimiser.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.step(optimiser)
+            scaler.update()
+            if (step + 1) % LOG_EVERY == 0:
+                right = (logits.argmax(1) == label).float().mean()
+                value, right = (distributed.total(torch.stack([loss.detach(), right])) / world).tolist()
+                if not math.isfinite(value):
+                    raise FloatingPointError(
+                        f"the loss became {value} by step {step + 1}: try --precision fp32 or a smaller --lr"
+                    )
+                if config.on_error == "skip":
+                    skipped = len(all_skipped(loader.skipped, len(setting.train_N), config.max_skipped))
+                    if writer:
+                        writer.add_scalar("data/skipped", skipped, step + 1)
                 if writer:
-                    writer.add_scalar("data/skipped", skipped, step + 1)
-            if writer:
-                writer.add_scalar("finetune/loss", value, step + 1)
-                writer.add_scalar("finetune/top1", right, step + 1)
-                rate = (bar.format_dict["rate"] or 0) * config.batch
-                bar.set_postfix({"loss": f"{value:.3f}", "clips/s": f"{rate:.1f}"}, refresh=False)
+                    writer.add_scalar("finetune/loss", value, step + 1)
+                    writer.add_scalar("finetune/top1", right, step + 1)
+                    rate = (bar.format_dict["rate"] or 0) * config.batch
+                    bar.set_postfix({"loss": f"{value:.3f}", "clips/s": f"{rate:.1f}"}, refresh=False)
     if config.on_error == "skip":
-        skipped_all = all_skipped(loader.skipped, len(setting.train_N), config.max_skipped)
-        setting.skipped.extend(setting.shards.keys[sample] for sample in skipped_all)
+        absent = all_skipped(loader.skipped, len(setting.train_N), config.max_skipped)
+        setting.skipped.extend(setting.shards.keys[sample] for sample in absent)
     if writer:
         writer.close()
     probabilities, labels = over_videos(

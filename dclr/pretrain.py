@@ -121,8 +121,8 @@ def pretrain(config: PretrainConfig) -> Path:
     distributed.setup(device)
     rank, world = distributed.rank(), distributed.world()
     loader = TrainLoader(
-        shards, samples_N, config.clip, clips=2, batch=config.batch, seed=config.seed, last=config.last_batch,
-        rank=rank, world=world, workers=config.workers, cache=cache, on_error=config.on_error,
+        shards, samples_N, config.clip, clips=2, batch=config.batch, seed=config.seed, epochs=config.epochs,
+        last=config.last_batch, rank=rank, world=world, workers=config.workers, cache=cache, on_error=config.on_error,
     )  # fmt: skip
     last_step = len(loader) * config.epochs
     length = config.queue or default_length(len(samples_N), config.batch)
@@ -148,52 +148,51 @@ def pretrain(config: PretrainConfig) -> Path:
         if fills >= last_step:
             print(f"warning: the queue never fills in {last_step} steps, so no positives are mined: lower --queue")
 
-    bar = tqdm(total=last_step, unit="step", desc="pretraining", disable=rank != 0)
     began, waited, since = time.perf_counter(), 0.0, 0
     batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
-    for step in range(last_step):
-        epoch = step // len(loader)
-        asked = time.perf_counter()
-        batch = next(batches)
-        waited += time.perf_counter() - asked
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(config.lr, config.schedule, epoch)
-        views = [make_views(batch, clip, config.dynamic, device) for clip in (0, 1)]
-        output = parallel(*views, batch["video"].to(device))
-        optimiser.zero_grad(set_to_none=True)
-        scaler.scale(output.total).backward()
-        scaler.step(optimiser)
-        scaler.update()
-        model.queue.enqueue(output.keys, output.video)
-        bar.update()
+    with tqdm(total=last_step, unit="step", desc="pretraining", disable=rank != 0) as bar:
+        for step in range(last_step):
+            epoch = step // len(loader)
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(config.lr, config.schedule, epoch)
+            views = [make_views(batch, clip, config.dynamic, device) for clip in (0, 1)]
+            output = parallel(*views, batch["video"].to(device))
+            optimiser.zero_grad(set_to_none=True)
+            scaler.scale(output.total).backward()
+            scaler.step(optimiser)
+            scaler.update()
+            model.queue.enqueue(output.keys, output.video)
+            bar.update()
 
-        done = step + 1
-        if done % LOG_EVERY == 0 or done % len(loader) == 0:
-            scalars = _scalars(output)
-            if not math.isfinite(scalars["loss/total"]):
-                raise FloatingPointError(
-                    f"the loss became {scalars['loss/total']} between steps {done - LOG_EVERY} and {done}; "
-                    f"the last good checkpoint stays; try --precision fp32 or a smaller --lr"
-                )
-            if config.on_error == "skip":
-                scalars["data/skipped"] = len(all_skipped(loader.skipped, len(samples_N), config.max_skipped))
-            seconds = time.perf_counter() - began
-            scalars["speed/clips_per_second"] = (done - since) * config.batch * 2 / seconds
-            scalars["speed/data_wait"] = waited / seconds
-            scalars["lr"] = optimiser.param_groups[0]["lr"]
-            began, waited, since = time.perf_counter(), 0.0, done
-            if writer:
-                for name, value in scalars.items():
-                    writer.add_scalar(name, value, done)
-                short = {name.removeprefix("loss/"): f"{v:.3f}" for name, v in scalars.items() if name.startswith("loss/")}
-                short |= {
-                    "clips/s": f"{scalars['speed/clips_per_second']:.1f}",
-                    "wait": f"{scalars['speed/data_wait']:.0%}",
-                }
-                bar.set_postfix(short, refresh=False)
-        if rank == 0 and done % len(loader) == 0:
-            _save(out / "last.pt", config, model, optimiser, scaler, done)
-    bar.close()
+            done = step + 1
+            if done % LOG_EVERY == 0 or done % len(loader) == 0:
+                scalars = _scalars(output)
+                if not math.isfinite(scalars["loss/total"]):
+                    raise FloatingPointError(
+                        f"the loss became {scalars['loss/total']} between steps {done - LOG_EVERY} and {done}; "
+                        f"the last good checkpoint stays; try --precision fp32 or a smaller --lr"
+                    )
+                if config.on_error == "skip":
+                    scalars["data/skipped"] = len(all_skipped(loader.skipped, len(samples_N), config.max_skipped))
+                seconds = time.perf_counter() - began
+                scalars["speed/clips_per_second"] = (done - since) * config.batch * 2 / seconds
+                scalars["speed/data_wait"] = waited / seconds
+                scalars["lr"] = optimiser.param_groups[0]["lr"]
+                began, waited, since = time.perf_counter(), 0.0, done
+                if writer:
+                    for name, value in scalars.items():
+                        writer.add_scalar(name, value, done)
+                    short = {name.removeprefix("loss/"): f"{v:.3f}" for name, v in scalars.items() if name.startswith("loss/")}
+                    short |= {
+                        "clips/s": f"{scalars['speed/clips_per_second']:.1f}",
+                        "wait": f"{scalars['speed/data_wait']:.0%}",
+                    }
+                    bar.set_postfix(short, refresh=False)
+            if rank == 0 and done % len(loader) == 0:
+                _save(out / "last.pt", config, model, optimiser, scaler, done)
     if writer:
         picture = report.activation_maps(model.f_q, views[0], out / "maps.png")
         writer.close()

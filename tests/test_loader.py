@@ -1,5 +1,9 @@
-"""The pipeline from plan to batch: the same batches for any number of ranks and workers, damage named."""
+"""The pipeline from plan to batch: the same batches for any number of ranks and workers, from any step on; damage named."""
 
+import itertools
+import json
+import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,56 +11,114 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import webdataset as wds
+from conftest import REPOSITORY, SMALL, refuse, run, scalars, succeed
 
 from dclr.data.clips import ClipConfig
-from dclr.data.loader import eval_loader, train_loader
+from dclr.data.loader import TrainLoader, eval_loader
 from dclr.data.manifest import ShardSet
+from dclr.errors import InputError
 from dclr.record import FormatError
 
 CLIP = ClipConfig(frames=4, stride=2, size=16, cue=True)
+Batch = dict[str, Any]
 
 
-def batches(folder: Path, steps: tuple[int, int] = (0, 12), **more: Any) -> list[dict[str, Any]]:
-    shards = ShardSet(folder)
-    return list(train_loader(shards, shards.select(["train"]), CLIP, clips=2, batch=8, seed=0, steps=steps, **more))
+def loader(folder: Path | str, **more: Any) -> TrainLoader:
+    shards = ShardSet(folder, keep_damaged=more.get("on_error") == "skip")
+    return TrainLoader(shards, shards.select(["train"]), CLIP, **({"clips": 2, "batch": 8, "seed": 0} | more))
+
+
+def take(some: TrainLoader, steps: int) -> list[Batch]:
+    """The next ``steps`` batches, over epochs."""
+    return list(itertools.islice(itertools.chain.from_iterable(itertools.repeat(some)), steps))
+
+
+def assert_same(one: list[Batch], other: list[Batch]) -> None:
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        assert a["key"] == b["key"] and a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a if name != "key")
 
 
 def test_batches_hold_two_clips_of_each_video_and_its_names(synthetic_set: Path) -> None:
-    found = batches(synthetic_set, (0, 1), kind="scene")[0]
+    found = take(loader(synthetic_set, kind="scene"), 1)[0]
     assert found["rgb"].shape == (8, 2, 4, 16, 16, 3) and found["rgb"].dtype == torch.uint8
     assert found["cue"].shape == (8, 2, 4, 16, 16) and found["colours"].shape == (8, 2, 2, 10)
     assert len(set(found["video"].tolist())) == len(set(found["key"])) == 8
     shards = ShardSet(synthetic_set)
     assert [shards.keys[i] for i in found["sample"]] == found["key"]
+    assert found["video"].tolist() == shards.video_N[found["sample"]].tolist()
     assert found["label"].tolist() == shards.labels["scene"][found["sample"]].tolist()
+
+
+def test_an_epoch_shows_every_video_once_and_the_next_one_goes_on(synthetic_set: Path) -> None:
+    some = loader(synthetic_set)
+    first, second = list(some), list(some)
+    assert len(first) == len(second) == len(some) == 8 and some.step == 16
+    for epoch in (first, second):
+        assert len({key for batch in epoch for key in batch["key"]}) == 64
+    assert first[0]["key"] != second[0]["key"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_any_number_of_workers_gives_the_same_batches(synthetic_set: Path, workers: int) -> None:
-    one, many = batches(synthetic_set), batches(synthetic_set, workers=workers)
-    assert len(one) == len(many) == 12  # one and a half epochs of 64 videos
-    for a, b in zip(one, many, strict=True):
-        assert a["key"] == b["key"]
-        assert all(torch.equal(a[name], b[name]) for name in a if name != "key")
+    assert_same(take(loader(synthetic_set), 12), take(loader(synthetic_set, workers=workers), 12))
 
 
 def test_ranks_join_to_the_batches_of_one(synthetic_set: Path) -> None:
-    one = batches(synthetic_set)
-    shares = [batches(synthetic_set, rank=rank, world=2) for rank in (0, 1)]
+    one = take(loader(synthetic_set), 12)
+    shares = [take(loader(synthetic_set, rank=rank, world=2), 12) for rank in (0, 1)]
     for whole, *parts in zip(one, *shares, strict=True):
         for name in ("rgb", "colours", "sample"):
             torch.testing.assert_close(torch.cat([part[name] for part in parts]), whole[name])
 
 
-def test_a_run_that_starts_later_sees_what_it_would_have_seen(synthetic_set: Path) -> None:
-    whole, rest = batches(synthetic_set, (0, 20)), batches(synthetic_set, (7, 20))
-    for a, b in zip(whole[7:], rest, strict=True):
-        assert a["key"] == b["key"] and torch.equal(a["rgb"], b["rgb"])
+@pytest.mark.parametrize(("workers", "stop", "then"), [(0, 1, 0), (0, 8, 2), (2, 5, 2), (2, 11, 1)])
+def test_stopped_after_any_step_it_continues_bit_for_bit(synthetic_set: Path, workers: int, stop: int, then: int) -> None:
+    whole = take(loader(synthetic_set), 20)
+    before = loader(synthetic_set, workers=workers)
+    take(before, stop)
+    state = json.loads(json.dumps(before.state_dict()))  # plain numbers and a hash: any checkpoint can hold them
+    after = loader(synthetic_set, workers=then)
+    after.load_state_dict(state)
+    assert_same(whole[stop:], take(after, 20 - stop))
+
+
+def test_resumed_on_other_ranks_the_global_batches_are_the_same(synthetic_set: Path) -> None:
+    whole = take(loader(synthetic_set), 12)
+    half = loader(synthetic_set, rank=1, world=2)
+    take(half, 7)
+    shares = []
+    for rank in range(4):
+        after = loader(synthetic_set, rank=rank, world=4)
+        after.load_state_dict(half.state_dict())
+        shares.append(take(after, 5))
+    for batch, *parts in zip(whole[7:], *shares, strict=True):
+        assert [key for part in parts for key in part["key"]] == batch["key"]
+
+
+def test_a_state_of_something_else_is_refused(synthetic_set: Path, tmp_path: Path) -> None:
+    state = loader(synthetic_set).state_dict()
+    for name, other in {
+        "version": 2,
+        "seed": 1,
+        "batch": 16,
+        "passes": 3,
+        "wrap": 1,
+        "selection": 5,
+        "manifest": "0" * 64,
+    }.items():
+        with pytest.raises(InputError, match=rf"says {name} {other!r}, expected {state[name]!r}"):
+            loader(synthetic_set).load_state_dict(state | {name: other})
+    for step in (-1, None, "5"):
+        with pytest.raises(InputError, match="expected a number of batches"):
+            loader(synthetic_set).load_state_dict(state | {"step": step})
 
 
 def test_an_epoch_of_several_passes_is_one_list(synthetic_set: Path) -> None:
     """48 batches of 8 are two epochs of three passes over 64 videos: each video thrice an epoch, another clip each time."""
-    found = batches(synthetic_set, (0, 48), passes=3)
+    found = take(loader(synthetic_set, passes=3), 48)
     for epoch in (found[:24], found[24:]):
         counts = np.bincount(np.concatenate([b["sample"] for b in epoch]))
         assert set(counts[counts > 0]) == {3} and (counts > 0).sum() == 64
@@ -68,16 +130,131 @@ def test_an_epoch_of_several_passes_is_one_list(synthetic_set: Path) -> None:
 def test_an_evaluation_reads_every_video_once(synthetic_set: Path, world: int) -> None:
     shards = ShardSet(synthetic_set)
     test = shards.select(["test"])
-    loaders = [eval_loader(shards, test, CLIP, clips=3, rank=r, world=world, kind="motion") for r in range(world)]
-    seen = [b for loader in loaders for b in loader]
+    loaders = [eval_loader(shards, test, CLIP, clips=3, crops=3, rank=r, world=world, kind="motion") for r in range(world)]
+    seen = [b for some in loaders for b in some]
     assert sorted(int(b["sample"]) for b in seen) == test.tolist()
-    assert all(b["rgb"].shape == (1, 3, 4, 16, 16, 3) for b in seen)
+    assert all(b["rgb"].shape == (1, 9, 4, 16, 16, 3) for b in seen)
+    with pytest.raises(InputError, match="--crops 5"):
+        eval_loader(shards, test, CLIP, clips=3, crops=5)
+
+
+def test_the_pipeline_is_webdatasets_and_any_stock_reader_iterates_the_shards(synthetic_set: Path) -> None:
+    some = loader(synthetic_set)
+    take(some, 1)
+    assert pickle.loads(pickle.dumps(some._stages))[0].shards.keys == some._stages[0].shards.keys
+    shards = ShardSet(synthetic_set)
+    urls = [str(synthetic_set / shard.name) for shard in shards.manifest.shards]
+    stock = wds.WebDataset(urls, shardshuffle=False)
+    assert [sample["__key__"] for sample in stock] == list(shards.keys)
+
+
+def damaged_copy(source: Path, folder: Path, samples: list[int]) -> Path:
+    """A copy in which these samples are overwritten with zeros."""
+    copy = Path(shutil.copytree(source, folder, ignore=shutil.ignore_patterns("videos")))
+    shards = ShardSet(source)
+    for sample in samples:
+        name, offset, size = shards.where(sample)
+        with (copy / name).open("r+b") as file:
+            file.seek(offset)
+            file.write(bytes(size))
+    return copy
 
 
 def test_damage_inside_a_shard_is_named(synthetic_set: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(synthetic_set, tmp_path / "copy", ignore=shutil.ignore_patterns("videos")))
-    data = bytearray((copy / "shard-000000.tar").read_bytes())
-    data[:20_000] = bytes(20_000)
-    (copy / "shard-000000.tar").write_bytes(data)
+    copy = damaged_copy(synthetic_set, tmp_path / "copy", [0])
     with pytest.raises(FormatError, match=r"shard-000000.tar, sample 'test_.*' at byte 0: .*the shard is damaged"):
         list(eval_loader(ShardSet(copy), np.array([0]), CLIP, clips=1))
+
+
+def test_a_shard_that_shrinks_while_it_is_read_is_named(synthetic_set: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(synthetic_set, tmp_path / "copy", ignore=shutil.ignore_patterns("videos")))
+    shards = ShardSet(copy)
+    last = len(shards) - 1
+    name, offset, size = shards.where(last)
+    (copy / name).write_bytes((copy / name).read_bytes()[: offset + 700])
+    with pytest.raises(FormatError, match=rf"{name}, sample .* at byte {offset}: 700 bytes found, {size} expected"):
+        shards.read(last)
+    (copy / name).unlink()
+    fresh = ShardSet(copy, keep_damaged=True)
+    assert len(fresh.damaged) == 1 and re.search(rf"{name} is missing, manifest.json says \d+ bytes", fresh.damaged[0])
+    with pytest.raises(InputError, match=f"{name} is missing"):
+        ShardSet(copy)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_cannot_be_read_is_replaced_and_counted(synthetic_set: Path, tmp_path: Path, workers: int) -> None:
+    """No batch is short, the stand-ins are the same for any number of workers, and the rest is untouched."""
+    whole = loader(synthetic_set)
+    bad = whole.plan.samples_N[[0, 5, 33]].tolist()
+    copy = damaged_copy(synthetic_set, tmp_path / "copy", bad)
+    some = loader(copy, on_error="skip", workers=workers)
+    found = list(some)
+    assert some.skipped == set(bad) and all(len(batch["key"]) == 8 for batch in found)
+    for batch, before in zip(found, whole, strict=True):
+        stand_in = batch["damaged"] >= 0
+        assert torch.equal(torch.where(stand_in, batch["damaged"], batch["sample"]), before["sample"])
+        assert torch.equal(batch["rgb"][~stand_in], before["rgb"][~stand_in])
+        assert not set(batch["sample"].tolist()) & set(bad)
+    assert_same(found, list(loader(copy, on_error="skip")))
+    with pytest.raises(FormatError, match="the shard is damaged"):
+        list(loader(copy))
+
+
+def test_an_evaluation_leaves_out_what_cannot_be_read(synthetic_set: Path, tmp_path: Path) -> None:
+    test = ShardSet(synthetic_set).select(["test"])
+    copy = ShardSet(damaged_copy(synthetic_set, tmp_path / "copy", [int(test[3])]))
+    seen = [int(batch["sample"]) for batch in eval_loader(copy, test, CLIP, clips=1, on_error="skip")]
+    assert seen == [sample for sample in test.tolist() if sample != test[3]]
+
+
+def test_training_goes_on_without_damaged_videos_up_to_a_budget(synthetic_set: Path, tmp_path: Path) -> None:
+    train = ShardSet(synthetic_set).select(["train"])
+    copy = damaged_copy(synthetic_set, tmp_path / "copy", train[:2].tolist())
+    (copy / "shard-000001.tar").write_bytes((copy / "shard-000001.tar").read_bytes()[:-1024])  # tar's end: no sample is in it
+    common = ("--shards", copy, "--split", "train", *SMALL, "-b", "8", "--epochs", "1")
+    assert "shard-000001.tar has" in refuse("train_pretrain.py", *common, "--out", tmp_path / "stop")
+    done = run("train_pretrain.py", *common, "--out", tmp_path / "two", "--on-error", "skip", "--max-skipped", "5", ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert scalars(tmp_path / "two")["data/skipped"][-1] == 2 and "skipped:" in done.stderr and "damaged:" in done.stderr
+    budget = refuse("train_pretrain.py", *common, "--out", tmp_path / "most", "--on-error", "skip")
+    assert "2 of 64 videos could not be read, more than --max-skipped 1 percent" in budget
+
+
+def test_an_evaluation_says_what_it_left_out(synthetic_set: Path, tmp_path: Path) -> None:
+    train = ShardSet(synthetic_set).select(["train"])
+    copy = damaged_copy(synthetic_set, tmp_path / "copy", train[:1].tolist())
+    common = ("--shards", copy, "--train-split", "train", "--test-split", "test", "--pretrained", "random", *SMALL, "-b", "16")
+    for mode, more in (("linear", ("-cpv", "1")), ("finetune", ("--epochs", "1", "-cpv", "1"))):
+        skip = ("--test-clips", "1", "--on-error", "skip", "--max-skipped", "2", "--crops", "3")
+        succeed("train_eval.py", mode, *common, *more, *skip, "--out", tmp_path / mode)
+        result = json.loads((tmp_path / mode / "result.json").read_text())
+        assert result["skipped"] == [ShardSet(copy).keys[train[0]]] and result["videos"] == 32
+
+
+def test_the_last_partial_batch_is_a_choice_that_the_run_tells(synthetic_set: Path, tmp_path: Path) -> None:
+    common = ("--shards", synthetic_set, "--split", "train", *SMALL, "-b", "24", "--epochs", "1", "--queue", "24")
+    dropped = succeed("train_pretrain.py", *common, "--out", tmp_path / "drop")
+    assert "2 steps an epoch" in dropped and "16 videos at each epoch's end are dropped" in dropped
+    wrapped = succeed("train_pretrain.py", *common, "--last-batch", "wrap", "--sample-motion", "--out", tmp_path / "wrap")
+    assert "3 steps an epoch" in wrapped and "wrapped to a batch with 8 again" in wrapped
+
+
+def test_flags_that_cannot_work_are_refused(synthetic_set: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--on-error ignore: expected one of stop, skip"):
+        loader(synthetic_set, on_error="ignore")
+    common = ("train_pretrain.py", "--shards", synthetic_set, "--split", "train", *SMALL, "--out", tmp_path / "no")
+    assert "is on this machine; leave --cache out" in refuse(*common, "--cache", tmp_path / "cache")
+    assert "--last-batch half" in refuse(*common, "-b", "8", "--last-batch", "half")
+
+
+def test_the_readmes_example_runs(synthetic_set: Path, tmp_path: Path) -> None:
+    """Our loader in somebody else's training loop, as the README prints it, on a small set."""
+    text = (REPOSITORY / "README.md").read_text()
+    example = next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "TrainLoader" in block)
+    assert len([line for line in example.splitlines() if line]) <= 11
+    for name, value in {"shards/mine": str(synthetic_set), "train01": "train", "ClipConfig()": "ClipConfig(size=32)"}.items():
+        assert name in example
+        example = example.replace(name, value)
+    step = "def train_step(clips, label):\n    print(tuple(clips.shape), clips.dtype, tuple(label.shape))\n\n"
+    (tmp_path / "theirs.py").write_text(step + example)
+    assert succeed(tmp_path / "theirs.py").splitlines() == ["(32, 2, 16, 32, 32, 3) torch.uint8 (32,)"] * 2

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -46,24 +45,23 @@ class Read:
     damaged: int = -1
 
 
-def _every_worker(rows: Iterator[Row]) -> Iterator[Row]:
+def _of_this_worker(every: Sequence[int]) -> Sequence[int]:
     worker = get_worker_info()
-    return islice(rows, worker.id, None, worker.num_workers) if worker else rows
+    return every[worker.id :: worker.num_workers] if worker else every
 
 
 @dataclass
 class TrainRows(torch.utils.data.IterableDataset):
-    """Stage 1, training: this worker's rows of the rank's batches, from step ``first`` on without end."""
+    """Stage 1, training: this worker's rows of the rank's batches, of the steps ``first``, ``first + 1``, ... ``last - 1``."""
 
     plan: Plan
     rank: int
     world: int
     first: int
+    last: int
 
     def __iter__(self) -> Iterator[Row]:
-        worker = get_worker_info()
-        mine, every = (worker.id, worker.num_workers) if worker else (0, 1)
-        for step in count(self.first + mine, every):
+        for step in _of_this_worker(range(self.first, self.last)):
             numbers, samples = self.plan.rows(step, self.rank, self.world)
             yield list(zip(numbers.tolist(), samples.tolist(), strict=True))
 
@@ -75,7 +73,8 @@ class EvalRows(torch.utils.data.IterableDataset):
     samples_N: np.ndarray
 
     def __iter__(self) -> Iterator[Row]:
-        return _every_worker([(0, int(sample))] for sample in self.samples_N)
+        for number in _of_this_worker(range(len(self.samples_N))):
+            yield [(0, int(self.samples_N[number]))]
 
 
 @dataclass
@@ -227,6 +226,7 @@ class TrainLoader:
     Args:
         samples_N: what to train on, from :meth:`ShardSet.select`.
         clips: clips a video. batch: videos a step, over all ranks. passes: over the samples, in one epoch.
+        epochs: where it ends; nothing is read ahead beyond.
         last: ``"drop"`` or ``"wrap"`` an epoch's last, partial batch.
         on_error: ``"stop"`` raises InputError for a sample that cannot be read; ``"skip"`` replaces it, :attr:`skipped` has
             those that this rank met.
@@ -243,6 +243,7 @@ class TrainLoader:
         clips: int,
         batch: int,
         seed: int,
+        epochs: int = sys.maxsize,
         passes: int = 1,
         last: str = "drop",
         rank: int = 0,
@@ -255,7 +256,7 @@ class TrainLoader:
         _check(shards, cache, on_error)
         self.plan = Plan(samples_N, shards.shard_N[samples_N], seed, batch, passes, last)
         self.plan.rows(0, rank, world)
-        self.step = 0
+        self.step, self.epochs = 0, epochs
         self.skipped: set[int] = set()
         self._share, self._workers, self._digest = (rank, world), workers, shards.digest
         self._stages = [
@@ -269,10 +270,12 @@ class TrainLoader:
         return self.plan.steps
 
     def __iter__(self) -> Iterator[Sample]:
-        end = (self.step // len(self) + 1) * len(self)
+        last = min(self.epochs * len(self), sys.maxsize)
+        end = min((self.step // len(self) + 1) * len(self), last)
         while self.step < end:
             if self._batches is None:
-                self._batches = iter(_loader(TrainRows(self.plan, *self._share, self.step), self._stages, self._workers))
+                rows = TrainRows(self.plan, *self._share, self.step, last)
+                self._batches = iter(_loader(rows, self._stages, self._workers))
             batch = next(self._batches)
             self.skipped.update(batch["damaged"][batch["damaged"] >= 0].tolist())
             self.step += 1
