@@ -168,6 +168,10 @@ class Stream:
         out = out if where is None else out[where]
         return out[..., 0] if grey else out
 
+    def grain(self, stride: int) -> int:
+        """A random clip of this stride starts at a multiple of this."""
+        return 1
+
     def _decode(self, wanted_n: np.ndarray, out_nHWC: np.ndarray) -> None:
         raise NotImplementedError
 
@@ -194,6 +198,10 @@ class PacketStream(Stream):
     """
 
     kinds: str  # N letters I, P or b in display order
+
+    def grain(self, stride: int) -> int:
+        """Even frames are references: with an even stride, a clip that starts at one needs none of the others."""
+        return 1 if stride % 2 else 2
 
     def packets(self, wanted_n: np.ndarray) -> Iterator[tuple[int, bytes]]:
         """What a decoder must be fed for ascending frames: (display number, packet)."""

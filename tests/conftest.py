@@ -71,6 +71,14 @@ def synthetic_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def h264_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 embedded videos as H.264."""
+    out = tmp_path_factory.mktemp("shards") / "h264"
+    succeed("-m", "preprocess", "synthetic", "--out", out, "--videos", "64", "--size", "32", "--codec", "h264")
+    return out
+
+
+@pytest.fixture(scope="session")
 def checkpoint(synthetic_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small network pretrained for two epochs on the embedded set, in one process."""
     out = tmp_path_factory.mktemp("runs") / "first"

@@ -10,7 +10,7 @@ from dclr.data import clips
 from dclr.data.clips import ClipConfig
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
-from dclr.record import Record
+from dclr.record import PacketStream, Record
 
 CLIP = ClipConfig(frames=8, stride=2, size=32, cue=True)
 
@@ -92,6 +92,18 @@ def test_starts_follow_the_motion() -> None:
         counts = np.bincount([clips.random_start(20, CLIP, rng, still) for _ in range(600)], minlength=6)
         assert counts.min() > 50
     assert clips.random_start(5, CLIP, rng, energy[:5]) < 5  # it loops
+
+
+@pytest.mark.parametrize(("codec", "stride", "odd"), [("jpeg", 2, True), ("h264", 2, False), ("h264", 3, True)])
+def test_clips_of_an_even_stride_start_at_references(
+    h264_set: Path, synthetic_set: Path, codec: str, stride: int, odd: bool
+) -> None:
+    """From H.264 shards they need half of the packets then; kinds says that even frames are no b."""
+    record = ShardSet(h264_set if codec == "h264" else synthetic_set).read(0)
+    found = clips.train_clips(record, ClipConfig(frames=4, stride=stride, size=16), 20, 0, 0)["frames"]
+    assert bool((found[:, 0] % 2).any()) == odd and len(set(found[:, 0])) > 5
+    if isinstance(record.rgb, PacketStream):
+        assert "b" in record.rgb.kinds and "b" not in record.rgb.kinds[::2]
 
 
 def test_sampling_by_motion_uses_the_stored_energy(record: Record) -> None:

@@ -151,6 +151,7 @@ def train_clips(record: Record, clip: ClipConfig, clips: int, seed: int, epoch: 
     for n in range(clips):
         rng = generator(seed, epoch, record.key, n)
         start = random_start(len(record), clip, rng, record.energy_N if clip.sample_motion else None)
+        start -= start % record.rgb.grain(clip.stride)
         out["frames"][n] = indices = frame_indices(start, len(record), clip)
         box = random_resized_crop(*record.size, clip.min_scale, rng)
         flip = bool(rng.random() < clip.flip)

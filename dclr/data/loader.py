@@ -7,6 +7,7 @@ torch.distributed for them (it would answer 0 of 1, and every rank would read ev
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset as wds
-from torch.utils.data import default_collate, get_worker_info
+from torch.utils.data import get_worker_info
 
 from dclr.data import plan
 from dclr.data.clips import CROPS, ClipConfig, eval_clips, train_clips
@@ -32,7 +33,8 @@ from dclr.storage import RemoteFolder
 Sample = dict[str, Any]
 STATE = 1  # version of TrainLoader.state_dict
 ON_ERROR = ("stop", "skip")
-PREFETCH = 2  # batches that wait in each worker
+PREFETCH = 2  # batches that each worker has ready or in work
+SLOTS = PREFETCH + 1  # and the one that the trainer takes over
 
 
 @dataclass(frozen=True)
@@ -167,10 +169,74 @@ def named(shards: ShardSet, read: Read, kind: str | None) -> Sample:
     return {"key": shards.keys[read.sample], "sample": read.sample, "label": label, "damaged": read.damaged}
 
 
-def stack(batches: Iterable[list[Sample]]) -> Iterator[Sample]:
-    """Stage 4: a list of samples -> one dict of tensors with the batch in front (names stay a list), in shared memory where
-    this is a worker: the only copy between a clip and the trainer."""
-    return map(default_collate, batches)
+@dataclass(frozen=True)
+class Lent:
+    """Pictures of a batch that lie in shared memory: uint8 of ``shape`` from byte ``start`` of a worker's slot on."""
+
+    worker: int
+    slot: int
+    start: int
+    shape: tuple[int, ...]
+
+
+class Pages:
+    """The shared memory that batches travel in from workers: :data:`SLOTS` slots a worker, used again and again.
+
+    A worker that sends each batch in fresh shared memory spends a fifth of its time on page faults. Here it writes into its
+    next slot, and the loader copies that out and frees it. Where no slot is free a batch goes by value.
+    """
+
+    def __init__(self, workers: int, size: int):
+        self._slots = [[torch.UntypedStorage._new_shared(size) for _ in range(SLOTS)] for _ in range(workers)]
+        self._free = [torch.multiprocessing.get_context("spawn").Semaphore(SLOTS) for _ in range(workers)]
+        self._used = 0  # by this worker
+
+    def next_slot(self) -> tuple[int, int] | None:
+        """(this worker, its next slot), or None where that is not free, or this is no worker."""
+        worker = get_worker_info()
+        if worker is None or not self._free[worker.id].acquire(block=False):
+            return None
+        self._used += 1
+        return worker.id, self._used % SLOTS
+
+    def array(self, lent: Lent) -> np.ndarray:
+        slot = torch.empty(0, dtype=torch.uint8).set_(self._slots[lent.worker][lent.slot])
+        return slot.numpy()[lent.start : lent.start + math.prod(lent.shape)].reshape(lent.shape)
+
+    def release(self, worker: int) -> None:
+        self._free[worker].release()
+
+
+@dataclass
+class Stack:
+    """Stage 4: a list of samples -> one dict of arrays with the batch in front, names as a list, pictures in ``pages``."""
+
+    pages: Pages | None
+
+    def __call__(self, batches: Iterable[list[Sample]]) -> Iterator[Sample]:
+        for samples in batches:
+            slot, at = self.pages.next_slot() if self.pages else None, 0
+            batch: Sample = {}
+            for name, first in samples[0].items():
+                rows = [sample[name] for sample in samples]
+                if name == "key":
+                    batch[name] = rows
+                elif slot and self.pages and isinstance(first, np.ndarray) and first.dtype == np.uint8:
+                    batch[name] = lent = Lent(*slot, at, (len(rows), *first.shape))
+                    np.stack(rows, out=self.pages.array(lent))
+                    at += math.prod(lent.shape)
+                else:
+                    batch[name] = np.stack(rows)
+            yield batch
+
+
+def received(batch: Sample, pages: Pages | None) -> Sample:
+    """A batch as tensors of this process, its slot free again."""
+    lent = {name: value for name, value in batch.items() if isinstance(value, Lent)}
+    if pages is not None and lent:
+        batch |= {name: pages.array(value).copy() for name, value in lent.items()}
+        pages.release(next(iter(lent.values())).worker)
+    return {name: value if name == "key" else torch.from_numpy(value) for name, value in batch.items()}
 
 
 def _one_core(worker: int) -> None:
@@ -181,15 +247,24 @@ def _one_core(worker: int) -> None:
     keep_freed_memory()
 
 
-def _loader(rows: torch.utils.data.IterableDataset, stages: list[Any], workers: int) -> Any:
-    return wds.WebLoader(
-        wds.DataPipeline(rows, *stages, stack),
+def _batches(rows: torch.utils.data.IterableDataset, stages: list[Any], workers: int, pictures: int) -> Iterator[Sample]:
+    """What comes out of the pipeline; ``pictures`` are the most bytes of them in a batch."""
+    pages = Pages(workers, pictures) if workers else None
+    loader = wds.WebLoader(
+        wds.DataPipeline(rows, *stages, Stack(pages)),
         batch_size=None,
         num_workers=workers,
+        collate_fn=_as_it_is,
         worker_init_fn=_one_core,
         multiprocessing_context="spawn" if workers else None,  # fork does not mix with CUDA, OpenCV or threads
         prefetch_factor=PREFETCH if workers else None,
     )
+    for batch in loader:
+        yield received(batch, pages)
+
+
+def _as_it_is(batch: Sample) -> Sample:
+    return batch
 
 
 def open_set(place: str, on_error: str, cache: str | None, cache_size: float) -> tuple[ShardSet, Cache | None]:
@@ -263,6 +338,7 @@ class TrainLoader:
             ReadRecords(shards, on_error == "skip", self.plan, cache),
             CutTrainClips(shards, clip, clips, seed, kind),
         ]
+        self._pictures = batch // world * clips * clip.frames * clip.size**2 * (3 + clip.cue)
         self._batches: Iterator[Sample] | None = None
 
     def __len__(self) -> int:
@@ -275,7 +351,7 @@ class TrainLoader:
         while self.step < end:
             if self._batches is None:
                 rows = TrainRows(self.plan, *self._share, self.step, last)
-                self._batches = iter(_loader(rows, self._stages, self._workers))
+                self._batches = _batches(rows, self._stages, self._workers, self._pictures)
             batch = next(self._batches)
             self.skipped.update(batch["damaged"][batch["damaged"] >= 0].tolist())
             self.step += 1
@@ -316,7 +392,7 @@ def eval_loader(
     kind: str | None = None,
     cache: Cache | None = None,
     on_error: str = "stop",
-) -> Any:
+) -> Iterator[Sample]:
     """One video a batch, every selected video exactly once over the ranks: rgb uint8 (1, clips * crops, T, S, S, 3) and names.
     With ``on_error="skip"`` a video that cannot be read is left out."""
     _check(shards, cache, on_error)
@@ -324,4 +400,4 @@ def eval_loader(
         raise InputError(f"--crops {crops}: expected 1 (the middle) or 3 (along the long side)")
     rows = EvalRows(plan.eval_share(samples_N, rank, world))
     stages = [ReadRecords(shards, on_error == "skip", None, cache), CutEvalClips(shards, clip, clips, crops, kind)]
-    return _loader(rows, stages, workers)
+    return _batches(rows, stages, workers, clips * crops * clip.frames * clip.size**2 * 3)
