@@ -88,6 +88,7 @@ def shorten(name: str, size: int) -> Callable[[Path], None]:
         (edit_manifest(lambda m: m.pop("index_sha256")), "preprocess merge"),
         (edit_manifest(lambda m: m["shards"][0].update(samples=-3)), "not a shard set's manifest"),
         (lambda folder: (folder / "index.npz").unlink(), "index.npz is missing"),
+        (shorten("index.npz", 0), "index.npz: sha256 is .*, manifest.json says"),
         (shorten("index.npz", 900), "index.npz: sha256 is .*, manifest.json says"),
         (edit_manifest(lambda m: m["shards"][0].update(name="../../etc/passwd.tar")), "shard name"),
         (lambda folder: (folder / "shard-000001.tar").unlink(), "shard-000001.tar is missing"),
@@ -129,8 +130,12 @@ def forged(change: Callable[[dict[str, np.ndarray]], object], packed: int = zipf
     return out.getvalue()
 
 
+def parse(data: bytes) -> dict[str, np.ndarray]:
+    return parse_columns(io.BytesIO(data), memoryview(data), 2, 2, 1, "index.npz")
+
+
 def test_the_joined_index_is_parsed_as_it_was_packed() -> None:
-    found = parse_columns(forged(lambda c: None), 2, 2, 1, "index.npz")
+    found = parse(forged(lambda c: None))
     assert list(Names(found["keys"], found["key_ends"])) == ["one", "two"]
     assert found["size"].tolist() == [512, 1024] and found["labels"].tolist() == [[0, 1]]
     assert Names.of(["a", "", "öä"])[-1] == "öä" and len(Names.of([])) == 0
@@ -153,4 +158,4 @@ def test_the_joined_index_is_parsed_as_it_was_packed() -> None:
 )
 def test_a_hostile_index_is_refused(data: bytes, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        parse_columns(data, 2, 2, 1, "index.npz")
+        parse(data)

@@ -20,12 +20,13 @@ import json
 import mmap
 import os
 import re
+import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
@@ -168,13 +169,14 @@ def read_index(folder: Folder, name: str) -> tuple[Header, list[Entry]]:
 
 
 @lru_cache(maxsize=64)
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path, of: str) -> IO[bytes]:
     return path.open("rb", buffering=0)
 
 
-def mapped(path: Path, offset: int, size: int) -> memoryview:
-    """``size`` bytes of a file from ``offset`` on, fewer where it ends before; mapped, so that only what is decoded is read."""
-    file = _opened(path)
+def mapped(path: Path, offset: int, size: int, of: str) -> memoryview:
+    """``size`` bytes of a shard from ``offset`` on, fewer where it ends before; mapped, so that only what is decoded is read. The
+    file stays open for the set whose digest is ``of``."""
+    file = _opened(path, of)
     there = min(size, os.fstat(file.fileno()).st_size - offset)
     if there <= 0:
         return memoryview(b"")
@@ -188,7 +190,7 @@ class Names(Sequence[str]):
     of them cost what their letters do, in a worker too."""
 
     def __init__(self, blob: np.ndarray, end_N: np.ndarray):
-        self._blob, self._end_N = blob.tobytes(), end_N
+        self._blob, self._end_N = blob, end_N
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> Names:
@@ -200,14 +202,15 @@ class Names(Sequence[str]):
 
     def __getitem__(self, number: Any) -> Any:
         at = range(len(self))[number]  # negative numbers, and IndexError where there is no such text
-        return self._blob[int(self._end_N[at - 1]) if at else 0 : int(self._end_N[at])].decode(errors="replace")
+        text: bytes = self._blob[self._end_N[at - 1] if at else 0 : self._end_N[at]].tobytes()
+        return text.decode(errors="replace")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Names) and list(self) == list(other)
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
-        return {"keys": np.frombuffer(self._blob, np.uint8), "key_ends": self._end_N}
+        return {"keys": self._blob, "key_ends": self._end_N}
 
 
 def pack_columns(entries: Sequence[Entry], splits: Sequence[str], kinds: Sequence[str]) -> bytes:
@@ -234,8 +237,9 @@ def pack_columns(entries: Sequence[Entry], splits: Sequence[str], kinds: Sequenc
     return out.getvalue()
 
 
-def parse_columns(data: bytes, samples: int, splits: int, kinds: int, name: str) -> dict[str, np.ndarray]:
-    """The columns of ``index.npz`` by name; raises FormatError where one is not of the shape that the manifest implies."""
+def parse_columns(file: BinaryIO, data: memoryview, samples: int, splits: int, kinds: int, name: str) -> dict[str, np.ndarray]:
+    """The columns of ``index.npz`` by name, as views of ``data``, which is all of ``file``; raises FormatError where one is not
+    as large as the manifest implies."""
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {
         "key_ends": ("<i8", (samples,)),
         "size": ("<i8", (samples,)),
@@ -248,13 +252,14 @@ def parse_columns(data: bytes, samples: int, splits: int, kinds: int, name: str)
     }
     columns = {}
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with zipfile.ZipFile(file) as archive:
 
             def column(field: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
                 info = archive.getinfo(f"{field}.npy")
-                if info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data):
+                if info.compress_type != zipfile.ZIP_STORED:
                     raise FormatError(f"{name}: {field} is packed, expected it stored")
-                return parse_array(archive.read(info), dtype, shape, f"{name}: {field}")
+                start = info.header_offset + 30 + sum(struct.unpack_from("<HH", data, info.header_offset + 26))  # name, extra
+                return parse_array(data[start : start + info.file_size], dtype, shape, f"{name}: {field}")
 
             for field, (dtype, shape) in shapes.items():
                 columns[field] = column(field, dtype, shape)
@@ -262,7 +267,7 @@ def parse_columns(data: bytes, samples: int, splits: int, kinds: int, name: str)
             if np.any(np.diff(ends, prepend=0) < 1) or np.any(columns["size"] < 1) or np.any(columns["frames"] < 1):
                 raise FormatError(f"{name}: a key, size or number of frames below 1")
             columns["keys"] = column("keys", "|u1", (int(ends[-1]) if samples else 0,))
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, struct.error) as error:
         raise error if isinstance(error, FormatError) else FormatError(f"{name}: {error}") from None
     return columns
 
@@ -293,30 +298,38 @@ class ShardSet:
             raise InputError(f"{self.root}: no {MANIFEST} there; make a shard set with python -m preprocess") from None
         self.manifest = Manifest.loads(text.decode(errors="replace"), path)
         self.digest = hashlib.sha256(text).hexdigest()
-        try:
-            data = self.root.read(INDEX)
-        except FileNotFoundError:
-            raise InputError(f"{self.root}/{INDEX} is missing, though {MANIFEST} lists it: copy the whole set again") from None
-        if (found := hashlib.sha256(data).hexdigest()) != self.manifest.index_sha256:
-            raise InputError(
-                f"{self.root}/{INDEX}: sha256 is {found}, {MANIFEST} says {self.manifest.index_sha256}: copy both again, or "
-                f"write both anew with python -m preprocess merge"
-            )
-        shards, splits, kinds = self.manifest.shards, list(self.manifest.splits), list(self.manifest.classes)
-        columns = parse_columns(data, self.manifest.samples, len(splits), len(kinds), f"{self.root}/{INDEX}")
+        columns = self._columns()
         self.keys = Names(columns["keys"], columns["key_ends"])
         self.size_N, self.frames_N, self.fps_N = columns["size"], columns["frames"], columns["fps"]
         self.crc32_N, self.video_N = columns["crc32"], columns["video"]
-        self.labels = dict(zip(kinds, columns["labels"], strict=True))
-        self._splits = {split: np.flatnonzero(row) for split, row in zip(splits, columns["splits"], strict=True)}
-        count_S = np.array([shard.samples for shard in shards], np.int64)
-        self.shard_N = np.repeat(np.arange(len(shards)), count_S)
-        starts_N = np.cumsum(self.size_N) - self.size_N  # samples lie end to end, from byte 0 of their shard on
-        first_S = np.cumsum(count_S) - count_S
-        self.offset_N = starts_N - np.repeat(starts_N[first_S[count_S > 0]], count_S[count_S > 0])
+        self.labels = dict(zip(self.manifest.classes, columns["labels"], strict=True))
+        self._splits = dict(zip(self.manifest.splits, columns["splits"], strict=True))  # uint8 (N,), 1 for its samples
+        count_S = [shard.samples for shard in self.manifest.shards]
+        self.shard_N = np.repeat(np.arange(len(count_S)), count_S)
+        self.offset_N = np.cumsum(self.size_N) - self.size_N  # samples lie end to end, from byte 0 of their shard on
+        self.offset_N -= np.repeat(self.offset_N[np.cumsum(count_S) - count_S], count_S)
         self.damaged = self._check()
         if self.damaged and not keep_damaged:
             raise InputError(f"{self.damaged[0]}: copy the shard again, or train without it by --on-error skip")
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        """``index.npz``: mapped here, where it lies on this machine, so that a column that nobody reads costs nothing."""
+        name = f"{self.root}/{INDEX}"
+        try:
+            remote = isinstance(self.root, RemoteFolder)
+            file: BinaryIO = io.BytesIO(self.root.read(INDEX)) if remote else Path(self.root.place, INDEX).open("rb")
+        except FileNotFoundError:
+            raise InputError(f"{name} is missing, though {MANIFEST} lists it: copy the whole set again") from None
+        with file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != self.manifest.index_sha256:
+                raise InputError(
+                    f"{name}: sha256 is {found}, {MANIFEST} says {self.manifest.index_sha256}: copy both again, or "
+                    "write both anew with python -m preprocess merge"
+                )
+            data = file.getvalue() if isinstance(file, io.BytesIO) else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            splits, kinds = len(self.manifest.splits), len(self.manifest.classes)
+            return parse_columns(file, memoryview(data), self.manifest.samples, splits, kinds, name)
 
     def _check(self) -> list[str]:
         """The shards that are missing or have another size: they are named now, not in the middle of an epoch. (A web server
@@ -347,7 +360,7 @@ class ShardSet:
         try:
             if isinstance(self.root, RemoteFolder):
                 return self.record(sample, self.root.read(name, offset, size))
-            return self.record(sample, mapped(Path(self.root.place, name), offset, size))
+            return self.record(sample, mapped(Path(self.root.place, name), offset, size, self.digest))
         except OSError as error:
             raise self.damage(sample, error.strerror or str(error)) from None
 
@@ -376,11 +389,13 @@ class ShardSet:
     def select(self, splits: Sequence[str]) -> np.ndarray:
         """Indices of the samples in any of these splits, ascending, each once: int64 (n,). Raises InputError for a split
         that the set does not have or that is empty."""
+        chosen = np.zeros(len(self), np.uint8)
         for split in splits:
-            if not len(self._splits.get(split, ())):
-                have = ", ".join(f"{name} ({len(members)})" for name, members in self._splits.items()) or "none"
+            if split not in self._splits or not self._splits[split].any():
+                have = ", ".join(f"{name} ({row.sum()})" for name, row in self._splits.items()) or "none"
                 raise InputError(f"no split {split!r} in {self.root}; it has: {have}")
-        return np.unique(np.concatenate([self._splits[split] for split in splits]))
+            chosen |= self._splits[split]
+        return np.flatnonzero(chosen)
 
     def kind(self, wanted: str | None = None) -> str:
         """The name of a kind of label, checked (default: the set's first); raises InputError listing those it has."""

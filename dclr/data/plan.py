@@ -38,7 +38,9 @@ def epoch_order(samples_N: np.ndarray, shard_N: np.ndarray, seed: int, epoch: in
     shards = np.unique(shard_N)
     place = np.empty(int(shards.max()) + 1, np.int64)
     place[rng.permutation(shards)] = np.arange(len(shards)) // GROUP
-    return samples_N[np.lexsort((rng.random(len(samples_N)), place[shard_N]))]
+    by = rng.random(len(samples_N))
+    by += place[shard_N]
+    return samples_N[np.argsort(by)]
 
 
 @dataclass(frozen=True, eq=False)
