@@ -52,6 +52,9 @@ def test_a_whole_set_has_no_faults(synthetic_set: Path) -> None:
         (edit("shard-000000.jsonl", lambda text: "\n".join(text.splitlines()[:-1])), "entries"),
         (edit("shard-000000.jsonl", lambda text: text.replace('"offset": 0', '"offset": 512', 1)), "expected to start at 0"),
         (edit("manifest.json", lambda text: text.replace('"test": 32', '"test": 31')), "the indexes say"),
+        (lambda folder: (folder / "index.npz").unlink(), "index.npz is missing"),
+        (lambda folder: (folder / "index.npz").write_bytes(b"PK"), "index.npz: sha256 is"),
+        (edit("shard-000000.jsonl", lambda text: text.replace('"fps": 2', '"fps": 1', 1)), "index.npz: says otherwise"),
     ],
 )  # fmt: skip
 def test_a_fault_is_named_and_the_exit_code_is_1(copied: Path, damage: Callable[[Path], None], says: str) -> None:
@@ -75,7 +78,7 @@ def test_pictures_that_do_not_decode_are_found_by_a_deep_look_only(copied: Path)
     lines = [json.dumps(json.loads(header.dumps()) | {"sha256": digest}), *(entry.dumps() for entry in entries)]
     (copied / "shard-000000.tar").write_bytes(data)
     (copied / "shard-000000.jsonl").write_text("\n".join(lines) + "\n")
-    (copied / "manifest.json").write_text((copied / "manifest.json").read_text().replace(header.sha256, digest))
+    succeed("-m", "preprocess", "merge", copied)
     assert "no faults" in succeed("-m", "preprocess", "verify", copied)
     done = run("-m", "preprocess", "verify", copied, "--deep")
     assert done.returncode == 1 and "frame 0 does not decode" in done.stdout + done.stderr

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -338,6 +339,7 @@ class TrainLoader:
             ReadRecords(shards, on_error == "skip", self.plan, cache),
             CutTrainClips(shards, clip, clips, seed, kind),
         ]
+        self._clip = zlib.crc32(repr((clip, clips)).encode())
         self._pictures = batch // world * clips * clip.frames * clip.size**2 * (3 + clip.cue)
         self._batches: Iterator[Sample] | None = None
 
@@ -363,7 +365,7 @@ class TrainLoader:
         return {
             "version": STATE, "step": self.step, "seed": plan.seed, "batch": plan.batch, "passes": plan.passes,
             "wrap": int(plan.last == "wrap"), "samples": len(plan.samples_N), "selection": plan.selection,
-            "manifest": self._digest,
+            "clip": self._clip, "manifest": self._digest,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -372,7 +374,7 @@ class TrainLoader:
             if name != "step" and state.get(name) != expected:
                 raise InputError(
                     f"the loader's state says {name} {state.get(name)!r}, expected {expected!r}: "
-                    "resume with the shard set, split, batch and seed that the run began with"
+                    "resume with the shard set, split, batch, seed and clips that the run began with"
                 )
         if not isinstance(state.get("step"), int) or state["step"] < 0:
             raise InputError(f"the loader's state says step {state.get('step')!r}, expected a number of batches")

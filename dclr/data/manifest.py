@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -174,8 +174,8 @@ def _opened(path: Path, of: str) -> IO[bytes]:
 
 
 def mapped(path: Path, offset: int, size: int, of: str) -> memoryview:
-    """``size`` bytes of a shard from ``offset`` on, fewer where it ends before; mapped, so that only what is decoded is read. The
-    file stays open for the set whose digest is ``of``."""
+    """``size`` bytes of a shard from ``offset`` on, fewer where it ends before; mapped, so that only what is decoded is read.
+    The file stays open for the set whose digest is ``of``."""
     file = _opened(path, of)
     there = min(size, os.fstat(file.fileno()).st_size - offset)
     if there <= 0:
@@ -206,7 +206,7 @@ class Names(Sequence[str]):
         return text.decode(errors="replace")
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Names) and list(self) == list(other)
+        return isinstance(other, Sequence) and list(self) == list(other)
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
@@ -237,7 +237,7 @@ def pack_columns(entries: Sequence[Entry], splits: Sequence[str], kinds: Sequenc
     return out.getvalue()
 
 
-def parse_columns(file: BinaryIO, data: memoryview, samples: int, splits: int, kinds: int, name: str) -> dict[str, np.ndarray]:
+def parse_columns(file: IO[bytes], data: memoryview, samples: int, splits: int, kinds: int, name: str) -> dict[str, np.ndarray]:
     """The columns of ``index.npz`` by name, as views of ``data``, which is all of ``file``; raises FormatError where one is not
     as large as the manifest implies."""
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -315,9 +315,9 @@ class ShardSet:
     def _columns(self) -> dict[str, np.ndarray]:
         """``index.npz``: mapped here, where it lies on this machine, so that a column that nobody reads costs nothing."""
         name = f"{self.root}/{INDEX}"
+        remote = isinstance(self.root, RemoteFolder)
         try:
-            remote = isinstance(self.root, RemoteFolder)
-            file: BinaryIO = io.BytesIO(self.root.read(INDEX)) if remote else Path(self.root.place, INDEX).open("rb")
+            file = io.BytesIO(self.root.read(INDEX)) if remote else Path(self.root.place, INDEX).open("rb")  # noqa: SIM115
         except FileNotFoundError:
             raise InputError(f"{name} is missing, though {MANIFEST} lists it: copy the whole set again") from None
         with file:
