@@ -35,7 +35,7 @@ from dclr.data.manifest import ShardSet
 from dclr.data.plan import generator
 from dclr.record import Record, parse, unpack
 
-ROUNDS = 7
+ROUNDS = 5
 CLIP = ClipConfig()
 BATCH = 16
 VIDEOS = 160  # a round, of a loader: what the workers have ready at its start is a fifth of it at most
@@ -80,11 +80,11 @@ def cut(sample: dict) -> dict:
 
 
 def stock(shards: ShardSet) -> Iterator[dict]:
-    urls = [str(Path(shards.root.place, shard.name)) for shard in shards.manifest.shards]
-    pipeline = wds.WebDataset(urls, shardshuffle=len(urls), seed=0, empty_check=False).shuffle(200).map(cut).batched(BATCH)
-    loader = wds.WebLoader(pipeline, batch_size=None, num_workers=1, worker_init_fn=_one_core, multiprocessing_context="spawn")
-    while True:
-        yield from loader
+    urls = [str(Path(shards.root.place, shard.name)) for shard in shards.manifest.shards] * 1000  # no epoch ends in a round
+    pipeline = wds.WebDataset(urls, shardshuffle=len(urls), seed=0).shuffle(200).map(cut).batched(BATCH)
+    return iter(
+        wds.WebLoader(pipeline, batch_size=None, num_workers=1, worker_init_fn=_one_core, multiprocessing_context="spawn")
+    )
 
 
 def drawn(path: Path, total: int) -> Iterator[tuple[np.ndarray, tuple[float, float, float, float], bool]]:

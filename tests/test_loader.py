@@ -179,6 +179,25 @@ def test_a_shard_that_shrinks_while_it_is_read_is_named(synthetic_set: Path, tmp
         ShardSet(copy)
 
 
+def test_damage_inside_a_picture_is_named_and_skipped(synthetic_set: Path, tmp_path: Path) -> None:
+    """Headers and offsets are right: only decoding tells. Training goes on with others, an evaluation without them."""
+    whole = ShardSet(synthetic_set)
+    copy = Path(shutil.copytree(synthetic_set, tmp_path / "copy", ignore=shutil.ignore_patterns("videos")))
+    bad = [int(whole.select(["train"])[3]), *whole.select(["test"])[:5].tolist()]
+    for sample in bad:
+        name, offset, _ = whole.where(sample)
+        with (copy / name).open("r+b") as file:
+            file.seek(offset + 512)
+            file.write(bytes(whole.read(sample).rgb.offsets[-1]))
+    with pytest.raises(FormatError, match=r"shard-.*tar, sample .* at byte .*frame \d+ does not decode.*the shard is damaged"):
+        list(loader(copy))
+    for workers in (0, 1):
+        some = loader(copy, on_error="skip", workers=workers)
+        assert all(len(batch["key"]) == 8 for batch in some) and some.skipped == {bad[0]}
+        test = eval_loader(ShardSet(copy), whole.select(["test"]), CLIP, clips=1, on_error="skip", workers=workers)
+        assert len(list(test)) == 32 - 5
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_cannot_be_read_is_replaced_and_counted(synthetic_set: Path, tmp_path: Path, workers: int) -> None:
     """No batch is short, the stand-ins are the same for any number of workers, and the rest is untouched."""

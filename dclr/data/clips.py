@@ -132,22 +132,33 @@ def draw_colours(rng: np.random.Generator) -> np.ndarray:
     return np.array([*(factors if jitter else (1, 1, 1, 0)), *order, grey, sigma * blur], np.float32)
 
 
-def train_clips(record: Record, clip: ClipConfig, clips: int, seed: int, epoch: int) -> dict[str, np.ndarray]:
-    """``clips`` random clips of a video, each at its own start.
+def train_shapes(clip: ClipConfig, clips: int) -> dict[str, tuple[int, ...]]:
+    """The pictures that :func:`train_clips` makes: uint8 arrays by name."""
+    shape = (clips, clip.frames, clip.size, clip.size)
+    return {"rgb": (*shape, 3)} | ({"cue": shape} if clip.cue else {})
+
+
+def eval_shapes(clip: ClipConfig, clips: int, crops: int) -> dict[str, tuple[int, ...]]:
+    """The pictures that :func:`eval_clips` makes."""
+    return {"rgb": (clips * crops, clip.frames, clip.size, clip.size, 3)}
+
+
+def train_clips(
+    record: Record, clip: ClipConfig, clips: int, seed: int, epoch: int, pictures: dict[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
+    """``clips`` random clips of a video, each at its own start; written into ``pictures`` (:func:`train_shapes`) where given.
 
     Returns:
         rgb uint8 (N, T, S, S, 3); cue uint8 (N, T, S, S) when ``clip.cue``; frames int64 (N, T), the stored frame numbers;
         still int64 (N,), the static view's position among the T; colours float32 (N, 2, COLOURS) for v and s.
     """
-    shape = (clips, clip.frames, clip.size, clip.size)
-    out: dict[str, np.ndarray] = {
-        "rgb": np.empty((*shape, 3), np.uint8),
+    if pictures is None:
+        pictures = {name: np.empty(shape, np.uint8) for name, shape in train_shapes(clip, clips).items()}
+    out = pictures | {
         "frames": np.empty((clips, clip.frames), np.int64),
         "still": np.empty(clips, np.int64),
         "colours": np.empty((clips, 2, COLOURS), np.float32),
     }
-    if clip.cue:
-        out["cue"] = np.empty(shape, np.uint8)
     for n in range(clips):
         rng = generator(seed, epoch, record.key, n)
         start = random_start(len(record), clip, rng, record.energy_N if clip.sample_motion else None)
@@ -163,16 +174,18 @@ def train_clips(record: Record, clip: ClipConfig, clips: int, seed: int, epoch: 
     return out | identity(record)
 
 
-def eval_clips(record: Record, clip: ClipConfig, clips: int, crops: int = 1) -> dict[str, np.ndarray]:
+def eval_clips(
+    record: Record, clip: ClipConfig, clips: int, crops: int = 1, pictures: dict[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
     """``clips`` uniform clips of a video, no flip, each cut ``crops`` times: rgb uint8 (clips * crops, T, S, S, 3), all of a
     clip side by side."""
     indices = np.concatenate([frame_indices(s, len(record), clip) for s in uniform_starts(len(record), clip, clips)])
     frames = record.frames(indices)  # a frame in two clips is decoded once
-    rgb = np.empty((clips, crops, clip.frames, clip.size, clip.size, 3), np.uint8)
+    rgb = pictures["rgb"] if pictures else np.empty(eval_shapes(clip, clips, crops)["rgb"], np.uint8)
     for number, box in enumerate(eval_crops(*record.size, crops)):
         for n in range(clips):
-            crop_resize(frames[n * clip.frames : (n + 1) * clip.frames], box, False, rgb[n, number])
-    return {"rgb": rgb.reshape(clips * crops, *rgb.shape[2:])} | identity(record)
+            crop_resize(frames[n * clip.frames : (n + 1) * clip.frames], box, False, rgb[n * crops + number])
+    return {"rgb": rgb} | identity(record)
 
 
 def identity(record: Record) -> dict[str, np.ndarray]:

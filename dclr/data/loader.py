@@ -11,8 +11,8 @@ import math
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ import webdataset as wds
 from torch.utils.data import get_worker_info
 
 from dclr.data import plan
-from dclr.data.clips import CROPS, ClipConfig, eval_clips, train_clips
+from dclr.data.clips import CROPS, ClipConfig, eval_clips, eval_shapes, train_clips, train_shapes
 from dclr.data.fetch import Arrivals, Cache, Row, fetch_ahead
 from dclr.data.manifest import ShardSet
 from dclr.data.plan import Plan
 from dclr.errors import InputError
 from dclr.hardware import keep_freed_memory
-from dclr.record import Record
+from dclr.record import FormatError, Record
 from dclr.storage import RemoteFolder
 
 Sample = dict[str, Any]
@@ -46,6 +46,23 @@ class Read:
     sample: int
     record: Record
     damaged: int = -1
+
+
+Attempts = Generator[Read, None, None]  # for one place in a batch: what the plan names; when that is thrown back, a stand-in
+
+
+def first_good(attempts: Attempts, cut: Callable[[Read], Sample]) -> Sample | None:
+    """What ``cut`` makes of the first record whose pictures decode; None where there is none."""
+    read = next(attempts, None)
+    while read is not None:
+        try:
+            return cut(read)
+        except FormatError as error:
+            try:
+                read = attempts.throw(error)
+            except StopIteration:
+                break
+    return None
 
 
 def _of_this_worker(every: Sequence[int]) -> Sequence[int]:
@@ -95,25 +112,31 @@ class ReadRecords:
     cache: Cache | None = None
     told: set[int] = field(default_factory=set)
 
-    def __call__(self, rows: Iterable[Row]) -> Iterator[list[Read]]:
+    def __call__(self, rows: Iterable[Row]) -> Iterator[list[Attempts]]:
         remote = isinstance(self.shards.root, RemoteFolder)
         for row, arrivals in fetch_ahead(self.shards, rows, self.cache) if remote else ((row, {}) for row in rows):
-            reads = (self._read(number, sample, arrivals) for number, sample in row)
-            yield [read for read in reads if read is not None]
+            yield [self._attempts(number, sample, arrivals) for number, sample in row]
 
-    def _read(self, number: int, sample: int, arrivals: Arrivals) -> Read | None:
+    def _attempts(self, number: int, sample: int, arrivals: Arrivals) -> Attempts:
         chosen, attempt = sample, 0
         while True:
             try:
-                return Read(number, chosen, self._record(chosen, arrivals), sample if attempt else -1)
+                record = self._record(chosen, arrivals)
             except InputError as error:
-                if not self.skip:
-                    raise
-                if chosen not in self.told:
-                    self.told.add(chosen)
-                    print(f"skipped: {error}", file=sys.stderr)
+                damage = error
+            else:
+                try:
+                    yield Read(number, chosen, record, sample if attempt else -1)
+                    return
+                except FormatError as error:  # its pictures do not decode, says :func:`first_good`
+                    damage = self.shards.damage(chosen, str(error))
+            if not self.skip:
+                raise damage
+            if chosen not in self.told:
+                self.told.add(chosen)
+                print(f"skipped: {damage}", file=sys.stderr)
             if self.plan is None:
-                return None
+                return
             attempt += 1
             if attempt > len(self.plan.samples_N):
                 raise InputError(f"{self.shards.root}: none of {attempt} samples tried could be read: copy the set again")
@@ -126,48 +149,6 @@ class ReadRecords:
         if isinstance(data, InputError):
             raise data
         return self.shards.record(sample, data)
-
-
-@dataclass
-class CutTrainClips:
-    """Stage 3, training: records -> ``clips`` random clips each."""
-
-    shards: ShardSet
-    clip: ClipConfig
-    clips: int
-    seed: int
-    kind: str | None
-
-    def __call__(self, batches: Iterable[list[Read]]) -> Iterator[list[Sample]]:
-        for reads in batches:
-            yield [
-                train_clips(read.record, self.clip, self.clips, self.seed, read.number) | named(self.shards, read, self.kind)
-                for read in reads
-            ]
-
-
-@dataclass
-class CutEvalClips:
-    """Stage 3, evaluation: records -> ``clips`` uniform clips each, cut ``crops`` times."""
-
-    shards: ShardSet
-    clip: ClipConfig
-    clips: int
-    crops: int
-    kind: str | None
-
-    def __call__(self, batches: Iterable[list[Read]]) -> Iterator[list[Sample]]:
-        for reads in batches:
-            if reads:
-                yield [
-                    eval_clips(read.record, self.clip, self.clips, self.crops) | named(self.shards, read, self.kind)
-                    for read in reads
-                ]
-
-
-def named(shards: ShardSet, read: Read, kind: str | None) -> Sample:
-    label = int(shards.labels[kind][read.sample]) if kind else -1
-    return {"key": shards.keys[read.sample], "sample": read.sample, "label": label, "damaged": read.damaged}
 
 
 @dataclass(frozen=True)
@@ -183,8 +164,8 @@ class Lent:
 class Pages:
     """The shared memory that batches travel in from workers: :data:`SLOTS` slots a worker, used again and again.
 
-    A worker that sends each batch in fresh shared memory spends a fifth of its time on page faults. Here it writes into its
-    next slot, and the loader copies that out and frees it. Where no slot is free a batch goes by value.
+    A worker that sends each batch in fresh shared memory spends a fifth of its time on page faults. Here clips are cut into
+    its next slot, and the loader copies that out and frees it. Where no slot is free a batch goes by value.
     """
 
     def __init__(self, workers: int, size: int):
@@ -192,43 +173,128 @@ class Pages:
         self._free = [torch.multiprocessing.get_context("spawn").Semaphore(SLOTS) for _ in range(workers)]
         self._used = 0  # by this worker
 
-    def next_slot(self) -> tuple[int, int] | None:
-        """(this worker, its next slot), or None where that is not free, or this is no worker."""
+    def lend(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, Lent]:
+        """Places for pictures of these shapes in this worker's next slot; none where it is not free, or this is no worker."""
         worker = get_worker_info()
         if worker is None or not self._free[worker.id].acquire(block=False):
-            return None
+            return {}
         self._used += 1
-        return worker.id, self._used % SLOTS
+        ends = np.cumsum([math.prod(shape) for shape in shapes.values()]).tolist()
+        return {
+            name: Lent(worker.id, self._used % SLOTS, end - math.prod(shape), shape)
+            for (name, shape), end in zip(shapes.items(), ends, strict=True)
+        }
 
     def array(self, lent: Lent) -> np.ndarray:
         slot = torch.empty(0, dtype=torch.uint8).set_(self._slots[lent.worker][lent.slot])
         return slot.numpy()[lent.start : lent.start + math.prod(lent.shape)].reshape(lent.shape)
 
     def release(self, worker: int) -> None:
+        """The slot that was lent first and not released yet is free again."""
         self._free[worker].release()
+
+    def take_back(self) -> None:
+        """The slot that this worker lent last is free again: no batch came of it."""
+        worker = get_worker_info()
+        assert worker is not None
+        self._used -= 1
+        self._free[worker.id].release()
 
 
 @dataclass
-class Stack:
-    """Stage 4: a list of samples -> one dict of arrays with the batch in front, names as a list, pictures in ``pages``."""
+class Cut:
+    """A batch in the making: its samples, and the arrays (B, ...) that their pictures are rows of, by name."""
 
-    pages: Pages | None
+    pictures: dict[str, np.ndarray]
+    lent: dict[str, Lent]
+    samples: list[Sample] = field(default_factory=list)
 
-    def __call__(self, batches: Iterable[list[Sample]]) -> Iterator[Sample]:
-        for samples in batches:
-            slot, at = self.pages.next_slot() if self.pages else None, 0
-            batch: Sample = {}
-            for name, first in samples[0].items():
-                rows = [sample[name] for sample in samples]
-                if name == "key":
-                    batch[name] = rows
-                elif slot and self.pages and isinstance(first, np.ndarray) and first.dtype == np.uint8:
-                    batch[name] = lent = Lent(*slot, at, (len(rows), *first.shape))
-                    np.stack(rows, out=self.pages.array(lent))
-                    at += math.prod(lent.shape)
-                else:
-                    batch[name] = np.stack(rows)
-            yield batch
+    @classmethod
+    def on(cls, pages: Pages | None, batch: int, shapes: dict[str, tuple[int, ...]]) -> Cut:
+        """``batch`` rows of pictures of these shapes, on shared pages where that can be."""
+        shapes = {name: (batch, *shape) for name, shape in shapes.items()}
+        lent = pages.lend(shapes) if pages else {}
+        if pages and lent:
+            return cls({name: pages.array(place) for name, place in lent.items()}, lent)
+        return cls({name: np.empty(shape, np.uint8) for name, shape in shapes.items()}, {})
+
+
+def cut_batches(
+    batches: Iterable[list[Attempts]],
+    pages: Pages | None,
+    shapes: dict[str, tuple[int, ...]],
+    cut: Callable[[Read, dict[str, np.ndarray]], Sample],
+) -> Iterator[Cut]:
+    """What both kinds of cutting share. A batch of which nothing can be read (a video of an evaluation) is left out."""
+    for batch in batches:
+        out = Cut.on(pages, len(batch), shapes)
+        for row, attempts in enumerate(batch):
+            place = {name: array[row] for name, array in out.pictures.items()}
+            sample = first_good(attempts, lambda read, place=place: cut(read, place))  # type: ignore[misc]
+            if sample is not None:
+                out.samples.append(sample)
+        if out.samples:
+            yield out
+        elif pages and out.lent:
+            pages.take_back()
+
+
+@dataclass
+class CutTrainClips:
+    """Stage 3, training: records -> ``clips`` random clips each."""
+
+    shards: ShardSet
+    clip: ClipConfig
+    clips: int
+    seed: int
+    kind: str | None
+    pages: Pages | None = None
+
+    def __call__(self, batches: Iterable[list[Attempts]]) -> Iterator[Cut]:
+        shapes = train_shapes(self.clip, self.clips)
+
+        def cut(read: Read, row: dict[str, np.ndarray]) -> Sample:
+            clips = train_clips(read.record, self.clip, self.clips, self.seed, read.number, row)
+            return clips | named(self.shards, read, self.kind)
+
+        yield from cut_batches(batches, self.pages, shapes, cut)
+
+
+@dataclass
+class CutEvalClips:
+    """Stage 3, evaluation: records -> ``clips`` uniform clips each, cut ``crops`` times."""
+
+    shards: ShardSet
+    clip: ClipConfig
+    clips: int
+    crops: int
+    kind: str | None
+    pages: Pages | None = None
+
+    def __call__(self, batches: Iterable[list[Attempts]]) -> Iterator[Cut]:
+        shapes = eval_shapes(self.clip, self.clips, self.crops)
+
+        def cut(read: Read, row: dict[str, np.ndarray]) -> Sample:
+            return eval_clips(read.record, self.clip, self.clips, self.crops, row) | named(self.shards, read, self.kind)
+
+        yield from cut_batches(batches, self.pages, shapes, cut)
+
+
+def named(shards: ShardSet, read: Read, kind: str | None) -> Sample:
+    label = int(shards.labels[kind][read.sample]) if kind else -1
+    return {"key": shards.keys[read.sample], "sample": read.sample, "label": label, "damaged": read.damaged}
+
+
+def stack(batches: Iterable[Cut]) -> Iterator[Sample]:
+    """Stage 4: samples -> one dict of arrays with the batch in front; keys stay a list, pictures lie where they were cut."""
+    for cut in batches:
+        batch: Sample = {}
+        for name in cut.samples[0]:
+            rows = [sample[name] for sample in cut.samples]
+            batch[name] = cut.lent.get(name) or (rows if name == "key" else cut.pictures.get(name))
+            if batch[name] is None:
+                batch[name] = np.stack(rows)
+        yield batch
 
 
 def received(batch: Sample, pages: Pages | None) -> Sample:
@@ -248,11 +314,17 @@ def _one_core(worker: int) -> None:
     keep_freed_memory()
 
 
-def _batches(rows: torch.utils.data.IterableDataset, stages: list[Any], workers: int, pictures: int) -> Iterator[Sample]:
-    """What comes out of the pipeline; ``pictures`` are the most bytes of them in a batch."""
+def _batches(
+    rows: torch.utils.data.IterableDataset,
+    read: ReadRecords,
+    cut: CutTrainClips | CutEvalClips,
+    workers: int,
+    pictures: int,
+) -> Iterator[Sample]:
+    """What comes out of the pipeline; ``pictures`` are the bytes of them in a batch."""
     pages = Pages(workers, pictures) if workers else None
     loader = wds.WebLoader(
-        wds.DataPipeline(rows, *stages, Stack(pages)),
+        wds.DataPipeline(rows, read, replace(cut, pages=pages), stack),
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
@@ -335,12 +407,12 @@ class TrainLoader:
         self.step, self.epochs = 0, epochs
         self.skipped: set[int] = set()
         self._share, self._workers, self._digest = (rank, world), workers, shards.digest
-        self._stages = [
+        self._stages = (
             ReadRecords(shards, on_error == "skip", self.plan, cache),
             CutTrainClips(shards, clip, clips, seed, kind),
-        ]
+        )
         self._clip = zlib.crc32(repr((clip, clips)).encode())
-        self._pictures = batch // world * clips * clip.frames * clip.size**2 * (3 + clip.cue)
+        self._pictures = batch // world * sum(map(math.prod, train_shapes(clip, clips).values()))
         self._batches: Iterator[Sample] | None = None
 
     def __len__(self) -> int:
@@ -353,7 +425,7 @@ class TrainLoader:
         while self.step < end:
             if self._batches is None:
                 rows = TrainRows(self.plan, *self._share, self.step, last)
-                self._batches = _batches(rows, self._stages, self._workers, self._pictures)
+                self._batches = _batches(rows, *self._stages, self._workers, self._pictures)
             batch = next(self._batches)
             self.skipped.update(batch["damaged"][batch["damaged"] >= 0].tolist())
             self.step += 1
@@ -401,5 +473,5 @@ def eval_loader(
     if crops not in CROPS:
         raise InputError(f"--crops {crops}: expected 1 (the middle) or 3 (along the long side)")
     rows = EvalRows(plan.eval_share(samples_N, rank, world))
-    stages = [ReadRecords(shards, on_error == "skip", None, cache), CutEvalClips(shards, clip, clips, crops, kind)]
-    return _batches(rows, stages, workers, clips * crops * clip.frames * clip.size**2 * 3)
+    read, cut = ReadRecords(shards, on_error == "skip", None, cache), CutEvalClips(shards, clip, clips, crops, kind)
+    return _batches(rows, read, cut, workers, sum(map(math.prod, eval_shapes(clip, clips, crops).values())))
