@@ -38,7 +38,7 @@ from dclr.record import Record, parse, unpack
 ROUNDS = 5
 CLIP = ClipConfig()
 BATCH = 16
-VIDEOS = 160  # a round, of a loader: what the workers have ready at its start is a fifth of it at most
+VIDEOS = 960  # a round of a loader
 Timed = Callable[[], tuple[int, float]]  # clips, seconds
 
 

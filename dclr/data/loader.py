@@ -13,6 +13,7 @@ import sys
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,15 @@ from dclr.data import plan
 from dclr.data.clips import CROPS, ClipConfig, eval_clips, eval_shapes, train_clips, train_shapes
 from dclr.data.fetch import Arrivals, Cache, Row, fetch_ahead
 from dclr.data.manifest import ShardSet
+from dclr.data.pages import PREFETCH, Cut, Pages, Sample, Shapes, received, stack
 from dclr.data.plan import Plan
 from dclr.errors import InputError
 from dclr.hardware import keep_freed_memory
 from dclr.record import FormatError, Record
 from dclr.storage import RemoteFolder
 
-Sample = dict[str, Any]
 STATE = 1  # version of TrainLoader.state_dict
 ON_ERROR = ("stop", "skip")
-PREFETCH = 2  # batches that each worker has ready or in work
-SLOTS = PREFETCH + 1  # and the one that the trainer takes over
 
 
 @dataclass(frozen=True)
@@ -49,20 +48,6 @@ class Read:
 
 
 Attempts = Generator[Read, None, None]  # for one place in a batch: what the plan names; when that is thrown back, a stand-in
-
-
-def first_good(attempts: Attempts, cut: Callable[[Read], Sample]) -> Sample | None:
-    """What ``cut`` makes of the first record whose pictures decode; None where there is none."""
-    read = next(attempts, None)
-    while read is not None:
-        try:
-            return cut(read)
-        except FormatError as error:
-            try:
-                read = attempts.throw(error)
-            except StopIteration:
-                break
-    return None
 
 
 def _of_this_worker(every: Sequence[int]) -> Sequence[int]:
@@ -128,7 +113,7 @@ class ReadRecords:
                 try:
                     yield Read(number, chosen, record, sample if attempt else -1)
                     return
-                except FormatError as error:  # its pictures do not decode, says :func:`first_good`
+                except FormatError as error:  # its pictures do not decode, says :class:`CutClips`
                     damage = self.shards.damage(chosen, str(error))
             if not self.skip:
                 raise damage
@@ -151,159 +136,49 @@ class ReadRecords:
         return self.shards.record(sample, data)
 
 
-@dataclass(frozen=True)
-class Lent:
-    """Pictures of a batch that lie in shared memory: uint8 of ``shape`` from byte ``start`` of a worker's slot on."""
-
-    worker: int
-    slot: int
-    start: int
-    shape: tuple[int, ...]
-
-
-class Pages:
-    """The shared memory that batches travel in from workers: :data:`SLOTS` slots a worker, used again and again.
-
-    A worker that sends each batch in fresh shared memory spends a fifth of its time on page faults. Here clips are cut into
-    its next slot, and the loader copies that out and frees it. Where no slot is free a batch goes by value.
-    """
-
-    def __init__(self, workers: int, size: int):
-        self._slots = [[torch.UntypedStorage._new_shared(size) for _ in range(SLOTS)] for _ in range(workers)]
-        self._free = [torch.multiprocessing.get_context("spawn").Semaphore(SLOTS) for _ in range(workers)]
-        self._used = 0  # by this worker
-
-    def lend(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, Lent]:
-        """Places for pictures of these shapes in this worker's next slot; none where it is not free, or this is no worker."""
-        worker = get_worker_info()
-        if worker is None or not self._free[worker.id].acquire(block=False):
-            return {}
-        self._used += 1
-        ends = np.cumsum([math.prod(shape) for shape in shapes.values()]).tolist()
-        return {
-            name: Lent(worker.id, self._used % SLOTS, end - math.prod(shape), shape)
-            for (name, shape), end in zip(shapes.items(), ends, strict=True)
-        }
-
-    def array(self, lent: Lent) -> np.ndarray:
-        slot = torch.empty(0, dtype=torch.uint8).set_(self._slots[lent.worker][lent.slot])
-        return slot.numpy()[lent.start : lent.start + math.prod(lent.shape)].reshape(lent.shape)
-
-    def release(self, worker: int) -> None:
-        """The slot that was lent first and not released yet is free again."""
-        self._free[worker].release()
-
-    def take_back(self) -> None:
-        """The slot that this worker lent last is free again: no batch came of it."""
-        worker = get_worker_info()
-        assert worker is not None
-        self._used -= 1
-        self._free[worker.id].release()
-
-
 @dataclass
-class Cut:
-    """A batch in the making: its samples, and the arrays (B, ...) that their pictures are rows of, by name."""
-
-    pictures: dict[str, np.ndarray]
-    lent: dict[str, Lent]
-    samples: list[Sample] = field(default_factory=list)
-
-    @classmethod
-    def on(cls, pages: Pages | None, batch: int, shapes: dict[str, tuple[int, ...]]) -> Cut:
-        """``batch`` rows of pictures of these shapes, on shared pages where that can be."""
-        shapes = {name: (batch, *shape) for name, shape in shapes.items()}
-        lent = pages.lend(shapes) if pages else {}
-        if pages and lent:
-            return cls({name: pages.array(place) for name, place in lent.items()}, lent)
-        return cls({name: np.empty(shape, np.uint8) for name, shape in shapes.items()}, {})
-
-
-def cut_batches(
-    batches: Iterable[list[Attempts]],
-    pages: Pages | None,
-    shapes: dict[str, tuple[int, ...]],
-    cut: Callable[[Read, dict[str, np.ndarray]], Sample],
-) -> Iterator[Cut]:
-    """What both kinds of cutting share. A batch of which nothing can be read (a video of an evaluation) is left out."""
-    for batch in batches:
-        out = Cut.on(pages, len(batch), shapes)
-        for row, attempts in enumerate(batch):
-            place = {name: array[row] for name, array in out.pictures.items()}
-            sample = first_good(attempts, lambda read, place=place: cut(read, place))  # type: ignore[misc]
-            if sample is not None:
-                out.samples.append(sample)
-        if out.samples:
-            yield out
-        elif pages and out.lent:
-            pages.take_back()
-
-
-@dataclass
-class CutTrainClips:
-    """Stage 3, training: records -> ``clips`` random clips each."""
+class CutClips:
+    """Stage 3: records -> the clips that ``make`` cuts of each, its pictures into rows of the batch's. A batch of which nothing
+    can be read (a video of an evaluation) is left out."""
 
     shards: ShardSet
-    clip: ClipConfig
-    clips: int
-    seed: int
     kind: str | None
+    shapes: Shapes
+    make: Callable[..., Sample]
     pages: Pages | None = None
 
     def __call__(self, batches: Iterable[list[Attempts]]) -> Iterator[Cut]:
-        shapes = train_shapes(self.clip, self.clips)
+        for batch in batches:
+            cut = Cut.on(self.pages, len(batch), self.shapes)
+            for row, attempts in enumerate(batch):
+                sample = self._first_good(attempts, {name: array[row] for name, array in cut.pictures.items()})
+                if sample is not None:
+                    cut.samples.append(sample)
+            if cut.samples:
+                yield cut
+            elif self.pages and cut.lent:
+                self.pages.take_back(next(iter(cut.lent.values())).worker)
 
-        def cut(read: Read, row: dict[str, np.ndarray]) -> Sample:
-            clips = train_clips(read.record, self.clip, self.clips, self.seed, read.number, row)
-            return clips | named(self.shards, read, self.kind)
+    def _first_good(self, attempts: Attempts, pictures: dict[str, np.ndarray]) -> Sample | None:
+        read = next(attempts, None)
+        while read is not None:
+            try:
+                return self.make(read.record, epoch=read.number, pictures=pictures) | self._names(read)
+            except FormatError as error:  # a picture does not decode
+                try:
+                    read = attempts.throw(error)
+                except StopIteration:
+                    break
+        return None
 
-        yield from cut_batches(batches, self.pages, shapes, cut)
-
-
-@dataclass
-class CutEvalClips:
-    """Stage 3, evaluation: records -> ``clips`` uniform clips each, cut ``crops`` times."""
-
-    shards: ShardSet
-    clip: ClipConfig
-    clips: int
-    crops: int
-    kind: str | None
-    pages: Pages | None = None
-
-    def __call__(self, batches: Iterable[list[Attempts]]) -> Iterator[Cut]:
-        shapes = eval_shapes(self.clip, self.clips, self.crops)
-
-        def cut(read: Read, row: dict[str, np.ndarray]) -> Sample:
-            return eval_clips(read.record, self.clip, self.clips, self.crops, row) | named(self.shards, read, self.kind)
-
-        yield from cut_batches(batches, self.pages, shapes, cut)
-
-
-def named(shards: ShardSet, read: Read, kind: str | None) -> Sample:
-    label = int(shards.labels[kind][read.sample]) if kind else -1
-    return {"key": shards.keys[read.sample], "sample": read.sample, "label": label, "damaged": read.damaged}
+    def _names(self, read: Read) -> Sample:
+        label = int(self.shards.labels[self.kind][read.sample]) if self.kind else -1
+        return {"key": self.shards.keys[read.sample], "sample": read.sample, "label": label, "damaged": read.damaged}
 
 
-def stack(batches: Iterable[Cut]) -> Iterator[Sample]:
-    """Stage 4: samples -> one dict of arrays with the batch in front; keys stay a list, pictures lie where they were cut."""
-    for cut in batches:
-        batch: Sample = {}
-        for name in cut.samples[0]:
-            rows = [sample[name] for sample in cut.samples]
-            batch[name] = cut.lent.get(name) or (rows if name == "key" else cut.pictures.get(name))
-            if batch[name] is None:
-                batch[name] = np.stack(rows)
-        yield batch
-
-
-def received(batch: Sample, pages: Pages | None) -> Sample:
-    """A batch as tensors of this process, its slot free again."""
-    lent = {name: value for name, value in batch.items() if isinstance(value, Lent)}
-    if pages is not None and lent:
-        batch |= {name: pages.array(value).copy() for name, value in lent.items()}
-        pages.release(next(iter(lent.values())).worker)
-    return {name: value if name == "key" else torch.from_numpy(value) for name, value in batch.items()}
+def _eval_clips(record: Record, epoch: int, **how: Any) -> Sample:
+    """An evaluation has no epochs: it cuts the same clips always."""
+    return eval_clips(record, **how)
 
 
 def _one_core(worker: int) -> None:
@@ -315,14 +190,10 @@ def _one_core(worker: int) -> None:
 
 
 def _batches(
-    rows: torch.utils.data.IterableDataset,
-    read: ReadRecords,
-    cut: CutTrainClips | CutEvalClips,
-    workers: int,
-    pictures: int,
+    rows: torch.utils.data.IterableDataset, read: ReadRecords, cut: CutClips, batch: int, workers: int
 ) -> Iterator[Sample]:
-    """What comes out of the pipeline; ``pictures`` are the bytes of them in a batch."""
-    pages = Pages(workers, pictures) if workers else None
+    """What comes out of the pipeline, ``batch`` samples at a time."""
+    pages = Pages(workers, batch * sum(math.prod(shape) for shape in cut.shapes.values())) if workers else None
     loader = wds.WebLoader(
         wds.DataPipeline(rows, read, replace(cut, pages=pages), stack),
         batch_size=None,
@@ -332,8 +203,8 @@ def _batches(
         multiprocessing_context="spawn" if workers else None,  # fork does not mix with CUDA, OpenCV or threads
         prefetch_factor=PREFETCH if workers else None,
     )
-    for batch in loader:
-        yield received(batch, pages)
+    for made in loader:
+        yield received(made, pages)
 
 
 def _as_it_is(batch: Sample) -> Sample:
@@ -409,10 +280,9 @@ class TrainLoader:
         self._share, self._workers, self._digest = (rank, world), workers, shards.digest
         self._stages = (
             ReadRecords(shards, on_error == "skip", self.plan, cache),
-            CutTrainClips(shards, clip, clips, seed, kind),
+            CutClips(shards, kind, train_shapes(clip, clips), partial(train_clips, clip=clip, clips=clips, seed=seed)),
         )
         self._clip = zlib.crc32(repr((clip, clips)).encode())
-        self._pictures = batch // world * sum(map(math.prod, train_shapes(clip, clips).values()))
         self._batches: Iterator[Sample] | None = None
 
     def __len__(self) -> int:
@@ -425,7 +295,8 @@ class TrainLoader:
         while self.step < end:
             if self._batches is None:
                 rows = TrainRows(self.plan, *self._share, self.step, last)
-                self._batches = _batches(rows, *self._stages, self._workers, self._pictures)
+                share = self.plan.batch // self._share[1]
+                self._batches = _batches(rows, *self._stages, share, self._workers)
             batch = next(self._batches)
             self.skipped.update(batch["damaged"][batch["damaged"] >= 0].tolist())
             self.step += 1
@@ -473,5 +344,6 @@ def eval_loader(
     if crops not in CROPS:
         raise InputError(f"--crops {crops}: expected 1 (the middle) or 3 (along the long side)")
     rows = EvalRows(plan.eval_share(samples_N, rank, world))
-    read, cut = ReadRecords(shards, on_error == "skip", None, cache), CutEvalClips(shards, clip, clips, crops, kind)
-    return _batches(rows, read, cut, workers, sum(map(math.prod, eval_shapes(clip, clips, crops).values())))
+    make = partial(_eval_clips, clip=clip, clips=clips, crops=crops)
+    cut = CutClips(shards, kind, eval_shapes(clip, clips, crops), make)
+    return _batches(rows, ReadRecords(shards, on_error == "skip", None, cache), cut, 1, workers)

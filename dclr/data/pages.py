@@ -1,0 +1,107 @@
+"""How batches travel from a worker to the trainer: pictures in shared memory that is used again and again, the rest by value.
+
+A worker that sends each batch in fresh shared memory spends a fifth of its time on page faults. Here clips are cut straight into
+a slot of the worker's pages; the trainer's side copies it out and frees it. Where no slot is free a batch goes by value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import get_worker_info
+
+Sample = dict[str, Any]
+Shapes = dict[str, tuple[int, ...]]
+
+PREFETCH = 2  # batches that each worker has ready or in work
+SLOTS = PREFETCH + 1  # and the one that the trainer takes over
+
+
+@dataclass(frozen=True)
+class Lent:
+    """Pictures of a batch that lie in shared memory: uint8 of ``shape`` from byte ``start`` of a worker's slot on."""
+
+    worker: int
+    slot: int
+    start: int
+    shape: tuple[int, ...]
+
+
+class Pages:
+    """:data:`SLOTS` slots of ``size`` bytes for each worker, made before the workers start and sent to them.
+
+    A worker takes its slots in turn, one for a batch; batches of one worker arrive in order, so the slot that :meth:`release`
+    frees is always the one that it takes next.
+    """
+
+    def __init__(self, workers: int, size: int):
+        self._slots = [[torch.UntypedStorage._new_shared(size) for _ in range(SLOTS)] for _ in range(workers)]
+        self._free = [torch.multiprocessing.get_context("spawn").Semaphore(SLOTS) for _ in range(workers)]
+        self._used = 0  # by this worker
+
+    def lend(self, shapes: Shapes) -> dict[str, Lent]:
+        """Places for pictures of these shapes in this worker's next slot; none where it is not free, or this is no worker."""
+        worker = get_worker_info()
+        if worker is None or not self._free[worker.id].acquire(block=False):
+            return {}
+        self._used += 1
+        places, start = {}, 0
+        for name, shape in shapes.items():
+            places[name] = Lent(worker.id, self._used % SLOTS, start, shape)
+            start += math.prod(shape)
+        return places
+
+    def array(self, lent: Lent) -> np.ndarray:
+        slot = torch.empty(0, dtype=torch.uint8).set_(self._slots[lent.worker][lent.slot])
+        return slot.numpy()[lent.start : lent.start + math.prod(lent.shape)].reshape(lent.shape)
+
+    def release(self, worker: int) -> None:
+        """The oldest of a worker's lent slots is free again."""
+        self._free[worker].release()
+
+    def take_back(self, worker: int) -> None:
+        """In that worker: the slot that it lent last is free again, for no batch came of it."""
+        self._used -= 1
+        self._free[worker].release()
+
+
+@dataclass
+class Cut:
+    """A batch in the making: its samples, and the arrays (B, ...) by name that their pictures are rows of."""
+
+    pictures: dict[str, np.ndarray]
+    lent: dict[str, Lent]
+    samples: list[Sample] = field(default_factory=list)
+
+    @classmethod
+    def on(cls, pages: Pages | None, batch: int, shapes: Shapes) -> Cut:
+        """``batch`` rows of pictures of these shapes, on shared pages where that can be."""
+        shapes = {name: (batch, *shape) for name, shape in shapes.items()}
+        lent = pages.lend(shapes) if pages else {}
+        if pages and lent:
+            return cls({name: pages.array(place) for name, place in lent.items()}, lent)
+        return cls({name: np.empty(shape, np.uint8) for name, shape in shapes.items()}, {})
+
+
+def stack(batches: Iterable[Cut]) -> Iterator[Sample]:
+    """Stage 4: samples -> one dict of arrays with the batch in front; keys stay a list, pictures lie where they were cut."""
+    for cut in batches:
+        yield {
+            name: [sample[name] for sample in cut.samples] if name == "key" else np.stack([s[name] for s in cut.samples])
+            for name in cut.samples[0]
+            if name not in cut.pictures
+        } | (cut.lent or cut.pictures)
+
+
+def received(batch: Sample, pages: Pages | None) -> Sample:
+    """A batch as tensors of this process, its slot free again."""
+    lent = {name: value for name, value in batch.items() if isinstance(value, Lent)}
+    if pages is not None and lent:
+        batch |= {name: pages.array(value).copy() for name, value in lent.items()}
+        pages.release(next(iter(lent.values())).worker)
+    return {name: value if name == "key" else torch.from_numpy(value) for name, value in batch.items()}
