@@ -80,7 +80,8 @@ def cut(sample: dict) -> dict:
 
 
 def stock(shards: ShardSet) -> Iterator[dict]:
-    urls = [str(Path(shards.root.place, shard.name)) for shard in shards.manifest.shards] * 1000  # no epoch ends in a round
+    urls = [str(Path(shards.root.place, shard.name)) for shard in shards.manifest.shards]
+    urls *= 100_000 // len(shards)  # no epoch ends in a round
     pipeline = wds.WebDataset(urls, shardshuffle=len(urls), seed=0).shuffle(200).map(cut).batched(BATCH)
     return iter(
         wds.WebLoader(pipeline, batch_size=None, num_workers=1, worker_init_fn=_one_core, multiprocessing_context="spawn")

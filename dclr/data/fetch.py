@@ -1,7 +1,7 @@
 """Samples of a set behind a URL -> bytes: fetched ahead in byte ranges, checked, and kept on the node's disk if wanted.
 
 One sample is one range of its shard; neighbours that are wanted together are one request. So an epoch costs the bytes of the
-samples it selects, on any number of ranks, and what lies ahead is bounded (:data:`AHEAD`) whatever the batch.
+samples it selects, on any number of ranks, and what lies ahead is bounded (:data:`AHEAD`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dclr.storage import RemoteFolder
 
 Row = list[tuple[int, int]]  # one batch: (pass over the set, sample index)
 
-AHEAD = 64 * 2**20  # bytes of samples that a worker has asked for and not used yet (at least one batch of them)
+AHEAD = 64 * 2**20  # bytes of samples that a worker has asked for and not used yet (at least two batches of them)
 MERGED = 8 * 2**20  # the longest request that joins neighbours
 CONNECTIONS = 16  # requests of one worker at a time
 HOUR = 3600.0
@@ -210,7 +210,7 @@ def fetch(shards: ShardSet, run: list[int], cache: Cache | None) -> dict[int, by
         data: bytes | memoryview = joined[offset - start : offset - start + size]
         try:
             if zlib.crc32(data) != shards.crc32_N[sample]:
-                data = _alone(shards, sample)
+                data = shards.fetch(sample)
             out[sample] = data
         except InputError as error:
             out[sample] = error
@@ -219,16 +219,3 @@ def fetch(shards: ShardSet, run: list[int], cache: Cache | None) -> dict[int, by
             cache.write(shards, sample, data)
     return out
 
-
-def _alone(shards: ShardSet, sample: int) -> bytes:
-    assert isinstance(shards.root, RemoteFolder)
-    name, offset, size = shards.where(sample)
-
-    def check(data: bytes) -> None:
-        if (found := zlib.crc32(data)) != shards.crc32_N[sample]:
-            raise shards.damage(sample, f"crc32 is {found}, {shards.crc32_N[sample]} expected")
-
-    try:
-        return shards.root.read(name, offset, size, check)
-    except FileNotFoundError:
-        raise shards.damage(sample, "the shard is missing") from None

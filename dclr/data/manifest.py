@@ -22,6 +22,7 @@ import os
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -356,13 +357,26 @@ class ShardSet:
 
     def read(self, sample: int) -> Record:
         """One sample; raises FormatError naming the shard and the key, with what was found and expected."""
+        if isinstance(self.root, RemoteFolder):
+            return self.record(sample, self.fetch(sample))
         name, offset, size = self.where(sample)
         try:
-            if isinstance(self.root, RemoteFolder):
-                return self.record(sample, self.root.read(name, offset, size))
             return self.record(sample, mapped(Path(self.root.place, name), offset, size, self.digest))
         except OSError as error:
             raise self.damage(sample, error.strerror or str(error)) from None
+
+    def fetch(self, sample: int) -> bytes:
+        """A sample's bytes from a set behind a URL, with the right crc32; raises InputError naming the shard."""
+        assert isinstance(self.root, RemoteFolder)
+
+        def check(data: bytes) -> None:
+            if (found := zlib.crc32(data)) != self.crc32_N[sample]:
+                raise self.damage(sample, f"crc32 is {found}, {self.crc32_N[sample]} expected")
+
+        try:
+            return self.root.read(*self.where(sample), check)
+        except FileNotFoundError:
+            raise self.damage(sample, "the shard is missing") from None
 
     def record(self, sample: int, data: bytes | memoryview) -> Record:
         """The sample that these bytes are, checked; raises FormatError naming the shard and the key."""

@@ -1,7 +1,7 @@
 """How batches travel from a worker to the trainer: pictures in shared memory that is used again and again, the rest by value.
 
-A worker that sends each batch in fresh shared memory spends a fifth of its time on page faults. Here clips are cut straight into
-a slot of the worker's pages; the trainer's side copies it out and frees it. Where no slot is free a batch goes by value.
+A worker that sends each batch in fresh shared memory spends a fifth of its time on page faults. Here clips are cut into a slot
+of the worker's pages; the trainer's side copies it out and frees it. Where no slot is free a batch goes by value.
 """
 
 from __future__ import annotations
