@@ -218,4 +218,3 @@ def fetch(shards: ShardSet, run: list[int], cache: Cache | None) -> dict[int, by
         if cache is not None:
             cache.write(shards, sample, data)
     return out
-
