@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -188,7 +189,8 @@ def test_a_cache_serves_the_second_epoch(copied: Path, web: tuple[type[FileServe
 
 
 def files(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*/*"))
+    """Bytes of the samples in a cache."""
+    return sum(path.stat().st_size for path in folder.glob("*/*") if path.suffix != ".tmp")
 
 
 def test_a_full_cache_keeps_its_share_and_gives_way_to_another_set(
@@ -233,6 +235,23 @@ def test_processes_share_a_cache_without_races(
     assert used == files(tmp_path / "cache") <= share * total and not list((tmp_path / "cache").glob("*/*.tmp"))
 
 
+def test_a_process_killed_while_it_writes_leaves_a_cache_that_is_right(
+    copied: Path, web: tuple[type[FileServer], str], tmp_path: Path
+) -> None:
+    """Killed at ten moments; what the cache says it uses is never below what it uses, and everything in it is served right."""
+    total = sum(shard.bytes for shard in ShardSet(copied).manifest.shards)
+    spawn, used = multiprocessing.get_context("spawn"), tmp_path / "cache/used"
+    for moment in range(10):
+        process = spawn.Process(target=read_all, args=(web[1], tmp_path / "cache", total))
+        process.start()
+        while files(tmp_path / "cache") < total * moment // 12 and process.is_alive():
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        assert files(tmp_path / "cache") <= int(used.read_text() or 0 if used.exists() else 0)
+    assert_same(list(loader(copied)), list(loader(web[1], cache=Cache(tmp_path / "cache", total))))
+
+
 def test_a_cache_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=re.escape(f"--cache {tmp_path}/file: cannot be written to")):
@@ -252,7 +271,7 @@ def test_trouble_with_the_disk_costs_the_cache_not_the_run(
         raise OSError(28, "No space left on device")
 
     cache = Cache(tmp_path / "cache", 10**9)
-    monkeypatch.setattr(fetch.tempfile, "mkstemp", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     assert_same(list(loader(copied)), list(loader(web[1], cache=cache)))
     assert capsys.readouterr().err.count("No space left on device; going on without keeping more") >= 1
-    assert (tmp_path / "cache/used").read_text() == "0"
+    assert not list((tmp_path / "cache").glob("*/*")) and cache.full

@@ -86,6 +86,7 @@ def shorten(name: str, size: int) -> Callable[[Path], None]:
         (edit_manifest(lambda m: m["options"].pop("size")), "not a shard set's manifest"),
         (lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe"), "not a shard set's manifest"),
         (edit_manifest(lambda m: m.pop("index_sha256")), "preprocess merge"),
+        (edit_manifest(lambda m: m["shards"][0].update(sha256="../" * 20 + "etc")), "not a shard set's manifest"),
         (edit_manifest(lambda m: m["shards"][0].update(samples=-3)), "not a shard set's manifest"),
         (lambda folder: (folder / "index.npz").unlink(), "index.npz is missing"),
         (shorten("index.npz", 0), "index.npz: sha256 is .*, manifest.json says"),

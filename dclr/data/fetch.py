@@ -10,8 +10,6 @@ import fcntl
 import os
 import shutil
 import sys
-import tempfile
-import time
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -28,15 +26,15 @@ Row = list[tuple[int, int]]  # one batch: (pass over the set, sample index)
 AHEAD = 64 * 2**20  # bytes of samples that a worker has asked for and not used yet (at least two batches of them)
 MERGED = 8 * 2**20  # the longest request that joins neighbours
 CONNECTIONS = 16  # requests of one worker at a time
-HOUR = 3600.0
 
 
 class Cache:
     """Samples of remote sets on this machine's disk, shared by all ranks and workers here without harm.
 
     A sample is one file, ``DIR/<shard's sha256>/<offset>``, that appears whole; its crc32 is checked at every use. ``DIR/used``
-    counts bytes under a lock. When the cache is full, shards of other sets go; what then does not fit is not kept: over epochs
-    that read everything once, keeping the first ones serves a larger share than always replacing the oldest would.
+    counts bytes, under a lock that a writer holds, before the file has its name: where a process was killed it is too high,
+    never too low. When the cache is full, shards of other sets go; what then does not fit is not kept: over epochs that read
+    everything once, keeping the first ones serves a larger share than always replacing the oldest would.
 
     Raises InputError where ``place`` cannot be a folder that is written to.
     """
@@ -47,7 +45,7 @@ class Cache:
             raise InputError(f"--cache-size {limit / 1e9:g}: expected gigabytes above 0")
         try:
             place.mkdir(parents=True, exist_ok=True)
-            with self._counted():
+            with self._locked():
                 pass
         except OSError as error:
             raise InputError(f"--cache {place}: cannot be written to ({error.strerror}); name another folder") from None
@@ -75,54 +73,44 @@ class Cache:
             return
         path = self._path(shards, sample)
         try:
-            with self._counted() as count:
-                if count[0] + len(data) > self.limit:
-                    count[0] = self._make_room(shards, len(data))
-                if count[0] + len(data) > self.limit:
-                    self.full = True
+            with self._locked() as file:
+                if path.exists():
                     return
-                count[0] += len(data)
-            try:
-                path.parent.mkdir(exist_ok=True)
-                handle, temporary = tempfile.mkstemp(".tmp", dir=path.parent)
-                try:
-                    with open(handle, "wb") as file:
-                        file.write(data)
-                    os.link(temporary, path)  # unlike rename it says when another process was first
-                finally:
-                    os.unlink(temporary)
-            except OSError as error:
-                with self._counted() as count:
-                    count[0] -= len(data)
-                if not isinstance(error, FileExistsError | FileNotFoundError):
-                    raise
+                text = os.pread(file, 20, 0)
+                used = int(text) if text.isdigit() else 0
+                if used + len(data) > self.limit:
+                    used = self._make_room(shards, len(data))
+                self.full = used + len(data) > self.limit
+                os.pwrite(file, b"%020d" % (used + (0 if self.full else len(data))), 0)
+                if not self.full:
+                    path.parent.mkdir(exist_ok=True)
+                    temporary = path.with_suffix(".tmp")
+                    temporary.write_bytes(data)
+                    temporary.replace(path)
         except OSError as error:
             self.full = True
             print(f"--cache {self.place}: {error.strerror}; going on without keeping more", file=sys.stderr)
 
     @contextmanager
-    def _counted(self) -> Iterator[list[int]]:
-        """The number of bytes in use, in a list of one, written back at the end; one process at a time."""
-        with (self.place / "used").open("a+") as file:
+    def _locked(self) -> Iterator[int]:
+        """``DIR/used``, open, while no other process or thread has it."""
+        file = os.open(self.place / "used", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            text = file.read()
-            count = [int(text) if text.isdigit() else 0]
-            yield count
-            file.seek(0)
-            file.truncate()
-            file.write(str(max(count[0], 0)))
+            yield file
+        finally:
+            os.close(file)
 
     def _make_room(self, shards: ShardSet, size: int) -> int:
-        """Bytes in use, counted anew (a killed process may have left the count too high), after shards of other sets have
-        gone, those first that were written to last the longest ago, as far as ``size`` needs it."""
+        """Bytes in use, counted anew, after what killed processes left half done has gone and, as far as ``size`` needs it,
+        shards of other sets: those first that were written to last the longest ago."""
         ours = {shard.sha256[:32] for shard in shards.manifest.shards}
         bytes_of: dict[Path, int] = {}
         for folder in [entry for entry in self.place.iterdir() if entry.is_dir()]:
             bytes_of[folder] = 0
             for entry in os.scandir(folder):
-                with suppress(FileNotFoundError):
-                    if entry.name.endswith(".tmp") and time.time() - entry.stat().st_mtime > HOUR:
+                with suppress(FileNotFoundError):  # a reader found it spoilt
+                    if entry.name.endswith(".tmp"):
                         os.unlink(entry.path)
                     else:
                         bytes_of[folder] += entry.stat().st_size

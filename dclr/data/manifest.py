@@ -38,6 +38,7 @@ from dclr.storage import Folder, RemoteFolder, open_folder
 MANIFEST = "manifest.json"
 INDEX = "index.npz"
 FAILURES = "failures.jsonl"
+SHA256 = re.compile(r"[0-9a-f]{64}")  # it names folders of a cache
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")  # a manifest is hostile input: no path escapes the set's folder
 
 
@@ -97,6 +98,8 @@ class Manifest:
             for shard in shards:
                 if not SHARD_NAME.fullmatch(shard.name):
                     raise InputError(f"{name}: shard name {shard.name!r}, expected {SHARD_NAME.pattern}")
+                if not SHA256.fullmatch(shard.sha256):
+                    raise ValueError(f"{shard.name}: sha256 {shard.sha256!r}")
                 if shard.samples < 1 or shard.bytes < 1:
                     raise ValueError(f"{shard.name} of {shard.samples} samples and {shard.bytes} bytes")
             for field, value in (("splits", manifest.splits), ("classes", manifest.classes), ("options", manifest.options)):
