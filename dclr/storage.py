@@ -128,7 +128,9 @@ class RemoteFolder(Folder):
     @cached_property
     def _system(self) -> Any:
         """The file system; made where it is used, so that a folder can be sent to another process."""
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {
+            "skip_instance_cache": True
+        }  # a kept one would go on to the endpoint that the environment named
         if self.place.startswith("s3://"):
             retries = {"mode": "standard", "max_attempts": 4}
             connections = {"connect_timeout": 20, "read_timeout": 60, "max_pool_connections": 64}
