@@ -1,16 +1,19 @@
-"""R(2+1)D (Tran et al., CVPR 2018): a 3D ResNet whose convolutions are a spatial one, then a temporal one.
+"""Video ResNets of Tran et al. (CVPR 2018): R(2+1)D, R3D and MC3, which differ in their convolutions alone.
 
-The authors of DCLR call the network with one block a stage "r2plus1d_18"; it is ``r2plus1d_10`` here, and the 18-layer one has
+The authors of DCLR call the R(2+1)D with one block a stage "r2plus1d_18"; it is ``r2plus1d_10`` here, and the 18-layer one has
 two. Names and shapes follow the common VideoResNet layout, without its classifier.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+
+from dclr.backbones.layers import Backbone, Conv3d, TemporalConv
+
+Conv = Callable[[int, int, int, int], nn.Module]  # inputs, middle channels (R(2+1)D's alone), outputs, stride
 
 
 def midplanes(inputs: int, outputs: int) -> int:
@@ -18,72 +21,72 @@ def midplanes(inputs: int, outputs: int) -> int:
     return (inputs * outputs * 27) // (inputs * 9 + 3 * outputs)
 
 
-class TemporalConv(nn.Conv3d):
-    """A 3x1x1 convolution over time, computed as the same 3x1 convolution over (T, H W).
-
-    The same parameters, function and speed as Conv3d, and right where that is not: on the CPU in bfloat16, torch 2.13's weight
-    gradient of a temporal kernel of 3 on a clip of T = 2 (layer4 of every 16-frame clip) is read from memory that was never
-    written (tests/test_backbones.py shows it).
-    """
-
-    def __init__(self, inputs: int, outputs: int, stride: int = 1):
-        super().__init__(inputs, outputs, (3, 1, 1), (stride, 1, 1), (1, 0, 0), bias=False)
-
-    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        plane = F.conv2d(x_BCTHW.flatten(3), self.weight.flatten(3), None, (self.stride[0], 1), (1, 0))
-        return plane.unflatten(3, x_BCTHW.shape[3:])
-
-
-def conv2plus1d(inputs: int, middle: int, outputs: int, stride: int = 1) -> nn.Sequential:
+def conv2plus1d(inputs: int, middle: int, outputs: int, stride: int) -> nn.Module:
+    """A spatial convolution, then a temporal one."""
     return nn.Sequential(
-        nn.Conv3d(inputs, middle, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False),
+        Conv3d(inputs, middle, (1, 3, 3), (1, stride, stride), (0, 1, 1)),
         nn.BatchNorm3d(middle),
         nn.ReLU(inplace=True),
         TemporalConv(middle, outputs, stride),
     )
 
 
-class BasicBlock(nn.Module):
-    """Two (2+1)D convolutions and a shortcut: (B, inputs, T, H, W) -> (B, outputs, T/stride, H/stride, W/stride)."""
+def conv3d(inputs: int, middle: int, outputs: int, stride: int) -> nn.Module:
+    return Conv3d(inputs, outputs, (3, 3, 3), (stride,) * 3, (1, 1, 1))
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1):
+
+def conv2d(inputs: int, middle: int, outputs: int, stride: int) -> nn.Module:
+    """A convolution frame by frame; it keeps T whatever the stride."""
+    return Conv3d(inputs, outputs, (1, 3, 3), (1, stride, stride), (0, 1, 1))
+
+
+class BasicBlock(nn.Module):
+    """Two convolutions and a shortcut: (B, inputs, T, H, W) -> (B, outputs, T/stride, H/stride, W/stride), T kept by conv2d."""
+
+    def __init__(self, conv: Conv, inputs: int, outputs: int, stride: int = 1):
         super().__init__()
         middle = midplanes(inputs, outputs)  # of both convolutions, as in the published network
-        self.conv1 = nn.Sequential(conv2plus1d(inputs, middle, outputs, stride), nn.BatchNorm3d(outputs), nn.ReLU(inplace=True))
-        self.conv2 = nn.Sequential(conv2plus1d(outputs, middle, outputs), nn.BatchNorm3d(outputs))
+        self.conv1 = nn.Sequential(conv(inputs, middle, outputs, stride), nn.BatchNorm3d(outputs), nn.ReLU(inplace=True))
+        self.conv2 = nn.Sequential(conv(outputs, middle, outputs, 1), nn.BatchNorm3d(outputs))
         self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv3d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm3d(outputs))
+            strides = (1 if conv is conv2d else stride, stride, stride)
+            self.downsample = nn.Sequential(Conv3d(inputs, outputs, (1, 1, 1), strides), nn.BatchNorm3d(outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         return self.relu(self.conv2(self.conv1(x)) + shortcut)
 
 
-class VideoResNet(nn.Module):
-    """The trunk: clips (B, 3, T, H, W) -> feature map (B, 8 width, ceil(T/8), ceil(H/16), ceil(W/16)), all >= 0."""
+class VideoResNet(Backbone):
+    """The trunk: clips (B, 3, T, H, W) -> feature map (B, 8 width, T', ceil(H/16), ceil(W/16)), all >= 0; T' is ceil(T/8), or T
+    where no stage but the first convolves over time (MC3).
 
-    def __init__(self, blocks: Sequence[int], width: int = 64):
+    Args:
+        convs: the convolution of each of the four stages. blocks: blocks in each.
+    """
+
+    def __init__(self, convs: Sequence[Conv], blocks: Sequence[int], width: int = 64):
         super().__init__()
-        middle = max(1, 45 * width // 64)  # 45 in the published stem
-        self.stem = nn.Sequential(
-            nn.Conv3d(3, middle, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False),
-            nn.BatchNorm3d(middle),
-            nn.ReLU(inplace=True),
-            TemporalConv(middle, width),
-            nn.BatchNorm3d(width),
-            nn.ReLU(inplace=True),
-        )
+        if convs[0] is conv2plus1d:
+            middle = max(1, 45 * width // 64)  # 45 in the published stem
+            first: list[nn.Module] = [
+                Conv3d(3, middle, (1, 7, 7), (1, 2, 2), (0, 3, 3)),
+                nn.BatchNorm3d(middle),
+                nn.ReLU(inplace=True),
+                TemporalConv(middle, width),
+            ]
+        else:
+            first = [Conv3d(3, width, (3, 7, 7), (1, 2, 2), (1, 3, 3))]
+        self.stem = nn.Sequential(*first, nn.BatchNorm3d(width), nn.ReLU(inplace=True))
         planes = [width, width, 2 * width, 4 * width, 8 * width]
-        for stage, count in enumerate(blocks, 1):
-            first = BasicBlock(planes[stage - 1], planes[stage], stride=1 if stage == 1 else 2)
-            rest = [BasicBlock(planes[stage], planes[stage]) for _ in range(count - 1)]
-            self.add_module(f"layer{stage}", nn.Sequential(first, *rest))
+        for stage, (conv, count) in enumerate(zip(convs, blocks, strict=True), 1):
+            head = BasicBlock(conv, planes[stage - 1], planes[stage], stride=1 if stage == 1 else 2)
+            rest = [BasicBlock(conv, planes[stage], planes[stage]) for _ in range(count - 1)]
+            self.add_module(f"layer{stage}", nn.Sequential(head, *rest))
         self.channels = planes[-1]
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.initialise()
 
     def forward(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
         x = self.stem(clip_BCTHW)
