@@ -35,10 +35,26 @@ def parser() -> argparse.ArgumentParser:
     clip.add_argument("--flip", type=float, default=0.5, help="probability of a flip; 0 where left and right are labels")
     clip.add_argument("--sample-motion", action="store_true", help="draw starts by the stored motion energy")
     model = top.add_argument_group("model")
-    model.add_argument("-a", "--arch", default="r2plus1d_10", help="r2plus1d_10 (the authors' network) or r2plus1d_18")
+    model.add_argument(
+        "-a", "--arch", default="r2plus1d_10", help="r2plus1d_10 (the authors' network), r2plus1d_18, r3d_18, mc3_18 or i3d"
+    )
     model.add_argument("--width", type=int, default=64, help="channels of the first stage")
-    model.add_argument("--dynamic", default="rgbdiff", help="dynamic view: rgbdiff, or cue (the stored difference)")
+    model.add_argument("--dynamic", default="rgbdiff", help="dynamic view: rgbdiff, cue (stored difference), flow")
     model.add_argument("--queue", type=int, help="negatives; by default fills within the first epoch, 2048 at most")
+    model.add_argument("--bn", default="sync", help="BatchNorm statistics over all videos (sync), or a group: shuffle, local")
+    model.add_argument("--bn-groups", type=int, help="groups of each process's batch, by default 2 for shuffle on one process")
+    model.add_argument(
+        "--bn-views", default="split", help="statistics for each of v, s, d (split), or of all together (shared)"
+    )
+    method = top.add_argument_group("method: ablations and baseline")
+    method.add_argument("--objective", default="dclr", help="dclr, or moco: MoCo-v2 on video, the baseline")
+    method.add_argument(
+        "--without", nargs="+", default=[], metavar="PART", help="leave out: static, dynamic, decoupling, mining, alignment"
+    )
+    method.add_argument("--mined", type=int, default=5, metavar="K", help="positives mined from other videos")
+    method.add_argument("--loss", default="mil", help="contrast: mil, masked (own key left out at random) or mean-log")
+    method.add_argument("--align-target", default="sum", help="of the maps A(s), A(d): sum, or equal (each with mean 1 first)")
+    method.add_argument("--symmetric", action="store_true", help="also with the two clips swapped; twice the work")
     run = top.add_argument_group("optimisation")
     run.add_argument("-b", "--batch", type=int, default=64, help="videos a step, over all processes")
     run.add_argument("--epochs", type=int, default=200)
@@ -55,7 +71,7 @@ def main() -> None:
     from dclr.data.manifest import split_list
     from dclr.pretrain import PretrainConfig, pretrain
 
-    args |= {"split": split_list(args["split"]), "schedule": tuple(args["schedule"])}
+    args |= {"split": split_list(args["split"])} | {name: tuple(args[name]) for name in ("schedule", "without")}
     try:
         pretrain(PretrainConfig(**args))
     finally:

@@ -1,4 +1,4 @@
-"""One process or many, the same code: rank and world size, and the three collectives the method needs.
+"""One process or many, the same code: rank and world size, and the few collectives the method needs.
 
 Without torchrun everything here is the identity. Collectives are called by every rank the same number of times, always.
 """
@@ -75,6 +75,15 @@ def joined(x_B: torch.Tensor) -> torch.Tensor:
     rows = [torch.empty_like(x_B) for _ in range(world())]
     dist.all_gather(rows, x_B.contiguous())
     return torch.cat(rows)
+
+
+def permuted(x_B: torch.Tensor, order_N: torch.Tensor | None) -> torch.Tensor:
+    """This rank's share of the joined rows in another order (N = n B, the same on every rank), without gradient; without an
+    order the rows stay. Clips (B, C, T, H, W) stay channels last."""
+    if order_N is None:
+        return x_B
+    mine = joined(x_B)[order_N[rank() * len(x_B) : (rank() + 1) * len(x_B)]]
+    return mine.contiguous(memory_format=torch.channels_last_3d) if mine.dim() == 5 else mine
 
 
 def joined_objects(value: Any) -> list[Any]:

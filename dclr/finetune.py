@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dclr import distributed, norm
-from dclr.backbones.resnet import VideoResNet
+from dclr.backbones.layers import Backbone
 from dclr.data.loader import TrainLoader
 from dclr.evaluate import EvalConfig, over_videos, prepare, save_result
 from dclr.hardware import peak_memory_gb, place
@@ -25,9 +25,9 @@ from dclr.views import normalise, to_clip
 class Classifier(nn.Module):
     """Trunk, global average pool, dropout, linear: clips (B, 3, T, H, W) -> logits (B, classes)."""
 
-    def __init__(self, trunk: VideoResNet, classes: int, dropout: float):
+    def __init__(self, trunk: Backbone, classes: int, dropout: float):
         super().__init__()
-        self.backbone = norm.convert(trunk)
+        self.backbone = norm.convert(trunk, norm.Statistics(views="shared"))
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(self.backbone.channels, classes)
         nn.init.normal_(self.fc.weight, 0, 0.01)

@@ -5,10 +5,15 @@ Legend: N queries, K queue entries, D dimensions. Everything is in at least floa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 
 TEMPERATURE = 0.07
 ALIGNMENT_WEIGHT = 0.1
+FORMS = ("mil", "masked", "mean-log")  # of the contrast
+TARGETS = ("sum", "equal")  # of the alignment
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
@@ -24,13 +29,33 @@ def logits(query_ND: torch.Tensor, key_ND: torch.Tensor, queue_KD: torch.Tensor)
     return own_N1, queue_NK
 
 
-def contrast(own_N1: torch.Tensor, queue_NK: torch.Tensor, allowed_NK: torch.Tensor, mined_NK: torch.Tensor) -> torch.Tensor:
+def contrast(
+    own_N1: torch.Tensor,
+    queue_NK: torch.Tensor,
+    allowed_NK: torch.Tensor,
+    mined_NK: torch.Tensor,
+    form: str = "mil",
+    dropped_N: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Mean over queries of ``logsumexp(all) - logsumexp(P)``: P the own key and the mined entries, all the own key and the
-    allowed ones. In log space throughout (fault 6); an empty queue gives exactly 0 with gradient 0."""
+    allowed ones. In log space throughout (fault 6); an empty queue gives exactly 0 with gradient 0.
+
+    Args:
+        form: ``mil``; ``masked``, the same where the own key leaves P and all in rows of ``dropped_N``, bool (N,), that have a
+            mined entry; ``mean-log``, the mean logit of P in the place of its logsumexp.
+    """
     never = float("-inf")
+    mined_NK = mined_NK & allowed_NK
     everything = torch.cat([own_N1, queue_NK.masked_fill(~allowed_NK, never)], dim=1)
-    positives = torch.cat([own_N1, queue_NK.masked_fill(~(mined_NK & allowed_NK), never)], dim=1)
-    return (everything.logsumexp(1) - positives.logsumexp(1)).mean()
+    positives = torch.cat([own_N1, queue_NK.masked_fill(~mined_NK, never)], dim=1)
+    if form == "masked" and dropped_N is not None:
+        leaves = F.pad((dropped_N & mined_NK.any(1)).unsqueeze(1), (0, queue_NK.shape[1]))
+        everything, positives = everything.masked_fill(leaves, never), positives.masked_fill(leaves, never)
+    if form == "mean-log":
+        chosen = (own_N1.sum(1) + torch.where(mined_NK, queue_NK, 0).sum(1)) / (1 + mined_NK.sum(1))
+    else:
+        chosen = positives.logsumexp(1)
+    return (everything.logsumexp(1) - chosen).mean()
 
 
 def neighbour_probability(query_ND: torch.Tensor, queue_KD: torch.Tensor, allowed_NK: torch.Tensor) -> torch.Tensor:
@@ -56,10 +81,12 @@ def mean_one(map_BTHW: torch.Tensor) -> torch.Tensor:
     return map_BTHW / (map_BTHW.mean((1, 2, 3), keepdim=True) + 1e-6)
 
 
-def alignment(query_BTHW: torch.Tensor, static_BTHW: torch.Tensor, dynamic_BTHW: torch.Tensor) -> torch.Tensor:
+def alignment(query_BTHW: torch.Tensor, targets_BTHW: Sequence[torch.Tensor], form: str = "sum") -> torch.Tensor:
     """mean((N(A_q(v)) - sg[N(A_k(s) + A_k(d))])^2): gradient through the query's map (and its mean), none in the target.
 
-    Args: the three raw maps A, (B, T, H, W), of the query clip. The weight is :data:`ALIGNMENT_WEIGHT`.
+    Args: the raw map A_q(v), and those of the other views of the query clip that there are, each (B, T, H, W). With ``form``
+    ``equal`` their mean-1 maps are added, so that each weighs the same. The weight is :data:`ALIGNMENT_WEIGHT`.
     """
-    target = mean_one(static_BTHW + dynamic_BTHW).detach()
+    parts = targets_BTHW if form == "sum" else [mean_one(target) for target in targets_BTHW]
+    target = mean_one(torch.stack(list(parts)).sum(0)).detach()
     return (mean_one(query_BTHW) - target).square().mean()

@@ -1,7 +1,8 @@
 """Dual contrastive learning: f_q is trained, f_k follows, five contrasts pull RGB towards what is still and what moves.
 
 Reads like shared/method.md. Legend: B videos of this rank, C' channels, T' H' W' the feature map, D = 128, K queue entries.
-Views of a clip: v RGB, s static, d dynamic. Embeddings: vv, vs, vd from the RGB clip, sv and dv from the other two.
+Views of a clip: v RGB, s static, d dynamic. Embeddings: vv, vs, vd from the RGB clip, sv and dv from the other two. A method
+without one of the views has neither its embeddings nor its contrasts; with v alone it is MoCo-v2 on video.
 """
 
 from __future__ import annotations
@@ -15,57 +16,114 @@ import torch.nn.functional as F
 from torch import nn
 
 from dclr import losses, norm
-from dclr.backbones import build
-from dclr.distributed import joined
+from dclr.backbones.layers import Backbone
+from dclr.data.plan import generator
+from dclr.distributed import joined, permuted, world
+from dclr.errors import InputError
 from dclr.queue import RINGS, Queue
 
 MOMENTUM = 0.999
-MINED = 5
-HEADS = ("vv", "vs", "vd", "sv", "dv")
 Views = Mapping[str, torch.Tensor]  # v, s, d, each (B, 3, T, H, W)
+Maps = dict[str, torch.Tensor]  # of views, each (B, T', H', W')
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is trained. The default is DCLR; each field is one line of the loss (shared/method.md, "Baseline and ablations").
+
+    ``views`` are those that are forwarded: ``"vd"`` is DCLR without the static view, ``"v"`` MoCo-v2. ``mined`` is k (0: the
+    own key is the only positive), ``alignment`` its weight (0: without), ``decoupling`` whether maps weight the RGB features
+    (else they are 1), ``loss`` and ``align_target`` one of :data:`losses.FORMS` and :data:`losses.TARGETS`, ``symmetric``
+    whether the clips are also swapped and the losses averaged. ``seed`` is that of the shuffled keys and of ``masked``.
+    """
+
+    views: str = "vsd"
+    mined: int = 5
+    alignment: float = losses.ALIGNMENT_WEIGHT
+    decoupling: bool = True
+    loss: str = "mil"
+    align_target: str = "sum"
+    symmetric: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.views not in ("vsd", "vs", "vd", "v") or self.mined < 0 or self.alignment < 0:
+            raise InputError(f"views {self.views!r}, mined {self.mined}, alignment {self.alignment}: expected vsd, vs, vd or v")
+        if self.views == "v" and self.mined:
+            raise InputError(f"mined {self.mined} with views 'v': positives are mined by s or d, expected 0")
+        for name, value, expected in (("loss", self.loss, losses.FORMS), ("align-target", self.align_target, losses.TARGETS)):
+            if value not in expected:
+                raise InputError(f"--{name} {value}: expected one of {', '.join(expected)}")
+
+    @property
+    def embeddings(self) -> tuple[str, ...]:
+        """Those that the views allow, such as vv, vs, sv."""
+        return tuple(name for name in RINGS if set(name) <= set(self.views))
 
 
 class Encoder(nn.Module):
-    """A trunk with five heads, Linear(C', 512)-ReLU-Linear(512, D). BatchNorm keeps statistics a view (dclr/norm.py)."""
+    """A trunk and a head an embedding, Linear(C', 512)-ReLU-Linear(512, D); BatchNorm as ``statistics`` says (dclr/norm.py)."""
 
-    def __init__(self, arch: str, width: int = 64, dimensions: int = 128):
+    def __init__(
+        self,
+        backbone: Backbone,
+        embeddings: tuple[str, ...] = RINGS,
+        statistics: norm.Statistics | None = None,
+        dimensions: int = 128,
+    ):
         super().__init__()
-        self.backbone = norm.convert(build(arch, width))
-        channels = self.backbone.channels
-        self.heads = nn.ModuleDict(
-            {name: nn.Sequential(nn.Linear(channels, 512), nn.ReLU(inplace=True), nn.Linear(512, dimensions)) for name in HEADS}
-        )
+        self.statistics = statistics or norm.Statistics()
+        self.backbone = norm.convert(backbone, self.statistics)
+        self.heads = nn.ModuleDict()
+        for name in embeddings:
+            layers = nn.Linear(backbone.channels, 512), nn.ReLU(inplace=True), nn.Linear(512, dimensions)
+            self.heads[name] = nn.Sequential(*layers)
 
-    def features(self, clip_BCTHW: torch.Tensor, view: str = "v", track: bool = True) -> torch.Tensor:
-        """F(x), (B, C', T', H', W'), of clips that are view ``view``."""
-        norm.use_view(self, view, track)
-        return self.backbone(clip_BCTHW)
+    def features(self, views: Views, track: bool = True) -> dict[str, torch.Tensor]:
+        """F(x), (B, C', T', H', W'), of every view. ``track`` says whether BatchNorm's running statistics learn of them."""
+        if self.statistics.views == "split":
+            out = {}
+            for name, clip in views.items():
+                norm.use_view(self, name, track)
+                out[name] = self.backbone(clip)
+            return out
+        norm.use_view(self, "v", track)
+        together = torch.stack(list(views.values()), 1).flatten(0, 1)  # video by video, so that a group has whole ones
+        found = self.backbone(together.contiguous(memory_format=torch.channels_last_3d))
+        return dict(zip(views, found.unflatten(0, (-1, len(views))).unbind(1), strict=True))
 
     def head(self, name: str, features_BCTHW: torch.Tensor, map_BTHW: torch.Tensor | None = None) -> torch.Tensor:
         """L2-normalised embedding (B, D) of the pooled features, weighted position by position by a mean-1 map."""
         features = losses.at_least_float32(features_BCTHW)
         if map_BTHW is not None:
-            features = features * map_BTHW.unsqueeze(1)
+            features = features * map_BTHW.unsqueeze(1)  # BC'T'H'W' * B1T'H'W'
         with torch.autocast(features.device.type, enabled=False):
             return F.normalize(self.heads[name](features.mean((2, 3, 4))), dim=1)
 
-    def embed(self, views: Views, maps: Mapping[str, torch.Tensor] | None = None) -> tuple[dict[str, torch.Tensor], Views]:
-        """The five embeddings (B, D) and the raw maps A(v), A(s), A(d) (B, T', H', W') of one clip's views.
+    def forward(self, views: Views, maps: Maps | None = None, track: bool = True) -> tuple[dict[str, torch.Tensor], Maps]:
+        """The embeddings (B, D) that the views allow, and the raw activation maps A (B, T', H', W') of the views.
 
-        ``maps`` are the mean-1 maps of s and d that decouple v; without them they are this encoder's own, detached.
+        ``maps`` are the mean-1 maps that weight the RGB features in vs and vd (none for a view that is not in it); by default
+        they are this encoder's own, without gradient.
         """
-        features = {name: self.features(views[name], name) for name in "vsd"}
-        raw = {name: losses.activation_map(features[name]) for name in "vsd"}
+        features = self.features(views, track)
+        raw = {name: losses.activation_map(x) for name, x in features.items()}
         if maps is None:
-            maps = {name: losses.mean_one(raw[name]).detach() for name in "sd"}
-        embedded = {
-            "vv": self.head("vv", features["v"]),
-            "vs": self.head("vs", features["v"], maps["s"]),
-            "vd": self.head("vd", features["v"], maps["d"]),
-            "sv": self.head("sv", features["s"]),
-            "dv": self.head("dv", features["d"]),
-        }
-        return embedded, raw
+            maps = {name: losses.mean_one(a).detach() for name, a in raw.items() if name != "v"}
+        # the first letter names the features, the second the map: vs is F(v) where A(s) lies, and sv is F(s)
+        allowed = [ab for ab in self.heads if ab[0] in views and (ab[0] != "v" or ab[1] in views)]
+        return {ab: self.head(ab, features[ab[0]], maps.get(ab[1])) for ab in allowed}, raw
+
+    def embed(self, v: torch.Tensor, s: torch.Tensor, d: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The five embeddings vv, vs, vd, sv, dv (B, D), L2-normalised, of three views (B, 3, T, H, W) of the same clips.
+        Raises InputError where the checkpoint had no such heads."""
+        if set(self.heads) != set(RINGS):
+            raise InputError(f"this encoder has the heads {', '.join(self.heads) or 'none'}: embed needs {', '.join(RINGS)}")
+        return self({"v": v, "s": s, "d": d})[0]
+
+    def map(self, x: torch.Tensor, view: str = "v") -> torch.Tensor:
+        """The mean-1 activation map (B, T', H', W') of clips (B, 3, T, H, W) that are view ``view``."""
+        return losses.mean_one(losses.activation_map(self.features({view: x}, track=False)[view]))
 
 
 @dataclass(frozen=True)
@@ -83,12 +141,20 @@ class Output:
 class DCLR(nn.Module):
     """The two encoders and the queue. A step is :meth:`forward`, backward, optimiser, ``queue.enqueue``."""
 
-    def __init__(self, arch: str, width: int, queue_length: int, precision: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        backbone: Backbone,
+        queue_length: int,
+        method: Method | None = None,
+        statistics: norm.Statistics | None = None,
+        precision: torch.dtype = torch.float32,
+    ):
         super().__init__()
-        self.f_q = Encoder(arch, width)
+        self.method = method or Method()
+        self.f_q = Encoder(backbone, self.method.embeddings, statistics)
         self.f_k = copy.deepcopy(self.f_q)
         self.f_k.requires_grad_(False)
-        self.queue = Queue(queue_length)
+        self.queue = Queue(queue_length, self.method.embeddings)
         self.precision = precision
 
     @torch.no_grad()
@@ -97,46 +163,75 @@ class DCLR(nn.Module):
         for key, query in zip(self.f_k.parameters(), self.f_q.parameters(), strict=True):
             key.lerp_(query, 1 - MOMENTUM)
 
-    def forward(self, q: Views, k: Views, video_B: torch.Tensor) -> Output:
-        """Losses of a batch: ``q`` and ``k`` are the views of each video's two clips, ``video_B`` int64 ids."""
+    def forward(self, q: Views, k: Views, video_B: torch.Tensor, step: int = 0) -> Output:
+        """Losses of a batch: ``q`` and ``k`` are the views of each video's two clips, ``video_B`` int64 ids (on the CPU, where
+        the draws are made), ``step`` what the draws of ``shuffle`` and ``masked`` depend on."""
         self.follow()
-        device = video_B.device.type
-        with torch.autocast(device, self.precision, enabled=self.precision != torch.float32):
+        halves = [self.one_way(q, k, video_B, step)]
+        if self.method.symmetric:
+            halves.append(self.one_way(k, q, video_B, step))
+        mean = {part: {n: torch.stack([getattr(h, part)[n] for h in halves]).mean(0) for n in getattr(halves[0], part)}
+                for part in ("terms", "stats")}  # fmt: skip
+        keys = {ring: torch.cat([half.keys[ring] for half in halves]) for ring in self.queue.rings}
+        video = torch.cat([half.video for half in halves])
+        return Output(torch.stack([half.total for half in halves]).mean(), **mean, keys=keys, video=video)
+
+    def one_way(self, q: Views, k: Views, video_B: torch.Tensor, step: int) -> Output:
+        """The losses with ``q`` as the query clip; all there is, but for a symmetric method."""
+        method, device = self.method, q["v"].device
+        q, k = ({name: views[name] for name in method.views} for views in (q, k))
+        with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
             with torch.no_grad():
-                key, _ = self.f_k.embed(k)  # its maps come out of its own pass
-                still = self.f_k.features(q["s"], "s", track=False)  # the one extra pass: the query clip's s and d
-                moving = self.f_k.features(q["d"], "d", track=False)
-                static_map, dynamic_map = losses.activation_map(still), losses.activation_map(moving)
-                scene_BD, motion_BD = self.f_k.head("sv", still), self.f_k.head("dv", moving)
-            maps = {"s": losses.mean_one(static_map), "d": losses.mean_one(dynamic_map)}
-            query, raw = self.f_q.embed(q, maps)
+                key, extra, target = self.keys(q, k, step)
+            maps = {name: losses.mean_one(a) for name, a in target.items()} if method.decoupling else {}
+            query, raw = self.f_q(q, maps)
 
-        allowed_BK = self.queue.allowed(video_B)
-        p_s = losses.neighbour_probability(scene_BD, self.queue["sv"], allowed_BK)
-        p_d = losses.neighbour_probability(motion_BD, self.queue["dv"], allowed_BK)
+        video = video_B.to(device, non_blocking=True)
+        allowed_BK = self.queue.allowed(video)
+        p = {ab[0]: losses.neighbour_probability(e, self.queue[ab], allowed_BK) for ab, e in extra.items()}  # p_s and p_d
         full = self.queue.valid_K.all()  # mining is off until every entry is valid
-        alike, scene, motion = (losses.mine(p, allowed_BK, MINED) & full for p in (p_s + p_d, p_s, p_d))
-
-        pairs = {  # loss: (key's ring, mined positives)
-            "vv": ("vv", alike),
-            "vs": ("sv", scene),
-            "vd": ("dv", motion),
-            "sv": ("vs", scene),
-            "dv": ("vd", motion),
-        }
         terms, stats = {}, {}
-        for name, (ring, mined_BK) in pairs.items():
-            own_B1, queue_BK = losses.logits(query[name], key[ring], self.queue[ring])
-            terms[f"L_{name}"] = losses.contrast(own_B1, queue_BK, allowed_BK, mined_BK)
+        for ab in method.embeddings:  # each pulls its embedding towards the key of the letters swapped: vs and sv
+            score_BK = sum((p[view] for view in p if view in ab or ab == "vv"), torch.zeros(allowed_BK.shape, device=device))
+            mined_BK = losses.mine(score_BK, allowed_BK, method.mined) & full
+            own_B1, queue_BK = losses.logits(query[ab], key[ab[::-1]], self.queue[ab[::-1]])
+            terms[f"L_{ab}"] = losses.contrast(own_B1, queue_BK, allowed_BK, mined_BK, method.loss, self.dropped(video_B, step))
             beaten = (own_B1 > queue_BK.masked_fill(~allowed_BK, float("-inf"))).all(1)
-            stats[f"top1_{name}"] = beaten.float().mean().detach()
-        terms["align"] = losses.ALIGNMENT_WEIGHT * losses.alignment(raw["v"], static_map, dynamic_map)
-        total = torch.stack(list(terms.values())).sum()
-        stats |= {"queue_fill": self.queue.valid_K.float().mean(), "mined": alike.float().sum(1).mean()}
+            stats[f"top1_{ab}"] = beaten.float().mean().detach()
+            if ab == "vv":
+                stats["mined"] = mined_BK.float().sum(1).mean()
+        if target and method.alignment:
+            terms["align"] = method.alignment * losses.alignment(raw["v"], list(target.values()), method.align_target)
+        stats["queue_fill"] = self.queue.valid_K.float().mean()
         return Output(
-            total,
+            torch.stack(list(terms.values())).sum(),
             {name: term.detach() for name, term in terms.items()},
             stats,
-            {ring: joined(key[ring]) for ring in RINGS},
-            joined(video_B),
+            {ring: joined(e) for ring, e in key.items()},
+            joined(video),
         )
+
+    def keys(self, q: Views, k: Views, step: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Maps]:
+        """What f_k says: the key clip's embeddings; sv and dv of the query clip; raw maps of the query clip's s and d.
+
+        The key clip's maps come out of its own pass; the query clip's s and d take the one extra pass, which updates no
+        statistics. With ``--bn shuffle`` both passes see whole videos of the joined batch in another order, and what comes out
+        is put back (fault 2).
+        """
+        order = inverse = None
+        if self.f_k.statistics.mode == "shuffle":
+            drawn = generator("shuffle", self.method.seed, step).permutation(len(q["v"]) * world())
+            order = torch.from_numpy(drawn).to(q["v"].device)
+            inverse = order.argsort()
+        key, _ = self.f_k({name: permuted(view, order) for name, view in k.items()})
+        others = {name: permuted(view, order) for name, view in q.items() if name != "v"}
+        extra, target = self.f_k(others, track=False) if others else ({}, {})
+        key, extra, target = ({name: permuted(x, inverse) for name, x in part.items()} for part in (key, extra, target))
+        return key, extra, target
+
+    def dropped(self, video_B: torch.Tensor, step: int) -> torch.Tensor | None:
+        """With ``masked``, the rows whose own key leaves: bool (B,), each with probability 0.9 from (seed, step, video)."""
+        if self.method.loss != "masked":
+            return None
+        draws = [generator("masked", self.method.seed, step, video).random() < 0.9 for video in video_B.tolist()]
+        return torch.tensor(draws, device=self.queue.valid_K.device)

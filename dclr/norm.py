@@ -1,12 +1,16 @@
-"""BatchNorm over the joined batch, with statistics of its own for each view.
+"""BatchNorm as shared/method.md defines it: over which clips the statistics of a training batch are taken.
 
-One set of running statistics fed with RGB, static and difference clips fits none of them, and evaluation sees RGB only
-(shared/method.md, fault 5). So each view is normalised, and tracked, by itself; weight and bias are shared. Statistics are
-those of the whole global batch on any number of ranks (torch.nn.SyncBatchNorm refuses CPU tensors).
+``mode`` says over which videos: ``sync``, those of the joined batch of all ranks (torch.nn.SyncBatchNorm refuses CPU tensors,
+so the sums are reduced here); ``shuffle`` and ``local``, those of a group: a rank, or one of ``groups`` slices of its batch
+(``shuffle`` also sends the keys to other groups, dclr/model.py). ``views`` says over which views: ``split``, each of v, s, d
+by itself; ``shared``, all together. One set of running statistics fed with RGB, static and difference clips fits none of
+them, and evaluation sees RGB only (fault 5): split keeps one a view, and :func:`reestimate` mends shared ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -14,32 +18,69 @@ import torch.nn.functional as F
 from torch import nn
 
 from dclr.distributed import total, world
+from dclr.errors import InputError
 
 VIEWS = ("v", "s", "d")
-MOMENTUM = 0.1  # of the running statistics, as in torch
+MODES = ("sync", "shuffle", "local")
+MOMENTUM = 0.1  # of the running statistics, torch's default
 
 M = TypeVar("M", bound=nn.Module)
 
 
-class ViewBatchNorm(nn.BatchNorm3d):
-    """BatchNorm3d whose ``running_mean`` and ``running_var`` are those of RGB clips (view ``v``, the names that every
-    VideoResNet has), with ``running_mean_s`` ... beside them. ``view`` and ``track`` are set by :func:`use_view`."""
+@dataclass(frozen=True)
+class Statistics:
+    """Over what the statistics are taken: see above. Raises InputError for what is none of that."""
 
-    def __init__(self, channels: int):
-        super().__init__(channels)
-        self.view, self.track = "v", True
-        for name in VIEWS[1:]:
-            self.register_buffer(f"running_mean_{name}", torch.zeros(channels))
-            self.register_buffer(f"running_var_{name}", torch.ones(channels))
+    mode: str = "sync"
+    groups: int = 1
+    views: str = "split"
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES or self.views not in ("split", "shared"):
+            raise InputError(f"--bn {self.mode}, --bn-views {self.views}: expected {', '.join(MODES)}; split or shared")
+        if self.groups < 1 or (self.mode == "sync" and self.groups > 1):
+            raise InputError(f"--bn-groups {self.groups}: expected 1 or more groups of --bn shuffle or local; sync has one")
+
+
+class ViewBatchNorm(nn.BatchNorm3d):
+    """BatchNorm3d over what ``statistics`` says. Its ``running_mean`` and ``running_var`` are those of RGB clips (view ``v``,
+    the names that every VideoResNet has), with ``running_mean_s`` ... beside them where views are split. ``view`` and ``track``
+    are set by :func:`use_view`."""
+
+    def __init__(self, like: nn.BatchNorm3d, statistics: Statistics):
+        super().__init__(like.num_features, like.eps, MOMENTUM if like.momentum is None else like.momentum)
+        self.load_state_dict(like.state_dict())
+        self.statistics, self.view, self.track = statistics, "v", True
+        for name in VIEWS[1:] if statistics.views == "split" else ():
+            self.register_buffer(f"running_mean_{name}", torch.zeros(like.num_features))
+            self.register_buffer(f"running_var_{name}", torch.ones(like.num_features))
+
+    def running(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Running mean and variance (C,) of the view in use."""
+        suffix = "" if self.view == "v" or self.statistics.views == "shared" else f"_{self.view}"
+        return getattr(self, f"running_mean{suffix}"), getattr(self, f"running_var{suffix}")
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        suffix = "" if self.view == "v" else f"_{self.view}"
-        mean, var = getattr(self, f"running_mean{suffix}"), getattr(self, f"running_var{suffix}")
-        if self.training and world() > 1:
+        mean, var = self.running()
+        if not self.training:
+            return self._normalise(x_BCTHW, mean, var)
+        if self.statistics.mode == "sync" and world() > 1:
             return self._joined(x_BCTHW, mean, var)
-        if self.training and not self.track:
-            mean = var = None
-        return F.batch_norm(x_BCTHW, mean, var, self.weight, self.bias, self.training, MOMENTUM, self.eps)
+        if self.statistics.groups == 1:
+            return self._normalise(x_BCTHW, *((mean, var) if self.track else (None, None)))
+        parts = [(part, mean.clone(), var.clone()) for part in x_BCTHW.chunk(self.statistics.groups)]
+        out = torch.cat([self._normalise(*part) for part in parts])
+        if self.track:  # the groups' mean
+            mean.copy_(torch.stack([part[1] for part in parts]).mean(0))
+            var.copy_(torch.stack([part[2] for part in parts]).mean(0))
+        return out
+
+    def _normalise(self, x: torch.Tensor, mean: torch.Tensor | None, var: torch.Tensor | None) -> torch.Tensor:
+        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self._momentum(), self.eps)
+
+    def _momentum(self) -> float:
+        assert self.momentum is not None
+        return self.momentum
 
     def _joined(self, x_BCTHW: torch.Tensor, running_mean: torch.Tensor, running_var: torch.Tensor) -> torch.Tensor:
         """Two passes, not E[x^2] - E[x]^2: no cancellation. At least float32, whatever autocast hands in."""
@@ -51,21 +92,19 @@ class ViewBatchNorm(nn.BatchNorm3d):
         var = total(centred.square().sum(over)) / count
         if self.track:
             with torch.no_grad():
-                running_mean.lerp_(mean.to(running_mean.dtype), MOMENTUM)
-                running_var.lerp_((var * count / max(count - 1, 1)).to(running_var.dtype), MOMENTUM)
+                running_mean.lerp_(mean.to(running_mean.dtype), self._momentum())
+                running_var.lerp_((var * count / max(count - 1, 1)).to(running_var.dtype), self._momentum())
         scale = self.weight * torch.rsqrt(var + self.eps)
         return (centred * scale.view(shape) + self.bias.view(shape)).to(x_BCTHW.dtype)
 
 
-def convert(module: M) -> M:
+def convert(module: M, statistics: Statistics) -> M:
     """Put a :class:`ViewBatchNorm` in the place of every BatchNorm3d below ``module``, in place."""
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm3d) and not isinstance(child, ViewBatchNorm):
-            new = ViewBatchNorm(child.num_features)
-            new.load_state_dict(child.state_dict(), strict=False)
-            setattr(module, name, new)
+        if isinstance(child, nn.BatchNorm3d):
+            setattr(module, name, ViewBatchNorm(child, statistics))
         else:
-            convert(child)
+            convert(child, statistics)
     return module
 
 
@@ -74,3 +113,32 @@ def use_view(module: nn.Module, name: str, track: bool = True) -> None:
     for layer in module.modules():
         if isinstance(layer, ViewBatchNorm):
             layer.view, layer.track = name, track
+
+
+@torch.no_grad()
+def average(module: nn.Module) -> None:
+    """Give every rank the mean of the ranks' running statistics; under ``sync`` they are the same already.
+
+    They are linear in what they saw, so averaging them seldom equals averaging them at every step.
+    """
+    for layer in module.modules():
+        if isinstance(layer, ViewBatchNorm) and layer.statistics.mode != "sync" and world() > 1:
+            for name, buffer in layer.named_buffers():
+                if name.startswith("running"):
+                    buffer.copy_(total(buffer) / world())
+
+
+@torch.no_grad()
+def reestimate(module: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """Running statistics anew: the mean over ``batches`` of RGB clips (B, 3, T, H, W) of each batch's mean and variance,
+    with the weights as they are ("precise BatchNorm", Wu and Johnson 2021). ``module`` is left in evaluation mode."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm3d)]
+    before = [layer.momentum for layer in layers]
+    module.train()
+    for number, clips in enumerate(batches):
+        for layer in layers:
+            layer.momentum = 1 / (number + 1)
+        module(clips)
+    module.eval()
+    for layer, momentum in zip(layers, before, strict=True):
+        layer.momentum = momentum

@@ -16,17 +16,21 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dclr import checkpoint, distributed, report
-from dclr.backbones import check
+from dclr.backbones import build, check
 from dclr.data.clips import ClipConfig
 from dclr.data.loader import TrainLoader, open_set
 from dclr.data.manifest import require_cue, require_size
 from dclr.errors import InputError, make_folder
 from dclr.hardware import peak_memory_gb, pick_device, place, resolve_precision
-from dclr.model import DCLR
+from dclr.losses import ALIGNMENT_WEIGHT
+from dclr.model import DCLR, Method
+from dclr.norm import Statistics, average
 from dclr.queue import default_length
 from dclr.views import DYNAMICS, make_views
 
 LOG_EVERY = 10  # steps
+OBJECTIVES = ("dclr", "moco")
+PARTS = ("static", "dynamic", "decoupling", "mining", "alignment")  # of dclr, each can be left out
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,15 @@ class PretrainConfig:
     flip: float = 0.5
     sample_motion: bool = False
     dynamic: str = "rgbdiff"
+    objective: str = "dclr"
+    without: tuple[str, ...] = ()  # parts of the objective, see PARTS
+    mined: int = 5
+    loss: str = "mil"
+    align_target: str = "sum"
+    symmetric: bool = False
+    bn: str = "sync"
+    bn_groups: int | None = None  # of each process; None is 2 for shuffle on one process, else 1
+    bn_views: str = "split"
     queue: int | None = None  # entries; None is dclr.queue.default_length
     batch: int = 64  # over all processes
     epochs: int = 200
@@ -74,13 +87,41 @@ class PretrainConfig:
             raise InputError(f"queue {self.queue} is smaller than the batch {self.batch}: expected at least one batch")
         if self.dynamic not in DYNAMICS:
             raise InputError(f"dynamic view {self.dynamic!r}: expected one of {', '.join(DYNAMICS)}")
+        if self.objective not in OBJECTIVES or not set(self.without) <= set(PARTS):
+            raise InputError(
+                f"--objective {self.objective} --without {' '.join(self.without)}: expected {' or '.join(OBJECTIVES)}, "
+                f"and any of {', '.join(PARTS)}"
+            )
         check(self.arch, self.width)
-        self.clip  # noqa: B018  checks its own fields
+        self.clip, self.method, self.statistics(1)
 
     @property
     def clip(self) -> ClipConfig:
-        cue = self.dynamic == "cue"
+        cue = DYNAMICS[self.dynamic] if "d" in self.method.views else None
         return ClipConfig(self.frames, self.stride, self.size, self.min_scale, self.flip, cue, self.sample_motion)
+
+    @property
+    def method(self) -> Method:
+        """The loss that the flags ask for. MoCo-v2 is what is left without the static and the dynamic view."""
+        without = {"static", "dynamic"} if self.objective == "moco" else set(self.without)
+        views = "v" + "s" * ("static" not in without) + "d" * ("dynamic" not in without)
+        return Method(
+            views,
+            mined=0 if "mining" in without or views == "v" else self.mined,
+            alignment=0 if "alignment" in without else ALIGNMENT_WEIGHT,
+            decoupling="decoupling" not in without,
+            loss=self.loss,
+            align_target=self.align_target,
+            symmetric=self.symmetric,
+            seed=self.seed,
+        )
+
+    def statistics(self, world: int) -> Statistics:
+        """Over what BatchNorm's statistics are taken, on one of ``world`` processes."""
+        groups = self.bn_groups or (2 if self.bn == "shuffle" and world == 1 else 1)
+        if self.batch % (groups * world):
+            raise InputError(f"batch {self.batch} does not divide into {world} process(es) of {groups} group(s) (--bn-groups)")
+        return Statistics(self.bn, groups, self.bn_views)
 
 
 def learning_rate(base: float, schedule: tuple[int, ...], epoch: int) -> float:
@@ -113,8 +154,8 @@ def pretrain(config: PretrainConfig) -> Path:
     refuse_used(out, "last.pt")
     shards, cache = open_set(config.shards, config.on_error, config.cache, config.cache_size)
     require_size(shards, config.size)
-    if config.dynamic == "cue":
-        require_cue(shards, "diff")
+    if config.clip.cue:
+        require_cue(shards, config.clip.cue)
     if config.sample_motion:
         require_cue(shards, "energy")
     samples_N = shards.select(config.split)
@@ -128,7 +169,8 @@ def pretrain(config: PretrainConfig) -> Path:
     length = config.queue or default_length(len(samples_N), config.batch)
 
     torch.manual_seed(config.seed)  # the weights; everything else is drawn from (seed, epoch, sample)
-    model = place(DCLR(config.arch, config.width, length, dtype), device).train()
+    trunk = build(config.arch, config.width)
+    model = place(DCLR(trunk, length, config.method, config.statistics(world), dtype), device).train()
     parallel = distributed.parallel(model)
     optimiser = torch.optim.SGD(model.f_q.parameters(), config.lr, momentum=0.9, weight_decay=config.wd)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -137,7 +179,7 @@ def pretrain(config: PretrainConfig) -> Path:
     if rank == 0:
         (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
         writer = SummaryWriter(out)
-        fills = -(-length // config.batch)
+        fills = -(-length // (config.batch * (2 if config.symmetric else 1)))
         print(f"{len(samples_N)} videos, {len(loader)} steps an epoch, {world} process(es), {str(dtype)[6:]} on {device}")
         if loader.plan.left:
             rest = (
@@ -159,7 +201,7 @@ def pretrain(config: PretrainConfig) -> Path:
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(config.lr, config.schedule, epoch)
             views = [make_views(batch, clip, config.dynamic, device) for clip in (0, 1)]
-            output = parallel(*views, batch["video"].to(device))
+            output = parallel(*views, batch["video"], step)
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(output.total).backward()
             scaler.step(optimiser)
@@ -191,10 +233,12 @@ def pretrain(config: PretrainConfig) -> Path:
                         "wait": f"{scalars['speed/data_wait']:.0%}",
                     }
                     bar.set_postfix(short, refresh=False)
+            if done % len(loader) == 0:
+                average(model)
             if rank == 0 and done % len(loader) == 0:
                 _save(out / "last.pt", config, model, optimiser, scaler, done)
     if writer:
-        picture = report.activation_maps(model.f_q, views[0], out / "maps.png")
+        picture = report.activation_maps(model.f_q, {name: views[0][name] for name in config.method.views}, out / "maps.png")
         writer.close()
         print(f"peak memory {peak_memory_gb():.2f} GB a process; {out / 'last.pt'}, {picture}")
     return out / "last.pt"

@@ -1,11 +1,11 @@
-"""The negatives: five rings of past keys that move in step, each entry with its video's id and whether it is valid yet.
+"""The negatives: rings of past keys, one an embedding, moving in step; each entry has its video's id and whether it is valid.
 
 Legend: K entries, D dimensions, B keys a step, N queries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -19,17 +19,18 @@ def default_length(videos: int, batch: int) -> int:
 
 
 class Queue(nn.Module):
-    """Rings of K keys under the names of :data:`RINGS`. Buffers: ``keys_5KD`` float32 (at least), ``video_K`` int64,
-    ``valid_K`` bool, ``cursor`` int64, the place of the next entry."""
+    """Rings of K keys under the names ``rings`` (R of them, by default the five). Buffers: ``keys_RKD`` float32 (at least),
+    ``video_K`` int64, ``valid_K`` bool, ``cursor`` int64, the place of the next entry."""
 
-    keys_5KD: torch.Tensor
+    keys_RKD: torch.Tensor
     video_K: torch.Tensor
     valid_K: torch.Tensor
     cursor: torch.Tensor
 
-    def __init__(self, length: int, dimensions: int = 128):
+    def __init__(self, length: int, rings: Sequence[str] = RINGS, dimensions: int = 128):
         super().__init__()
-        self.register_buffer("keys_5KD", torch.zeros(len(RINGS), length, dimensions))
+        self.rings = tuple(rings)
+        self.register_buffer("keys_RKD", torch.zeros(len(rings), length, dimensions))
         self.register_buffer("video_K", torch.zeros(length, dtype=torch.int64))
         self.register_buffer("valid_K", torch.zeros(length, dtype=torch.bool))
         self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
@@ -39,7 +40,7 @@ class Queue(nn.Module):
 
     def __getitem__(self, ring: str) -> torch.Tensor:
         """The ring's keys, (K, D), in slot order."""
-        return self.keys_5KD[RINGS.index(ring)]
+        return self.keys_RKD[self.rings.index(ring)]
 
     def allowed(self, video_N: torch.Tensor) -> torch.Tensor:
         """E_i: which entries query i may see, bool (N, K): valid ones of another video."""
@@ -51,8 +52,8 @@ class Queue(nn.Module):
         length, batch = len(self), len(video_B)
         kept = min(batch, length)
         slots = (self.cursor + torch.arange(batch - kept, batch, device=video_B.device)) % length
-        stacked = torch.stack([keys[ring][batch - kept :] for ring in RINGS])
-        self.keys_5KD[:, slots] = stacked.to(self.keys_5KD.dtype)
+        stacked = torch.stack([keys[ring][batch - kept :] for ring in self.rings])
+        self.keys_RKD[:, slots] = stacked.to(self.keys_RKD.dtype)
         self.video_K[slots] = video_B[batch - kept :]
         self.valid_K[slots] = True
         self.cursor.copy_((self.cursor + batch) % length)

@@ -304,11 +304,14 @@ class Record:
 
     def flow(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The stored optical flow at ``indices``: float32 (n, h, w, 2), rightward and downward, in stored pixels a frame."""
+        return flow_pixels(*self.stored_flow(indices))
+
+    def stored_flow(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same as it is stored: levels uint8 (n, 2h, w), horizontal above vertical, and pixels a level float32 (n,)."""
         if self.flow_levels is None or self.flow_scale_N is None:
             raise self._without("flow")
         h, w = flow_size(*self.size)
-        levels = self.flow_levels.decode(indices, 2 * h, w, grey=True)
-        return flow_pixels(levels, self.flow_scale_N[np.asarray(indices)])
+        return self.flow_levels.decode(indices, 2 * h, w, grey=True), self.flow_scale_N[np.asarray(indices)]
 
     def _without(self, cue: str) -> FormatError:
         have = ", ".join(self.meta["cues"]) or "none"

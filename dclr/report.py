@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dclr import losses
 from dclr.model import Encoder, Views
 from dclr.views import MEAN, STD
 
@@ -22,7 +21,8 @@ SHOWN = 4  # videos, and frames of each, in the picture of maps
 
 @torch.no_grad()
 def activation_maps(encoder: Encoder, views: Views, out: Path) -> Path:
-    """Write a PNG: for up to four clips (views v, s, d, each (B, 3, T, H, W)) the frames, below them A(v), A(s), A(d).
+    """Write a PNG: for up to four clips (views v, s, d, those that are trained, each (B, 3, T, H, W)) the frames, below them
+    A(v), A(s), A(d).
 
     The maps are mean-1 activation maps of the encoder as it evaluates (BatchNorm by running statistics). Returns ``out``.
     """
@@ -30,16 +30,18 @@ def activation_maps(encoder: Encoder, views: Views, out: Path) -> Path:
     encoder.eval()
     clips = {name: view[:SHOWN].float() for name, view in views.items()}
     frames = clips["v"].shape[2]
-    maps = {name: losses.mean_one(losses.activation_map(encoder.features(clips[name], name))) for name in "vsd"}
+    maps = {name: encoder.map(clip, name) for name, clip in clips.items()}
     encoder.train(was_training)
     size = clips["v"].shape[2:]
     large = {name: F.interpolate(m.unsqueeze(1), size, mode="trilinear").squeeze(1).cpu() for name, m in maps.items()}
     rgb = (clips["v"].cpu() * torch.tensor(STD).view(3, 1, 1, 1) + torch.tensor(MEAN).view(3, 1, 1, 1)).clamp(0, 1)
     at = np.linspace(0, frames - 1, SHOWN).astype(int)
     columns = [(clip, t) for clip in range(len(rgb)) for t in at]
-    figure, axes = plt.subplots(4, len(columns), figsize=(1.1 * len(columns) + 0.4, 4.6), squeeze=False)
+    figure, axes = plt.subplots(
+        1 + len(maps), len(columns), figsize=(1.1 * len(columns) + 0.4, 1.15 * (1 + len(maps))), squeeze=False
+    )
     for column, (clip, t) in enumerate(columns):
-        for row, name in enumerate(("", "v", "s", "d")):
+        for row, name in enumerate(("", *maps)):
             axis = axes[row, column]
             axis.imshow(rgb[clip, :, t].permute(1, 2, 0).numpy())
             if name:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import kornia
 import torch
 
-from dclr.errors import InputError
-
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, in RGB
 STD = (0.229, 0.224, 0.225)
-DYNAMICS = ("rgbdiff", "cue")
+DYNAMICS = {"rgbdiff": None, "cue": "diff", "flow": "flow"}  # dynamic view -> the stored cue that it is made of
 
 
 def to_clip(rgb_BTHWC: torch.Tensor) -> torch.Tensor:
@@ -99,24 +97,29 @@ def rgb_difference(v_BCTHW: torch.Tensor) -> torch.Tensor:
     return torch.cat([d[:, :, :1], d], dim=2)
 
 
+def stored_motion(batch: dict[str, torch.Tensor], clip: int, device: torch.device) -> torch.Tensor:
+    """The dynamic view out of a stored cue, float32 (B, 3, T, H, W): the difference in -1..1 three times, or flow as
+    (u, v, |(u, v)|) in pixels of the crop a stored frame."""
+    cue = batch["cue"][:, clip].to(device, non_blocking=True).float() - 128
+    if "scale" not in batch:
+        return (cue / 127).unsqueeze(1).expand(-1, 3, -1, -1, -1)  # BTHW -> B3THW
+    scale_BT2 = batch["scale"][:, clip].to(device, non_blocking=True)
+    flow = (cue * scale_BT2[..., None, None]).transpose(1, 2)  # BT2HW -> B2THW
+    return torch.cat([flow, flow.square().sum(1, keepdim=True).sqrt()], 1)
+
+
 def make_views(batch: dict[str, torch.Tensor], clip: int, dynamic: str, device: torch.device) -> dict[str, torch.Tensor]:
     """The views of clip number ``clip`` of every video in a training batch (dclr/data/loader.py).
 
     Returns:
         v, s, d: float32 (B, 3, T, H, W) on ``device``: the RGB clip; one of its frames T times, with colours of its own;
-        its motion, from the colours of v (``rgbdiff``) or from the stored difference in -1..1 (``cue``).
+        its motion, one of :data:`DYNAMICS`: from the colours of v, or from the stored cue that came with the batch.
     """
-    if dynamic not in DYNAMICS:
-        raise InputError(f"dynamic view {dynamic!r}: expected one of {', '.join(DYNAMICS)}")
     rgb = to_clip(batch["rgb"][:, clip].to(device, non_blocking=True))
     colours, frames = batch["colours"][:, clip], batch["frames"][:, clip].to(device)
     v = photometry(rgb, colours[:, 0])
     still = rgb[torch.arange(len(rgb), device=device), :, batch["still"][:, clip].to(device)].unsqueeze(2)
     s = photometry(still, colours[:, 1]).expand_as(v)
-    if dynamic == "rgbdiff":
-        d = rgb_difference(v)
-    else:
-        cue_BTHW = batch["cue"][:, clip].to(device, non_blocking=True)
-        d = ((cue_BTHW.float() - 128) / 127).unsqueeze(1).expand_as(v)
+    d = stored_motion(batch, clip, device) if DYNAMICS[dynamic] else rgb_difference(v)
     d = hold_seams(d, frames, first_is_second=dynamic == "rgbdiff")
     return {name: view.contiguous(memory_format=torch.channels_last_3d) for name, view in zip("vsd", (v, s, d), strict=True)}

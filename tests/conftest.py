@@ -66,7 +66,8 @@ def scalars(run: Path) -> dict[str, list[float]]:
 def synthetic_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """96 embedded videos (64 train, 32 test), short side 32, in shards of about 1 MB."""
     out = tmp_path_factory.mktemp("shards") / "tiny"
-    succeed("-m", "preprocess", "synthetic", "--out", out, "--videos", "96", "--size", "32", "--shard-size", "1")
+    cues = ("--cues", "diff,flow,energy")
+    succeed("-m", "preprocess", "synthetic", "--out", out, "--videos", "96", "--size", "32", "--shard-size", "1", *cues)
     return out
 
 

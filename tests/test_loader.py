@@ -19,7 +19,7 @@ from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
 from dclr.record import FormatError
 
-CLIP = ClipConfig(frames=4, stride=2, size=16, cue=True)
+CLIP = ClipConfig(frames=4, stride=2, size=16, cue="diff")
 Batch = dict[str, Any]
 
 

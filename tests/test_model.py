@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 
-from dclr import losses, norm
-from dclr.model import DCLR, MOMENTUM, Encoder
+from dclr import losses
+from dclr.backbones import build
+from dclr.errors import InputError
+from dclr.model import DCLR, MOMENTUM, Encoder, Method
 
 VIDEOS = torch.arange(4)
 
@@ -19,7 +21,7 @@ def views(seed: int, batch: int = 4) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def model() -> DCLR:
     torch.manual_seed(0)
-    return DCLR("r2plus1d_10", 4, queue_length=8).train()
+    return DCLR(build("r2plus1d_10", 4), queue_length=8).train()
 
 
 def step(model: DCLR, number: int) -> object:
@@ -32,13 +34,13 @@ def step(model: DCLR, number: int) -> object:
 
 def test_embeddings_are_unit_and_decoupled_by_mean_one_maps() -> None:
     torch.manual_seed(0)
-    encoder, clips = Encoder("r2plus1d_10", 4), views(0)
-    embedded, raw = encoder.embed(clips)
+    encoder, clips = Encoder(build("r2plus1d_10", 4)), views(0)
+    embedded, raw = encoder(clips)
     assert set(embedded) == {"vv", "vs", "vd", "sv", "dv"}
     for e in embedded.values():
         assert e.shape == (4, 128)
         torch.testing.assert_close(e.norm(dim=1), torch.ones(4))
-    features = encoder.features(clips["v"], "v")
+    features = encoder.features(clips)["v"]
     weighted = (features * losses.mean_one(raw["s"]).unsqueeze(1)).mean((2, 3, 4))
     torch.testing.assert_close(embedded["vs"], torch.nn.functional.normalize(encoder.heads["vs"](weighted), dim=1))
 
@@ -63,14 +65,6 @@ def test_only_the_query_encoder_has_gradients_and_all_of_it(model: DCLR) -> None
     assert not without
 
 
-def test_fault_7_mining_waits_until_every_entry_is_valid(model: DCLR) -> None:
-    outputs = [step(model, number) for number in range(4)]
-    assert [float(o.stats["queue_fill"]) for o in outputs] == [0, 0.5, 1, 1]  # type: ignore[attr-defined]
-    assert [float(o.stats["mined"]) for o in outputs] == [0, 0, 5, 5]  # type: ignore[attr-defined]
-    first = outputs[0].terms  # type: ignore[attr-defined]
-    assert all(float(first[f"L_{name}"]) == 0 for name in ("vv", "vs", "vd", "sv", "dv")) and float(first["align"]) > 0
-
-
 def test_a_videos_own_entries_are_neither_negatives_nor_positives(model: DCLR) -> None:
     """Full queue of entries of the batch's own videos only: every contrast is exactly 0."""
     same = torch.zeros(4, dtype=torch.int64)
@@ -83,47 +77,9 @@ def test_a_videos_own_entries_are_neither_negatives_nor_positives(model: DCLR) -
     assert all(float(value) > 0 for name, value in model(views(2), views(3), same + 1).terms.items())
 
 
-def test_fault_8_the_extra_pass_updates_no_statistics(model: DCLR) -> None:
-    """One step moves f_k's statistics exactly as one pass over the key clip does."""
-    expected = copy.deepcopy(model.f_k)
-    with torch.no_grad():
-        expected.embed(views(1))
-    model(views(0), views(1), VIDEOS)
-    for (name, found), (_, wanted) in zip(model.f_k.named_buffers(), expected.named_buffers(), strict=True):
-        torch.testing.assert_close(found, wanted, msg=name)
-
-
-def test_fault_9_maps_and_features_come_from_the_same_updated_encoder(model: DCLR) -> None:
-    with torch.no_grad():
-        for p in model.f_q.parameters():
-            p.add_(torch.randn_like(p), alpha=0.5)
-    updated = copy.deepcopy(model)
-    updated.follow()
-    with torch.no_grad():
-        keys, _ = updated.f_k.embed(views(1))
-    output = model(views(0), views(1), VIDEOS)
-    for ring, found in output.keys.items():
-        torch.testing.assert_close(found, keys[ring])
-
-
-def test_fault_5_each_view_has_its_own_statistics(model: DCLR) -> None:
-    """RGB statistics are what a plain BatchNorm that sees RGB alone would have."""
-    plain = torch.nn.BatchNorm3d(3)
-    layer = norm.ViewBatchNorm(3)
-    clips = {"v": torch.randn(8, 3, 2, 4, 4) + 5, "s": torch.randn(8, 3, 2, 4, 4) - 3, "d": torch.randn(8, 3, 2, 4, 4) * 9}
-    for name, clip in clips.items():
-        norm.use_view(layer, name)
-        out = layer(clip)
-        assert abs(float(out.detach().mean())) < 1e-4
-    plain(clips["v"])
-    torch.testing.assert_close(layer.running_mean, plain.running_mean)
-    torch.testing.assert_close(layer.running_var, plain.running_var)
-    assert float(layer.running_mean_s.mean()) < -0.2 < 0.4 < float(layer.running_mean.mean())  # type: ignore[operator]
-
-
 def test_bfloat16_is_close_to_float32() -> None:
     torch.manual_seed(0)
-    exact = DCLR("r2plus1d_10", 8, queue_length=4).train()
+    exact = DCLR(build("r2plus1d_10", 8), queue_length=4).train()
     rough = copy.deepcopy(exact)
     rough.precision = torch.bfloat16
     for _ in range(2):
@@ -132,3 +88,42 @@ def test_bfloat16_is_close_to_float32() -> None:
             m.queue.enqueue(output.keys, output.video + 100)
     assert outputs[1].total.dtype == torch.float32
     torch.testing.assert_close(outputs[1].total, outputs[0].total, rtol=0.1, atol=0.1)
+
+
+def test_embed_and_map_are_the_encoders_own() -> None:
+    """What a user calls after load_encoder: the maps of s and d of the same encoder weight F(v)."""
+    torch.manual_seed(0)
+    encoder, clips = Encoder(build("r2plus1d_10", 4)).eval(), views(0)
+    found = encoder.embed(clips["v"], clips["s"], clips["d"])
+    expected, raw = encoder(clips)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    for name in "vsd":
+        torch.testing.assert_close(encoder.map(clips[name], name), losses.mean_one(raw[name]))
+        torch.testing.assert_close(encoder.map(clips[name], name).mean((1, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
+    with pytest.raises(InputError, match=r"heads vv: embed needs vv, sv"):
+        Encoder(build("r2plus1d_10", 4), ("vv",)).embed(*clips.values())
+
+
+def test_the_baseline_forwards_rgb_alone() -> None:
+    torch.manual_seed(0)
+    model = DCLR(build("r2plus1d_10", 4), 8, Method(views="v", mined=0))
+    only = [{"v": views(seed)["v"]} for seed in (0, 1)]
+    output = model(*only, VIDEOS)
+    output.total.backward()
+    assert set(output.terms) == {"L_vv"} and model.queue.rings == ("vv",) and set(model.f_q.heads) == {"vv"}
+    assert all(p.grad is not None for p in model.f_q.parameters())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"views": "sd"}, "expected vsd, vs, vd or v"),
+        ({"views": "v"}, "mined 5 with views 'v'"),
+        ({"mined": -1}, "mined -1"),
+        ({"loss": "nce"}, "--loss nce: expected one of mil, masked, mean-log"),
+        ({"align_target": "max"}, "--align-target max: expected one of sum, equal"),
+    ],
+)
+def test_methods_that_are_none_are_refused(wrong: dict, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        Method(**wrong)

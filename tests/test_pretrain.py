@@ -11,6 +11,7 @@ from dclr.checkpoint import load, load_trunk
 from dclr.errors import InputError
 from dclr.hardware import resolve_precision
 from dclr.pretrain import PretrainConfig, learning_rate
+from dclr.views import DYNAMICS
 
 
 def test_a_run_leaves_checkpoint_curves_config_and_picture(checkpoint: Path) -> None:
@@ -23,7 +24,7 @@ def test_a_run_leaves_checkpoint_curves_config_and_picture(checkpoint: Path) -> 
     assert found["contrast/queue_fill"][-1] == 1 and found["contrast/mined"][-1] == 5
     state = load(checkpoint)
     assert state["step"] == 16 and state["config"] == json.loads((run / "config.json").read_text()) | {
-        "split": ("train",), "schedule": (120, 160),
+        "split": ("train",), "schedule": (120, 160), "without": (),
     }  # fmt: skip
     trunk = load_trunk(checkpoint)
     assert (trunk.arch, trunk.width, trunk.clip) == ("r2plus1d_10", 4, {"frames": 4, "stride": 2, "size": 32})
@@ -54,12 +55,47 @@ def test_the_same_seed_gives_the_same_weights_with_any_workers(checkpoint: Path,
     assert not torch.equal(first["f_q.heads.vv.0.weight"], other["f_q.heads.vv.0.weight"])
 
 
-def test_the_stored_cue_is_a_dynamic_view(synthetic_set: Path, tmp_path: Path) -> None:
+def test_stored_cues_are_dynamic_views(synthetic_set: Path, tmp_path: Path) -> None:
     common = ("--shards", synthetic_set, "--split", "train,test", *SMALL, "-b", "16", "--queue", "20", "--epochs", "1")
-    for dynamic in ("cue", "rgbdiff"):
+    for dynamic in DYNAMICS:
         succeed("train_pretrain.py", *common, "--dynamic", dynamic, "--out", tmp_path / dynamic)
-    cue, difference = (scalars(tmp_path / name) for name in ("cue", "rgbdiff"))
-    assert cue["loss/L_dv"][-1] > 0 and cue["loss/L_dv"] != difference["loss/L_dv"]
+    losses = [scalars(tmp_path / dynamic)["loss/L_dv"][-1] for dynamic in DYNAMICS]
+    assert min(losses) > 0 and len(set(losses)) == 3
+
+
+def test_switches_leave_out_what_they_say(synthetic_set: Path, tmp_path: Path) -> None:
+    common = ("--shards", synthetic_set, "--split", "train", *SMALL, "-b", "16", "--queue", "16", "--epochs", "1")
+    bare = (
+        "--without",
+        "static",
+        "alignment",
+        "mining",
+        "--loss",
+        "mean-log",
+        "--symmetric",
+        "--bn",
+        "local",
+        "--bn-groups",
+        "4",
+    )
+    succeed("train_pretrain.py", *common, *bare, "--out", tmp_path / "bare")
+    found = scalars(tmp_path / "bare")
+    assert {name for name in found if name.startswith("loss/")} == {"loss/total", "loss/L_vv", "loss/L_vd", "loss/L_dv"}
+    assert found["contrast/mined"][-1] == 0 and found["contrast/queue_fill"][-1] == 1
+    assert load(tmp_path / "bare" / "last.pt")["config"]["without"] == ("static", "alignment", "mining")
+
+
+def test_statistics_of_groups_are_averaged_over_processes(synthetic_set: Path, tmp_path: Path) -> None:
+    """What is saved is the mean of what the processes saw: one process with two groups is two with one."""
+    small = ("-b", "16", "--queue", "64", "--epochs", "1", "--lr", "0.00001", "--bn", "shuffle")
+    common = ("--shards", synthetic_set, "--split", "train", *SMALL, *small)
+    for ranks in (0, 2):
+        succeed("train_pretrain.py", *common, "--out", tmp_path / str(ranks), ranks=ranks)
+    one, two = (load(tmp_path / ranks / "last.pt")["model"] for ranks in "02")
+    running = [name for name in one if "running" in name]
+    assert len(running) > 60
+    for name in running:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-2, atol=1e-3)
 
 
 def test_learning_rate_is_a_function_of_the_epoch() -> None:
@@ -84,7 +120,13 @@ def test_precision_is_resolved_or_refused() -> None:
         ({"frames": 1}, "frames 1: expected at least 2"),
         ({"lr": 0.0}, "lr above 0"),
         ({"queue": 8, "batch": 16}, "queue 8 is smaller than the batch 16"),
-        ({"dynamic": "sound"}, "rgbdiff, cue"),
+        ({"dynamic": "sound"}, "rgbdiff, cue, flow"),
+        ({"objective": "simclr"}, "dclr or moco"),
+        ({"without": ("sound",)}, "any of static, dynamic, decoupling, mining, alignment"),
+        ({"bn": "group"}, "sync, shuffle, local"),
+        ({"bn": "shuffle", "batch": 9}, r"batch 9 does not divide into 1 process\(es\) of 2 group"),
+        ({"bn_groups": 2}, "sync has one"),
+        ({"loss": "nce"}, "--loss nce"),
         ({"stride": 0}, "clip stride 0"),
         ({"workers": -1}, "workers -1"),
     ],

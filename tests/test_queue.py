@@ -9,7 +9,7 @@ from dclr.queue import RINGS, Queue, default_length
 @pytest.mark.parametrize("length", [1, 5, 8, 16])
 @pytest.mark.parametrize("batch", [1, 3, 5, 8, 20])
 def test_the_ring_wraps_at_any_batch_and_keeps_the_last(length: int, batch: int) -> None:
-    queue, everything = Queue(length, 2), []
+    queue, everything = Queue(length, dimensions=2), []
     for step in range(7):
         videos = torch.arange(step * batch, (step + 1) * batch)
         queue.enqueue({ring: torch.stack([videos, videos + i], 1).float() for i, ring in enumerate(RINGS)}, videos)
@@ -23,7 +23,7 @@ def test_the_ring_wraps_at_any_batch_and_keeps_the_last(length: int, batch: int)
 
 
 def test_only_valid_entries_of_other_videos_are_allowed() -> None:
-    queue = Queue(4, 2)
+    queue = Queue(4, dimensions=2)
     queue.enqueue({ring: torch.zeros(3, 2) for ring in RINGS}, torch.tensor([7, 8, 7]))
     assert queue.allowed(torch.tensor([7, 9, 0])).tolist() == [
         [False, True, False, False],

@@ -18,6 +18,7 @@ from dclr.errors import InputError
 from dclr.record import Record, video_id
 
 COLOURS = 10  # floats of one photometric draw: brightness, contrast, saturation, hue, their order (4), grey, blur sigma
+CUES = ("diff", "flow")  # stored cues that a clip can carry
 RATIO = (3 / 4, 4 / 3)  # of RandomResizedCrop, width / height
 CENTRE = 112 / 128  # evaluation: short side 128, centre crop 112, for any clip size
 CROPS = (1, 3)  # evaluation: the middle, or the middle and both ends of the long side
@@ -27,15 +28,15 @@ AREA_FROM = 1.5  # a crop that shrinks by more is averaged over areas (four time
 @dataclass(frozen=True)
 class ClipConfig:
     """What a clip is. ``frames`` T, ``stride`` between them, ``size`` S in pixels, ``min_scale`` the least share of the
-    frame's area that RandomResizedCrop keeps, ``flip`` the probability of a horizontal flip, ``cue`` whether the stored
-    difference is decoded too, ``sample_motion`` whether a clip's start is drawn by the stored energy of its frames."""
+    frame's area that RandomResizedCrop keeps, ``flip`` the probability of a horizontal flip, ``cue`` which of the stored
+    :data:`CUES` comes with it, ``sample_motion`` whether a clip's start is drawn by the stored energy of its frames."""
 
     frames: int = 16
     stride: int = 2
     size: int = 112
     min_scale: float = 0.2
     flip: float = 0.5
-    cue: bool = False
+    cue: str | None = None
     sample_motion: bool = False
 
     def __post_init__(self) -> None:
@@ -44,6 +45,8 @@ class ClipConfig:
                 raise InputError(f"clip {name} {getattr(self, name)}: expected at least {least}")
         if not 0 < self.min_scale <= 1 or not 0 <= self.flip <= 1:
             raise InputError(f"crop scale {self.min_scale} and flip {self.flip}: expected shares of 1 (scale above 0)")
+        if self.cue not in (None, *CUES):
+            raise InputError(f"cue {self.cue!r}: expected one of {', '.join(CUES)}, or none")
 
     @property
     def span(self) -> int:
@@ -120,6 +123,35 @@ def crop_resize(frames_THW: np.ndarray, box: tuple[int, int, int, int], flip: bo
             cv2.flip(result, 1, dst=result)
 
 
+def crop_flow(
+    levels_n2hw: np.ndarray, frame: tuple[int, int], box: tuple[int, int, int, int], flip: bool, out_T2SS: np.ndarray
+) -> np.ndarray:
+    """The part of stored flow that lies in ``box`` of frames of ``frame`` = (height, width), as :func:`crop_resize` cuts them.
+
+    Args:
+        levels_n2hw: uint8 (T, 2h, w), horizontal above vertical; cut into ``out_T2SS``, uint8 (T, 2, S, S), as levels.
+    Returns:
+        What a level counts for more in the crop than in the frame, horizontally and vertically, float32 (2,): the crop's zoom,
+        negative across where it is flipped (motion to the right is then to the left).
+    """
+    (top, left, height, width), size = box, out_T2SS.shape[-1]
+    rows, columns = levels_n2hw.shape[1] // 2, levels_n2hw.shape[2]
+
+    def line(start: int, length: int, stored: int, side: int, turned: bool) -> tuple[float, float]:
+        """Place in the flow's grid of place i of the crop: slope * i + offset, pixel centres upon pixel centres."""
+        step = length / size * stored / side
+        offset = (start + 0.5 * length / size) * stored / side - 0.5
+        return (-step, offset + step * (size - 1)) if turned else (step, offset)
+
+    (across, x), (down, y) = line(left, width, columns, frame[1], flip), line(top, height, rows, frame[0], False)
+    place = np.array([[across, 0, x], [0, down, y]])
+    how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    for levels, result in zip(levels_n2hw.reshape(-1, 2, rows, columns), out_T2SS, strict=True):
+        for part, cut in zip(levels, result, strict=True):
+            cv2.warpAffine(part, place, (size, size), dst=cut, flags=how, borderMode=cv2.BORDER_REPLICATE)
+    return np.array([(-1 if flip else 1) * size / width, size / height], np.float32)
+
+
 def draw_colours(rng: np.random.Generator) -> np.ndarray:
     """One photometric draw of shared/method.md: float32 (:data:`COLOURS`,). Neutral values where a step is not applied.
 
@@ -135,7 +167,10 @@ def draw_colours(rng: np.random.Generator) -> np.ndarray:
 def train_shapes(clip: ClipConfig, clips: int) -> dict[str, tuple[int, ...]]:
     """The pictures that :func:`train_clips` makes: uint8 arrays by name."""
     shape = (clips, clip.frames, clip.size, clip.size)
-    return {"rgb": (*shape, 3)} | ({"cue": shape} if clip.cue else {})
+    shapes: dict[str, tuple[int, ...]] = {"rgb": (*shape, 3)}
+    if clip.cue:
+        shapes["cue"] = shape if clip.cue == "diff" else (clips, clip.frames, 2, clip.size, clip.size)
+    return shapes
 
 
 def eval_shapes(clip: ClipConfig, clips: int, crops: int) -> dict[str, tuple[int, ...]]:
@@ -149,7 +184,8 @@ def train_clips(
     """``clips`` random clips of a video, each at its own start; written into ``pictures`` (:func:`train_shapes`) where given.
 
     Returns:
-        rgb uint8 (N, T, S, S, 3); cue uint8 (N, T, S, S) when ``clip.cue``; frames int64 (N, T), the stored frame numbers;
+        rgb uint8 (N, T, S, S, 3); cue uint8 (N, T, S, S) of the cue "diff", or levels (N, T, 2, S, S) of "flow" with scale
+        float32 (N, T, 2), pixels of the crop a level; frames int64 (N, T), the stored frame numbers;
         still int64 (N,), the static view's position among the T; colours float32 (N, 2, COLOURS) for v and s.
     """
     if pictures is None:
@@ -159,6 +195,8 @@ def train_clips(
         "still": np.empty(clips, np.int64),
         "colours": np.empty((clips, 2, COLOURS), np.float32),
     }
+    if clip.cue == "flow":
+        out["scale"] = np.empty((clips, clip.frames, 2), np.float32)
     for n in range(clips):
         rng = generator(seed, epoch, record.key, n)
         start = random_start(len(record), clip, rng, record.energy_N if clip.sample_motion else None)
@@ -167,8 +205,11 @@ def train_clips(
         box = random_resized_crop(*record.size, clip.min_scale, rng)
         flip = bool(rng.random() < clip.flip)
         crop_resize(record.frames(indices), box, flip, out["rgb"][n])
-        if clip.cue:
+        if clip.cue == "diff":
             crop_resize(record.differences(indices), box, flip, out["cue"][n])
+        elif clip.cue == "flow":
+            levels, scale = record.stored_flow(indices)
+            out["scale"][n] = scale[:, None] * crop_flow(levels, record.size, box, flip, out["cue"][n])
         out["still"][n] = rng.integers(clip.frames)
         out["colours"][n] = draw_colours(rng), draw_colours(rng)
     return out | identity(record)

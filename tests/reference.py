@@ -1,0 +1,163 @@
+"""One training step as shared/method.md says it, written to be checked by eye: float64, loops over videos, no code of dclr.
+
+The momentum update, the five embeddings, the maps, mining, the losses, alignment, the total and (by autograd) every gradient of
+f_q, and the queues. Parameters are plain dicts by name: ``backbone.conv1.weight`` ... of a backbone of two convolutions,
+``heads.vv.0.weight`` ... of the heads.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+Tensor = torch.Tensor
+Parameters = dict[str, Tensor]
+Clips = dict[str, Tensor]  # view -> (N, 3, T, H, W)
+Groups = list[list[int]]  # videos whose clips share BatchNorm's statistics
+
+TAU, MOMENTUM = 0.07, 0.999
+
+
+@dataclass
+class Rings:
+    """The queue: an entry is None until something is put there."""
+
+    length: int
+    cursor: int
+    video: list[int | None]
+    keys: dict[str, list[Tensor]]
+
+    def put(self, keys: dict[str, list[Tensor]], videos: list[int]) -> None:
+        for n, video in enumerate(videos):  # one after another, so the last K of a larger batch stay
+            self.video[self.cursor] = video
+            for ring, entries in self.keys.items():
+                entries[self.cursor] = keys[ring][n]
+            self.cursor = (self.cursor + 1) % self.length
+
+
+@dataclass
+class Options:
+    views: str = "vsd"
+    k: int = 5
+    loss: str = "mil"
+    dropped: set[int] = field(default_factory=set)  # videos whose own key leaves, of loss "masked"
+    decoupling: bool = True
+    alignment: float = 0.1
+    equal: bool = False  # weight of the two maps in alignment's target
+    shared: bool = False  # BatchNorm's statistics over all views together
+
+
+def batch_norm(x: Clips, weight: Tensor, bias: Tensor, groups: Groups, shared: bool) -> Clips:
+    out = {view: torch.empty_like(clips) for view, clips in x.items()}
+    for group in groups:
+        for views in [list(x)] if shared else [[view] for view in x]:
+            for c in range(len(weight)):
+                values = torch.cat([x[view][n, c].flatten() for view in views for n in group])
+                mean = values.sum() / len(values)
+                var = ((values - mean) ** 2).sum() / len(values)
+                for view in views:
+                    for n in group:
+                        out[view][n, c] = (x[view][n, c] - mean) / torch.sqrt(var + 1e-5) * weight[c] + bias[c]
+    return out
+
+
+def feature_maps(p: Parameters, clips: Clips, groups: Groups, shared: bool) -> Clips:
+    """F(x) of every view: (N, C', T', H', W')."""
+    x = clips
+    for layer, stride in ((1, 1), (2, 2)):
+        convolved = {v: torch.conv3d(c, p[f"backbone.conv{layer}.weight"], None, stride, 1) for v, c in x.items()}
+        normal = batch_norm(convolved, p[f"backbone.bn{layer}.weight"], p[f"backbone.bn{layer}.bias"], groups, shared)
+        x = {view: value.clamp(min=0) for view, value in normal.items()}
+    return x
+
+
+def activation(features: Tensor) -> Tensor:
+    """A of one video: (C', T', H', W') -> (T', H', W')."""
+    return features.sum(0)
+
+
+def mean_one(a: Tensor) -> Tensor:
+    return a / (a.sum() / a.numel() + 1e-6)
+
+
+def embedding(p: Parameters, name: str, features: Tensor, weights: Tensor | None = None) -> Tensor:
+    """g(GAP(F * map)) of one video, L2-normalised: (D,)."""
+    pooled = []
+    for channel in features:
+        weighted = channel if weights is None else channel * weights
+        pooled.append(weighted.sum() / channel.numel())
+    hidden = (p[f"heads.{name}.0.weight"] @ torch.stack(pooled) + p[f"heads.{name}.0.bias"]).clamp(min=0)
+    out = p[f"heads.{name}.2.weight"] @ hidden + p[f"heads.{name}.2.bias"]
+    return out / torch.sqrt((out**2).sum())
+
+
+def embeddings(p: Parameters, features: Clips, maps: list[dict[str, Tensor]], views: str) -> dict[str, list[Tensor]]:
+    """vv, vs, vd from F(v), sv from F(s), dv from F(d); a list over videos each."""
+    out: dict[str, list[Tensor]] = {}
+    for n in range(len(features["v"])):
+        found = {"vv": embedding(p, "vv", features["v"][n])}
+        for view in views[1:]:
+            found[f"v{view}"] = embedding(p, f"v{view}", features["v"][n], maps[n].get(view))
+            found[f"{view}v"] = embedding(p, f"{view}v", features[view][n])
+        for name, value in found.items():
+            out.setdefault(name, []).append(value)
+    return out
+
+
+def probability(query: Tensor, entries: list[Tensor], allowed: list[int]) -> dict[int, float]:
+    """softmax over the allowed entries."""
+    scores = {e: math.exp(float(query @ entries[e]) / TAU) for e in allowed}
+    return {e: score / sum(scores.values()) for e, score in scores.items()}
+
+
+def contrast(query: Tensor, own: Tensor, entries: list[Tensor], allowed: list[int], mined: list[int], o: Options, leaves: bool):
+    """-log(sum over P / sum over all) of one query."""
+    other = {e: query @ entries[e] / TAU for e in allowed}
+    positives, everything = [other[e] for e in mined], [other[e] for e in allowed]
+    if not (o.loss == "masked" and leaves and mined):
+        positives, everything = [query @ own / TAU, *positives], [query @ own / TAU, *everything]
+    denominator = torch.log(sum(torch.exp(x) for x in everything))
+    if o.loss == "mean-log":
+        return denominator - sum(positives) / len(positives)
+    return denominator - torch.log(sum(torch.exp(x) for x in positives))
+
+
+def step(
+    f_q: Parameters, f_k: Parameters, q: Clips, k: Clips, videos: list[int], rings: Rings, o: Options, groups: Groups,
+    key_groups: Groups,
+) -> dict[str, Tensor]:  # fmt: skip
+    """One step up to the losses, all N videos of the joined batch at once; ``total`` has the gradient of f_q. Follows, mines,
+    contrasts, aligns and enqueues in this order; ``f_k`` and ``rings`` are changed."""
+    with torch.no_grad():
+        for name in f_k:
+            f_k[name].copy_(MOMENTUM * f_k[name] + (1 - MOMENTUM) * f_q[name])
+        key_features = feature_maps(f_k, {v: k[v] for v in o.views}, key_groups, o.shared)
+        target = feature_maps(f_k, {v: q[v] for v in o.views[1:]}, key_groups, o.shared) if o.views[1:] else {}
+        every = range(len(videos))
+        key_maps = [{v: mean_one(activation(key_features[v][n])) for v in o.views[1:]} for n in every]
+        query_maps = [{v: mean_one(activation(target[v][n])) for v in o.views[1:]} if o.decoupling else {} for n in every]
+        keys = embeddings(f_k, key_features, key_maps, o.views)
+    features = feature_maps(f_q, {v: q[v] for v in o.views}, groups, o.shared)
+    query = embeddings(f_q, features, query_maps, o.views)
+
+    full = all(video is not None for video in rings.video)
+    losses: dict[str, Tensor] = {}
+    for n, video in enumerate(videos):
+        allowed = [e for e, other in enumerate(rings.video) if other is not None and other != video]
+        p = {v: probability(embedding(f_k, f"{v}v", target[v][n]), rings.keys[f"{v}v"], allowed) for v in o.views[1:]}
+        for name in query:
+            by = [v for v in p if v in name] or list(p)
+            score = {e: sum(p[v][e] for v in by) for e in allowed}
+            mined = sorted(allowed, key=lambda e, score=score: (-score[e], e))[: o.k] if full and by else []
+            ring = name[::-1]
+            one = contrast(query[name][n], keys[ring][n], rings.keys[ring], allowed, mined, o, video in o.dropped)
+            losses[f"L_{name}"] = losses.get(f"L_{name}", 0) + one / len(videos)
+        if target and o.alignment:
+            maps = [activation(target[v][n]) for v in o.views[1:]]
+            goal = mean_one(sum(mean_one(a) for a in maps) if o.equal else sum(maps)).detach()
+            error = ((mean_one(activation(features["v"][n])) - goal) ** 2).sum() / goal.numel()
+            losses["align"] = losses.get("align", 0) + o.alignment * error / len(videos)
+    rings.put(keys, videos)
+    return losses | {"total": sum(losses.values())} | {f"key {ring}": torch.stack(rows) for ring, rows in keys.items()}
