@@ -26,9 +26,16 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--on-error", default="stop", help="a video that cannot be read: stop, or skip (the result says which)")
     data.add_argument("--max-skipped", type=float, default=1.0, metavar="PERCENT", help="of the videos, above which skip stops")
     model = top.add_argument_group("model")
-    model.add_argument("--pretrained", required=True, metavar="FILE", help="checkpoint of train_pretrain.py, or random")
+    model.add_argument("--pretrained", required=True, metavar="FILE", help="checkpoint or weights, or random")
     model.add_argument("-a", "--arch", help="network for --pretrained random; otherwise the checkpoint says")
     model.add_argument("--width", type=int, default=64, help="channels of the first stage, for --pretrained random")
+    model.add_argument(
+        "--precise-bn",
+        type=int,
+        default=0,
+        metavar="N",
+        help="first re-estimate BatchNorm's statistics on N RGB training batches",
+    )
     clip = top.add_argument_group("clips (frames, stride and size: by default the checkpoint's, or 16, 2, 112)")
     clip.add_argument("-fpc", "--frames", type=int, help="frames a clip")
     clip.add_argument("--stride", type=int, help="stored frames from one frame of a clip to the next")

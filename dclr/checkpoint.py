@@ -1,21 +1,37 @@
-"""Checkpoints: written whole or not at all, read without pickle, refused by name when they are something else."""
+"""Checkpoints: written whole or not at all, read without pickle, refused by name when they are something else.
+
+Weights are read from what train_pretrain.py and dclr.export write, from the authors' checkpoints (``module.encoder_q.stem...``
+with heads ``fvv, fvs, fvd, fsv, fdv``), from MoCo's and VideoMoCo's (``encoder_q.*``, ``fc``) and from plain state dicts of the
+VideoResNet and I3D layouts (dclr/backbones). The network is recognised by the names and shapes, so that the authors'
+"r2plus1d_18" is what it is, an r2plus1d_10.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
-from dclr.backbones import build
-from dclr.backbones.resnet import VideoResNet
+from dclr.backbones import ARCHITECTURES, build
+from dclr.backbones.layers import Backbone
 from dclr.errors import InputError
+from dclr.model import Encoder
+from dclr.norm import Statistics
+from dclr.queue import RINGS
 
 VERSION = 1
-TRUNK = "f_q.backbone."
+OURS = "f_q."  # the trained encoder in our checkpoints
+PREFIXES = ("module.", "encoder_q.", "backbone.")  # around the trunk's names in others'
+FIRST = ("layer1.0.conv1.1.weight", "Conv3d_1a_7x7.bn.weight")  # as long as the width
+AUTHORS_HEAD = re.compile(rf"^f({'|'.join(RINGS)})\.")
+BESIDE = re.compile(r"\.(num_batches_tracked|running_(mean|var)_[sd])$")  # of names that a trunk does without
+Tensors = dict[str, torch.Tensor]
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -28,21 +44,31 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     temporary.replace(path)
 
 
-def load(path: Path) -> dict[str, Any]:
-    """The state in ``path``, on the CPU. Only tensors and plain Python are read (``weights_only``); raises InputError for a
-    file that is missing, damaged or not one of our checkpoints."""
+def read(path: Path) -> Any:
+    """What torch wrote into ``path``, on the CPU. Only tensors and plain Python are read (``weights_only``); raises InputError
+    for a file that is missing, damaged, or holds anything else, which it names."""
     if not path.is_file():
         raise InputError(
-            f"{path}: no such checkpoint; expected a file that train_pretrain.py wrote, such as runs/first/last.pt"
+            f"{path}: no such checkpoint; expected a file that train_pretrain.py wrote, such as runs/first/last.pt, or weights"
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a hostile or damaged file makes the reader raise, the file is to blame
+        other = re.search(r"GLOBAL (\S+)", str(error))
+        if other:
+            raise InputError(f"{path}: it holds {other[1]}, and only tensors are read: save its state_dict alone") from None
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InputError(f"{path}: not a readable checkpoint ({reason})") from None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The whole state of a run of train_pretrain.py; raises InputError as :func:`read` does, and for any other file."""
+    state = read(path)
     missing = {"version", "config", "model"} - set(state if isinstance(state, dict) else ())
     if missing:
         raise InputError(f"{path}: not a checkpoint of train_pretrain.py (it lacks {', '.join(sorted(missing))})")
+    if not isinstance(state["config"], dict) or not isinstance(state["model"], dict):
+        raise InputError(f"{path}: not a checkpoint of train_pretrain.py (its config and model are no tables)")
     if state["version"] != VERSION:
         raise InputError(f"{path}: checkpoint version {state['version']!r}, this code reads version {VERSION}")
     return state
@@ -50,29 +76,44 @@ def load(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Trunk:
-    """A backbone to evaluate: the module, its ``arch`` and ``width``, and the ``clip`` (frames, stride, size) it learned on
-    (empty for random weights)."""
+    """A backbone to evaluate: the module, its ``arch`` and ``width``, the ``clip`` (frames, stride, size) it learned on (empty
+    where nothing says so), and ``matched``, a sentence on what was found in the file."""
 
-    module: VideoResNet
+    module: Backbone
     arch: str
     width: int
     clip: dict[str, int]
+    matched: str = "random weights"
 
 
 def load_trunk(path: Path) -> Trunk:
-    """f_q's trunk out of a checkpoint, every parameter matched; its BatchNorm statistics are those of RGB clips."""
-    state = load(path)
-    config = state["config"]
-    try:
-        arch, width, clip = config["arch"], config["width"], {k: int(config[k]) for k in ("frames", "stride", "size")}
-        module = build(arch, width)
-        wanted = module.state_dict()
-        found = {name: state["model"][TRUNK + name] for name in wanted}
-        module.load_state_dict(found)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: its weights do not fit the architecture it names: {reason}") from None
-    return Trunk(module, arch, width, clip)
+    """The trunk in ``path``, in evaluation mode, every tensor of it matched; its BatchNorm statistics are those of RGB clips.
+
+    Raises InputError for a file as :func:`read` does, and for one that does not hold a whole trunk, naming the first mismatch.
+    """
+    tensors, config = _weights(path)
+    return _trunk(path, tensors, config)
+
+
+def load_encoder(path: Path | str) -> Encoder:
+    """The trained encoder in ``path``, in evaluation mode: :meth:`Encoder.embed` and :meth:`Encoder.map`. It has the heads that
+    the file has: all five in ours and the authors', none beside other trunks. Raises InputError as :func:`load_trunk` does."""
+    path = Path(path)
+    tensors, config = _weights(path)
+    trunk = _trunk(path, tensors, config)
+    heads = tuple(ring for ring in RINGS if f"heads.{ring}.2.weight" in tensors)
+    dimensions = len(tensors[f"heads.{heads[0]}.2.weight"]) if heads else 0
+    split = any(name.endswith("running_mean_s") for name in tensors)
+    encoder = Encoder(trunk.module, heads, Statistics(views="split" if split else "shared"), dimensions)
+    state = encoder.state_dict()
+    for name, own in state.items():
+        found = tensors.get(name.removeprefix("backbone."))
+        if found is not None and found.shape == own.shape:
+            state[name] = found
+        elif not name.endswith("num_batches_tracked"):
+            raise InputError(f"{path}: {name} is {_shape(found)}, expected {_shape(own)}")
+    encoder.load_state_dict(state)
+    return encoder.eval()
 
 
 def random_trunk(arch: str, width: int, seed: int) -> Trunk:
@@ -80,3 +121,70 @@ def random_trunk(arch: str, width: int, seed: int) -> Trunk:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Trunk(build(arch, width), arch, width, {})
+
+
+def _weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """The encoder's tensors by the trunk's names, and what the file says of the network and its clips (maybe nothing)."""
+    if path.suffix == ".safetensors" and path.is_file():
+        try:
+            with safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+    state = read(path)
+    config: dict[str, Any] = {}
+    if isinstance(state, dict) and "version" in state:
+        config = load(path)["config"]
+        state = {name.removeprefix(OURS): x for name, x in state["model"].items() if str(name).startswith(OURS)}
+    elif isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not state:
+        raise InputError(f"{path}: it holds no weights by name (a {type(state).__name__})")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise InputError(
+                f"{path}: {name!r} is a {type(value).__name__}, and only tensors are read: save its state_dict alone"
+            )
+    for prefix in PREFIXES:
+        inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        if inside:  # what lies beside it is another encoder, or queues; ours has the heads there
+            state = inside | {name: value for name, value in state.items() if name.startswith("heads.")}
+    return {AUTHORS_HEAD.sub(r"heads.\1.", name): value for name, value in state.items()}, config
+
+
+def _trunk(path: Path, tensors: Tensors, config: Mapping[str, Any]) -> Trunk:
+    width = next((len(tensors[name]) for name in FIRST if name in tensors and tensors[name].dim() == 1), 0)
+    said = config.get("arch", config.get("architecture"))
+    best, wanted, wrong = "", Tensors(), ["?"]
+    for arch in ARCHITECTURES if said is None else [said]:
+        if arch not in ARCHITECTURES or not width:
+            break
+        with torch.device("meta"):
+            names = {n: x for n, x in build(arch, width).state_dict().items() if not BESIDE.search(n)}
+        bad = [n for n, x in names.items() if n not in tensors or tensors[n].shape != x.shape]
+        if not best or len(names) - len(bad) > len(wanted) - len(wrong):
+            best, wanted, wrong = arch, names, bad
+    if not best:
+        known = ", ".join(ARCHITECTURES)
+        raise InputError(f"{path}: no trunk of {known} in it; its first tensors are {', '.join(list(tensors)[:3])}")
+    tops = {name.split(".")[0] for name in wanted}
+    rest = [n for n in tensors if n not in wanted and not BESIDE.search(n)]
+    wrong += [n for n in rest if n.split(".")[0] in tops]
+    if wrong:
+        first, expected = wrong[0], wanted.get(wrong[0])
+        raise InputError(
+            f"{path}: {len(wanted) - sum(n in wanted for n in wrong)} of {len(wanted)} tensors match {best} of width {width}; "
+            f"the first mismatch is {first}: found {_shape(tensors.get(first))}, expected {_shape(expected)}"
+        )
+    module = build(best, width)
+    module.load_state_dict({name: tensors[name] for name in wanted}, strict=False)  # all of them: checked above
+    try:
+        clip = {name: int(config[name]) for name in ("frames", "stride", "size") if name in config}
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: what it says of its clips is not readable: {error}") from None
+    beside = f"; left aside: {', '.join(dict.fromkeys(n.rsplit('.', 2)[0] for n in rest))}" if rest else ""
+    return Trunk(module.eval(), best, width, clip, f"{best} of width {width}, {len(wanted)} of {len(wanted)} tensors{beside}")
+
+
+def _shape(tensor: torch.Tensor | None) -> str:
+    return "nothing" if tensor is None else str(tuple(tensor.shape))

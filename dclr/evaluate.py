@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,15 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dclr import checkpoint, distributed, metrics, report
+from dclr import checkpoint, distributed, metrics, norm, report
 from dclr.backbones import check
 from dclr.checkpoint import Trunk
 from dclr.data.clips import CROPS, ClipConfig
 from dclr.data.fetch import Cache
-from dclr.data.loader import eval_loader, open_set
+from dclr.data.loader import TrainLoader, eval_loader, open_set
 from dclr.data.manifest import ShardSet, require_size
 from dclr.errors import InputError, make_folder
-from dclr.hardware import pick_device, resolve_precision
+from dclr.hardware import pick_device, place, resolve_precision
 from dclr.pretrain import all_skipped, refuse_used
 from dclr.views import normalise, to_clip
 
@@ -46,6 +47,7 @@ class EvalConfig:
     pretrained: str
     arch: str | None = None
     width: int = 64
+    precise_bn: int = 0  # batches
     label: str | None = None
     frames: int | None = None
     stride: int | None = None
@@ -72,6 +74,8 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise InputError(f"mode {self.mode!r}: expected one of {', '.join(MODES)}")
+        if self.precise_bn < 0:
+            raise InputError(f"precise-bn {self.precise_bn}: expected a number of batches, 0 for none")
         if self.crops not in CROPS or not 0 <= self.max_skipped <= 100:
             raise InputError(f"crops {self.crops}, max-skipped {self.max_skipped}: expected 1 or 3 crops, and 0..100 percent")
         for name in ("cpv", "test_clips", "batch", "epochs"):
@@ -150,7 +154,31 @@ def prepare(config: EvalConfig) -> Setting:
         )
     make_folder(Path(config.out))
     distributed.setup(device)
-    return Setting(config, trunk, shards, cache, clip, kind, train_N, test_N, device, dtype)
+    if distributed.rank() == 0:
+        print(f"{config.pretrained}: {trunk.matched}")
+    setting = Setting(config, trunk, shards, cache, clip, kind, train_N, test_N, device, dtype)
+    if config.precise_bn:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            norm.reestimate(place(trunk.module, device), training_clips(setting, config.precise_bn))
+    return setting
+
+
+def training_clips(setting: Setting, batches: int) -> Iterator[torch.Tensor]:
+    """RGB clips (B, 3, T, H, W) of the training split, cut as for training, colours as they are; the same on every rank."""
+    config = setting.config
+    batch = min(config.batch, len(setting.train_N))
+    epochs = -(-batches // (len(setting.train_N) // batch))
+    loader = TrainLoader(
+        setting.shards, setting.train_N, setting.clip, clips=1, batch=batch, seed=config.seed, epochs=epochs,
+        workers=config.workers, cache=setting.cache, on_error=config.on_error,
+    )  # fmt: skip
+    endless = itertools.chain.from_iterable(itertools.repeat(loader, epochs))
+    bar = tqdm(total=batches, desc="BatchNorm statistics", unit="batch", disable=distributed.rank() != 0)
+    for made in itertools.islice(endless, batches):
+        clips = normalise(to_clip(made["rgb"][:, 0].to(setting.device)))
+        yield clips.contiguous(memory_format=torch.channels_last_3d)
+        bar.update()
+    bar.close()
 
 
 def batched_forward(module: nn.Module, setting: Setting, batch: dict[str, Any]) -> torch.Tensor:

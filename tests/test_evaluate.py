@@ -45,6 +45,15 @@ def test_the_linear_probe_is_the_same_over_one_to_three_processes(
     assert (tmp_path / "0/confusion.png").stat().st_size > 1000
 
 
+def test_statistics_are_reestimated_on_rgb_before_the_probe(checkpoint: Path, synthetic_set: Path, tmp_path: Path) -> None:
+    """The network changes and with it the result; the same on two processes as on one."""
+    results = {}
+    for name, flags, ranks in (("as it is", (), 0), ("one", ("--precise-bn", "3"), 0), ("two", ("--precise-bn", "3"), 2)):
+        common = ("--pretrained", checkpoint, "--label", "scene", "-b", "24", *flags)
+        results[name] = evaluate("linear", synthetic_set, tmp_path / name, *common, ranks=ranks)["confusion"]
+    assert results["one"] == results["two"] != results["as it is"]
+
+
 @pytest.mark.parametrize("ranks", [0, 2])
 def test_finetuning_from_a_checkpoint_and_from_random(
     checkpoint: Path, synthetic_set: Path, tmp_path: Path, ranks: int
@@ -127,8 +136,8 @@ def test_wrong_input_is_answered_in_one_line(checkpoint: Path, synthetic_set: Pa
     assert "no such checkpoint" in linear(tmp_path / "none.pt", shards=nowhere)  # checkpoints before shard sets
     assert "not a readable checkpoint" in linear(tmp_path / "text.pt", shards=nowhere)
     assert "not a readable checkpoint" in linear(tmp_path / "pickle.pt")
-    assert "lacks config, model, version" in linear(tmp_path / "other.pt")
-    assert "do not fit" in linear(tmp_path / "hollow.pt")
+    assert "it holds no weights" in linear(tmp_path / "other.pt")
+    assert "it holds no weights" in linear(tmp_path / "hollow.pt")
     assert "not the r2plus1d_18 of -a" in linear(checkpoint, "-a", "r2plus1d_18")
     assert "no manifest.json there" in linear(checkpoint, shards=nowhere)
     assert "it has: motion, scene" in linear(checkpoint, "--label", "action")

@@ -1,0 +1,96 @@
+"""python -m dclr.export CHECKPOINT --out FILE: the trunk alone, for other software, as FILE.safetensors or FILE.onnx.
+
+safetensors: the trunk's tensors under their standard names (dclr/backbones). ONNX: clips (B, 3, T, H, W), float32, ImageNet
+normalised -> ``features`` (B, C'), their pooled mean, and ``feature_map`` (B, C', T', H', W'); any B. Both carry as metadata
+the architecture, its width, the clip (frames, stride, size) and the normalisation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from dclr.checkpoint import BESIDE, Trunk, load_trunk
+from dclr.data.clips import ClipConfig
+from dclr.errors import InputError, exit_on_input_error
+from dclr.views import MEAN, STD
+
+
+class Features(nn.Module):
+    """Clips (B, 3, T, H, W) -> features (B, C') and the feature map (B, C', T', H', W')."""
+
+    def __init__(self, trunk: nn.Module):
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, clip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = self.trunk(clip)
+        return found.mean((2, 3, 4)), found
+
+
+def metadata(trunk: Trunk) -> dict[str, str]:
+    clip = {name: getattr(ClipConfig(), name) for name in ("frames", "stride", "size")} | trunk.clip
+    said = {"architecture": trunk.arch, "width": trunk.width, **clip, "mean": list(MEAN), "std": list(STD)}
+    return {name: str(value) for name, value in said.items()}
+
+
+def export(checkpoint: Path, out: Path) -> None:
+    """Write ``out`` whole or not at all; raises InputError as :func:`load_trunk` does, and for an unknown suffix."""
+    if out.suffix not in (".safetensors", ".onnx"):
+        raise InputError(f"--out {out}: expected a name that ends in .safetensors or .onnx")
+    if out.exists():
+        raise InputError(f"--out {out}: it exists; name another file or remove it")
+    trunk = load_trunk(checkpoint)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp")
+    if out.suffix == ".safetensors":
+        tensors = {n: x.contiguous() for n, x in trunk.module.state_dict().items() if not BESIDE.search(n)}
+        save_file(tensors, temporary, metadata(trunk))
+    else:
+        _onnx(trunk, temporary)
+    temporary.replace(out)
+    print(f"{trunk.matched} -> {out}")
+
+
+def _onnx(trunk: Trunk, out: Path) -> None:
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  torch's exporter is written in it
+    except ImportError:
+        raise InputError("ONNX export needs the packages onnx and onnxscript: pip install 'dclr[onnx]'") from None
+    said = metadata(trunk)
+    clip = torch.zeros(2, 3, int(said["frames"]), int(said["size"]), int(said["size"]))
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):
+        program = torch.onnx.export(
+            Features(trunk.module).eval(),
+            (clip,),
+            input_names=["clip"],
+            output_names=["features", "feature_map"],
+            dynamic_shapes=({0: "batch"},),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    for key, value in said.items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.save(model, out)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m dclr.export", description=__doc__)
+    parser.add_argument(
+        "checkpoint", type=Path, help="of train_pretrain.py, or any weights that train_eval.py --pretrained takes"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="ends in .safetensors or .onnx")
+    args = parser.parse_args()
+    with exit_on_input_error():
+        export(args.checkpoint, args.out)

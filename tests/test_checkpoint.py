@@ -1,0 +1,198 @@
+"""Weights of every layout load, all of them or not at all; what else a file may be is refused by name."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import SMALL, refuse, succeed
+from torch import nn
+
+from dclr.backbones import ARCHITECTURES, build
+from dclr.checkpoint import load, load_encoder, load_trunk, save
+from dclr.errors import InputError
+from dclr.norm import ViewBatchNorm
+
+HEADS = ("fvv", "fvs", "fvd", "fsv", "fdv")
+
+
+def learned(module: nn.Module) -> nn.Module:
+    """With BatchNorm statistics that are not those of a new network."""
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm3d):
+            assert layer.running_mean is not None and layer.running_var is not None
+            layer.running_mean.normal_(0, 0.1)
+            layer.running_var.uniform_(0.5, 2)
+    return module.eval()
+
+
+def head(channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(channels, 512), nn.ReLU(), nn.Linear(512, 128))
+
+
+@pytest.fixture(scope="module")
+def authors(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module, nn.ModuleDict]:
+    """A checkpoint as the authors' training script writes it, of their network "r2plus1d_18", and what is in it."""
+    torch.manual_seed(0)
+    trunk, heads = learned(build("r2plus1d_10")), nn.ModuleDict({name: head(512) for name in HEADS})
+    state = {}
+    for encoder, source in (("encoder_q", trunk), ("encoder_k", build("r2plus1d_10"))):
+        state |= {f"module.{encoder}.{name}": x for name, x in source.state_dict().items()}
+        state |= {f"module.{encoder}.{name}": x for name, x in heads.state_dict().items()}
+    state |= {"module.queue": torch.randn(128, 2048), "module.queue_ptr": torch.zeros(1, dtype=torch.long)}
+    optimiser = torch.optim.SGD(trunk.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
+    path = tmp_path_factory.mktemp("authors") / "checkpoint_0199.pth.tar"
+    torch.save({"epoch": 200, "arch": "r2plus1d_18", "state_dict": state, "optimizer": optimiser.state_dict()}, path)
+    return path, trunk, heads
+
+
+def test_the_authors_embeddings_and_maps_are_theirs(authors: tuple[Path, nn.Module, nn.ModuleDict]) -> None:
+    path, trunk, heads = authors
+    encoder = load_encoder(path)
+    assert not encoder.training
+    v, s, d = (torch.randn(2, 3, 8, 48, 48) for _ in "vsd")
+    with torch.no_grad():
+        found, its_map = encoder.embed(v, s, d), encoder.map(s)
+        features = {name: trunk(x) for name, x in zip("vsd", (v, s, d), strict=True)}
+
+    def weight(of: str) -> torch.Tensor:
+        """Their activation map: the sum over channels, scaled so that it sums to the number of its places."""
+        flat = features[of].sum(1).flatten(1)
+        return (flat / flat.sum(1, keepdim=True) * flat.shape[1]).view_as(features[of][:, 0])
+
+    def embedded(name: str, x: torch.Tensor) -> torch.Tensor:
+        return F.normalize(heads[name](F.adaptive_avg_pool3d(x, 1).flatten(1)), dim=1)
+
+    torch.testing.assert_close(its_map, weight("s"), rtol=1e-4, atol=1e-5)
+    expected = {
+        "vv": embedded("fvv", features["v"]),
+        "vs": embedded("fvs", features["v"] * weight("s").unsqueeze(1)),
+        "vd": embedded("fvd", features["v"] * weight("d").unsqueeze(1)),
+        "sv": embedded("fsv", features["s"]),
+        "dv": embedded("fdv", features["d"]),
+    }
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_the_authors_checkpoint_is_evaluated(
+    authors: tuple[Path, nn.Module, nn.ModuleDict], synthetic_set: Path, tmp_path: Path
+) -> None:
+    common = ("--shards", synthetic_set, "--train-split", "train", "--test-split", "test", "--label", "scene", "-j", "0")
+    small = ("-cs", "32", "-fpc", "4", "-cpv", "1", "--test-clips", "1", "--out", tmp_path / "out")
+    said = succeed("train_eval.py", "linear", *common, *small, "--pretrained", authors[0])
+    assert "r2plus1d_10 of width 64, 105 of 105 tensors; left aside: heads.vv, heads.vs" in said and "top1" in said
+
+
+def test_a_run_loads_as_it_was_saved(checkpoint: Path) -> None:
+    trunk, encoder = load_trunk(checkpoint), load_encoder(checkpoint)
+    saved = load(checkpoint)["model"]
+    assert (trunk.arch, trunk.width, trunk.clip) == ("r2plus1d_10", 4, {"frames": 4, "stride": 2, "size": 32})
+    assert trunk.matched.startswith("r2plus1d_10 of width 4, 105 of 105 tensors; left aside: heads.vv")
+    state = encoder.state_dict()
+    assert set(state) == {name.removeprefix("f_q.") for name in saved if name.startswith("f_q.")}
+    assert all(torch.equal(state[name], saved[f"f_q.{name}"]) for name in state)
+    assert encoder.statistics.views == "split"
+    assert torch.equal(trunk.module.state_dict()["stem.1.running_var"], saved["f_q.backbone.stem.1.running_var"])
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_weights_of_the_published_layouts_load_strictly(arch: str, tmp_path: Path) -> None:
+    """Bare, as half types, with a classifier, without BatchNorm's counters (older torch)."""
+    trunk = learned(build(arch, 8))
+    state = {name: x.half() if x.is_floating_point() else x for name, x in trunk.state_dict().items()}
+    classifier = "logits.conv3d" if arch == "i3d" else "fc"
+    state = {name: x for name, x in state.items() if "num_batches" not in name}
+    torch.save(
+        state | {f"{classifier}.weight": torch.zeros(400, 64), f"{classifier}.bias": torch.zeros(400)}, tmp_path / "w.pth"
+    )
+    found = load_trunk(tmp_path / "w.pth")
+    assert (found.arch, found.width, found.clip) == (arch, 8, {}) and f"left aside: {classifier[:2]}" in found.matched
+    assert found.matched.startswith(f"{arch} of width 8, {len(state)} of {len(state)} tensors")
+    for name, x in state.items():
+        assert torch.equal(found.module.state_dict()[name], x.float())
+
+
+@pytest.mark.parametrize("prefix", ["module.encoder_q.", "encoder_q.", "module.", "backbone.", "module.encoder_q.backbone."])
+def test_moco_style_files_load_their_trunk(prefix: str, tmp_path: Path) -> None:
+    trunk = learned(build("r3d_18", 4))
+    state = {f"{prefix}{name}": x for name, x in trunk.state_dict().items()} | {f"{prefix}fc.0.weight": torch.zeros(512, 32)}
+    beside = prefix.replace("_q", "_k") if "_q" in prefix else "other."
+    other = {f"{beside}{name}": x + 1 for name, x in trunk.state_dict().items()}
+    torch.save({"state_dict": state | other, "epoch": 3}, tmp_path / "moco.pth.tar")
+    found = load_trunk(tmp_path / "moco.pth.tar")
+    assert found.arch == "r3d_18" and "left aside: fc" in found.matched
+    clip = torch.randn(1, 3, 8, 32, 32)
+    encoder = load_encoder(tmp_path / "moco.pth.tar")
+    with torch.no_grad():
+        torch.testing.assert_close(found.module(clip), trunk(clip))
+        assert encoder.map(clip).mean() == pytest.approx(1, abs=1e-3)
+        with pytest.raises(InputError, match="this encoder has the heads none"):
+            encoder.embed(clip, clip, clip)
+
+
+def test_the_baselines_checkpoint_has_one_head(synthetic_set: Path, tmp_path: Path) -> None:
+    more = ("-b", "16", "--epochs", "1", "--objective", "moco", "--bn", "shuffle", "--bn-views", "shared")
+    succeed("train_pretrain.py", "--shards", synthetic_set, "--split", "train", *SMALL, *more, "--out", tmp_path / "run")
+    encoder = load_encoder(tmp_path / "run" / "last.pt")
+    assert list(encoder.heads) == ["vv"] and encoder.statistics.views == "shared"
+    assert not any(name.endswith("_s") for name, _ in encoder.named_buffers())
+    assert any(isinstance(layer, ViewBatchNorm) for layer in encoder.modules())
+
+
+def test_what_does_not_match_is_named(tmp_path: Path) -> None:
+    def refused(state: Any) -> str:
+        torch.save(state, tmp_path / "w.pth")
+        with pytest.raises(InputError) as caught:
+            load_trunk(tmp_path / "w.pth")
+        return str(caught.value)
+
+    state = build("r2plus1d_18", 4).state_dict()
+    short = {name: x for name, x in state.items() if name != "layer3.1.conv2.1.bias"}
+    said = refused(short)
+    assert "of 185 tensors match r2plus1d_18 of width 4; the first mismatch is layer3.1.conv2.1.bias: found nothing" in said
+    assert "184 of" in said and said.endswith("expected (16,)")
+    assert "the first mismatch is stem.0.weight: found (2, 3, 1, 5, 5), expected (2, 3, 1, 7, 7)" in refused(
+        state | {"stem.0.weight": torch.zeros(2, 3, 1, 5, 5)}
+    )
+    assert "layer4.2.conv1.0.0.weight: found (3,), expected nothing" in refused(
+        state | {"layer4.2.conv1.0.0.weight": torch.ones(3)}
+    )
+    assert "no trunk of r2plus1d_10, " in refused({"conv1.weight": torch.zeros(64, 3, 7, 7)})
+    assert "'lr' is a float, and only tensors are read" in refused(state | {"lr": 0.1})
+    assert "it holds no weights by name (a list)" in refused([torch.zeros(1)])
+    assert "it holds no weights by name (a dict)" in refused({})
+    assert "argparse.Namespace, and only tensors are read: save its state_dict alone" in refused(
+        {"state_dict": state, "args": argparse.Namespace(lr=1)}
+    )
+    (tmp_path / "bad.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(InputError, match="not a readable safetensors file"):
+        load_trunk(tmp_path / "bad.safetensors")
+
+
+def test_a_checkpoint_of_another_version_or_architecture_is_refused(tmp_path: Path) -> None:
+    model = {f"f_q.backbone.{name}": x for name, x in build("r3d_18", 4).state_dict().items()}
+    save(tmp_path / "a.pt", {"config": {"arch": "mc3_18"}, "model": model})
+    with pytest.raises(InputError, match=r"match mc3_18 of width 4; the first mismatch is layer2.0.conv1.0.weight"):
+        load_trunk(tmp_path / "a.pt")
+    save(tmp_path / "b.pt", {"config": {"arch": "r3d_18", "frames": "many"}, "model": model})
+    with pytest.raises(InputError, match="what it says of its clips is not readable"):
+        load_trunk(tmp_path / "b.pt")
+    save(tmp_path / "c.pt", {"config": 3, "model": model})
+    with pytest.raises(InputError, match="its config and model are no tables"):
+        load_trunk(tmp_path / "c.pt")
+    torch.save({"version": 99, "config": {}, "model": {}}, tmp_path / "d.pt")
+    with pytest.raises(InputError, match="checkpoint version 99"):
+        load_encoder(tmp_path / "d.pt")
+
+
+def test_files_that_are_no_checkpoints_are_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "text.pt").write_text("no weights")
+    out = ("--shards", tmp_path, "--train-split", "a", "--test-split", "b", "--out", tmp_path / "out")
+    assert "not a readable checkpoint" in refuse("train_eval.py", "linear", *out, "--pretrained", tmp_path / "text.pt")
+    assert "no such checkpoint" in refuse("train_eval.py", "linear", *out, "--pretrained", tmp_path / "none.pt")
