@@ -255,16 +255,21 @@ def test_fault_11_the_ranks_split_one_order(world: int) -> None:
 
 
 def test_fault_12_the_seed_reaches_every_worker(synthetic_set: Path) -> None:
-    def drawn(seed: int, workers: int) -> torch.Tensor:
+    def drawn(seed: int, workers: int) -> dict[tuple[int, str], torch.Tensor]:
+        """What is drawn for each video in each of two epochs: (clips, v and s, draws)."""
         shards = ShardSet(synthetic_set)
         loader = TrainLoader(shards, shards.select(["train"]), CLIP, clips=2, batch=8, seed=seed, epochs=2, workers=workers)
-        return torch.cat([batch["colours"] for batch in itertools.chain(loader, loader)]).flatten(0, 2)
+        found = {}
+        for number, batch in enumerate(itertools.chain(loader, loader)):
+            found |= {(number // 8, key): colours for key, colours in zip(batch["key"], batch["colours"], strict=True)}
+        return found
 
     one, two, other = drawn(0, 0), drawn(0, 2), drawn(1, 2)
-    assert torch.equal(one, two) and not torch.equal(one, other)
-    orders = one[:, 4:]  # order, grey and sigma: no two clips of two epochs draw alike by another worker's generator
-    blurred = orders[orders[:, 5] > 0]
-    assert len(blurred) > 200 and len(blurred.unique(dim=0)) == len(blurred)
+    assert list(one) == list(two) and all(torch.equal(one[name], two[name]) for name in one)
+    assert list(one) != list(other) and not any(torch.equal(one[name], other[name]) for name in one)
+    draws = torch.stack([*one.values(), *other.values()]).flatten(0, 2)
+    blurred = draws[draws[:, 9] > 0, 9]  # no two of them come from one generator in two places
+    assert len(blurred) > 400 and len(blurred.unique()) == len(blurred)
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 14, 15, 40])
