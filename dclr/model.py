@@ -167,17 +167,21 @@ class DCLR(nn.Module):
         """Losses of a batch: ``q`` and ``k`` are the views of each video's two clips, ``video_B`` int64 ids (on the CPU, where
         the draws are made), ``step`` what the draws of ``shuffle`` and ``masked`` depend on."""
         self.follow()
-        halves = [self.one_way(q, k, video_B, step)]
-        if self.method.symmetric:
-            halves.append(self.one_way(k, q, video_B, step))
-        mean = {part: {n: torch.stack([getattr(h, part)[n] for h in halves]).mean(0) for n in getattr(halves[0], part)}
-                for part in ("terms", "stats")}  # fmt: skip
-        keys = {ring: torch.cat([half.keys[ring] for half in halves]) for ring in self.queue.rings}
-        video = torch.cat([half.video for half in halves])
-        return Output(torch.stack([half.total for half in halves]).mean(), **mean, keys=keys, video=video)
+        sides = [(q, k), (k, q)] if self.method.symmetric else [(q, k)]
+        terms, stats, keys = zip(*(self.one_way(*side, video_B, step) for side in sides), strict=True)
+        mean_terms, mean_stats = (
+            {name: torch.stack([side[name] for side in found]).mean(0) for name in found[0]} for found in (terms, stats)
+        )
+        return Output(
+            torch.stack(list(mean_terms.values())).sum(),
+            {name: term.detach() for name, term in mean_terms.items()},
+            mean_stats,
+            {ring: torch.cat([joined(side[ring]) for side in keys]) for ring in self.queue.rings},
+            joined(video_B.to(q["v"].device)).repeat(len(sides)),
+        )
 
-    def one_way(self, q: Views, k: Views, video_B: torch.Tensor, step: int) -> Output:
-        """The losses with ``q`` as the query clip; all there is, but for a symmetric method."""
+    def one_way(self, q: Views, k: Views, video_B: torch.Tensor, step: int) -> tuple[dict[str, torch.Tensor], ...]:
+        """With ``q`` as the query clip: the terms of the loss, statistics, and the keys of the ``k`` clip (B, D) a ring."""
         method, device = self.method, q["v"].device
         q, k = ({name: views[name] for name in method.views} for views in (q, k))
         with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
@@ -186,30 +190,24 @@ class DCLR(nn.Module):
             maps = {name: losses.mean_one(a) for name, a in target.items()} if method.decoupling else {}
             query, raw = self.f_q(q, maps)
 
-        video = video_B.to(device, non_blocking=True)
-        allowed_BK = self.queue.allowed(video)
+        allowed_BK = self.queue.allowed(video_B.to(device, non_blocking=True))
         p = {ab[0]: losses.neighbour_probability(e, self.queue[ab], allowed_BK) for ab, e in extra.items()}  # p_s and p_d
         full = self.queue.valid_K.all()  # mining is off until every entry is valid
-        terms, stats = {}, {}
-        for ab in method.embeddings:  # each pulls its embedding towards the key of the letters swapped: vs and sv
+        dropped_B = self.dropped(video_B, step)
+        terms, stats = {}, {"queue_fill": self.queue.valid_K.float().mean()}
+        for ab in method.embeddings:
+            ba = ab[::-1]  # vs is pulled towards the key sv and away from the queue of sv, and sv towards vs
             score_BK = sum((p[view] for view in p if view in ab or ab == "vv"), torch.zeros(allowed_BK.shape, device=device))
             mined_BK = losses.mine(score_BK, allowed_BK, method.mined) & full
-            own_B1, queue_BK = losses.logits(query[ab], key[ab[::-1]], self.queue[ab[::-1]])
-            terms[f"L_{ab}"] = losses.contrast(own_B1, queue_BK, allowed_BK, mined_BK, method.loss, self.dropped(video_B, step))
+            own_B1, queue_BK = losses.logits(query[ab], key[ba], self.queue[ba])
+            terms[f"L_{ab}"] = losses.contrast(own_B1, queue_BK, allowed_BK, mined_BK, method.loss, dropped_B)
             beaten = (own_B1 > queue_BK.masked_fill(~allowed_BK, float("-inf"))).all(1)
             stats[f"top1_{ab}"] = beaten.float().mean().detach()
             if ab == "vv":
                 stats["mined"] = mined_BK.float().sum(1).mean()
         if target and method.alignment:
             terms["align"] = method.alignment * losses.alignment(raw["v"], list(target.values()), method.align_target)
-        stats["queue_fill"] = self.queue.valid_K.float().mean()
-        return Output(
-            torch.stack(list(terms.values())).sum(),
-            {name: term.detach() for name, term in terms.items()},
-            stats,
-            {ring: joined(e) for ring, e in key.items()},
-            joined(video),
-        )
+        return terms, stats, key
 
     def keys(self, q: Views, k: Views, step: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Maps]:
         """What f_k says: the key clip's embeddings; sv and dv of the query clip; raw maps of the query clip's s and d.
@@ -223,7 +221,7 @@ class DCLR(nn.Module):
             drawn = generator("shuffle", self.method.seed, step).permutation(len(q["v"]) * world())
             order = torch.from_numpy(drawn).to(q["v"].device)
             inverse = order.argsort()
-        key, _ = self.f_k({name: permuted(view, order) for name, view in k.items()})
+        key, _ = self.f_k({name: permuted(view, order) for name, view in k.items()}, None if self.method.decoupling else {})
         others = {name: permuted(view, order) for name, view in q.items() if name != "v"}
         extra, target = self.f_k(others, track=False) if others else ({}, {})
         key, extra, target = ({name: permuted(x, inverse) for name, x in part.items()} for part in (key, extra, target))

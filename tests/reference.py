@@ -136,7 +136,7 @@ def step(
         key_features = feature_maps(f_k, {v: k[v] for v in o.views}, key_groups, o.shared)
         target = feature_maps(f_k, {v: q[v] for v in o.views[1:]}, key_groups, o.shared) if o.views[1:] else {}
         every = range(len(videos))
-        key_maps = [{v: mean_one(activation(key_features[v][n])) for v in o.views[1:]} for n in every]
+        key_maps = [{v: mean_one(activation(key_features[v][n])) for v in o.views[1:]} if o.decoupling else {} for n in every]
         query_maps = [{v: mean_one(activation(target[v][n])) for v in o.views[1:]} if o.decoupling else {} for n in every]
         keys = embeddings(f_k, key_features, key_maps, o.views)
     features = feature_maps(f_q, {v: q[v] for v in o.views}, groups, o.shared)
