@@ -63,13 +63,21 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--wd", type=float, default=1e-4, help="weight decay")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--precision", default="auto", help="auto (bf16 where the hardware has it), fp32, bf16, fp16")
+    save = top.add_argument_group("checkpoints")
+    save.add_argument("--resume", default="auto", help="auto (the newest valid one in --out), never, or a file")
+    save.add_argument("--keep", type=int, default=2, metavar="K", help="the last K checkpoints")
+    save.add_argument("--milestone", type=int, default=50, metavar="EPOCHS", help="and that of every so many epochs")
+    save.add_argument(
+        "--save-minutes", type=float, default=15.0, help="between checkpoints within an epoch; each epoch has one"
+    )
     return top
 
 
 def main() -> None:
     args = vars(parser().parse_args())
+    from dclr.config import PretrainConfig
     from dclr.data.manifest import split_list
-    from dclr.pretrain import PretrainConfig, pretrain
+    from dclr.pretrain import pretrain
 
     args |= {"split": split_list(args["split"])} | {name: tuple(args[name]) for name in ("schedule", "without")}
     try:

@@ -34,14 +34,18 @@ BESIDE = re.compile(r"\.(num_batches_tracked|running_(mean|var)_[sd])$")  # of n
 Tensors = dict[str, torch.Tensor]
 
 
+def temporary(path: Path) -> Path:
+    """The name under which ``path`` is written until it is whole."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 def save(path: Path, state: Mapping[str, Any]) -> None:
     """Write ``state`` (tensors and plain Python) under ``path``: temporary name, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with temporary(path).open("wb") as file:
         torch.save({"version": VERSION, **state}, file)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary(path).replace(path)
 
 
 def read(path: Path) -> Any:

@@ -24,6 +24,35 @@ def setup(device: torch.device) -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
 
 
+def _control() -> dist.ProcessGroup | None:
+    """A group whose collectives run on the CPU: what it agrees on never waits for a GPU."""
+    global _gloo
+    if dist.get_backend() == "nccl" and _gloo is None:
+        _gloo = dist.new_group(backend="gloo")
+    return _gloo
+
+
+_gloo: dist.ProcessGroup | None = None
+
+
+def agree(wish: int) -> int:
+    """The largest ``wish`` of any rank, on every rank; every rank calls it at the same place."""
+    if world() == 1:
+        return wish
+    wishes = torch.tensor([wish])
+    dist.all_reduce(wishes, dist.ReduceOp.MAX, group=_control())
+    return int(wishes)
+
+
+def from_first(value: Any) -> Any:
+    """Rank 0's ``value`` (tensors on the CPU, plain Python) on every rank."""
+    if world() == 1:
+        return value
+    box = [value if rank() == 0 else None]
+    dist.broadcast_object_list(box, src=0, group=_control())
+    return box[0]
+
+
 def shutdown() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
+import os
+import signal
+import subprocess
 import time
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,113 +17,22 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dclr import checkpoint, distributed, report
-from dclr.backbones import build, check
-from dclr.data.clips import ClipConfig
+from dclr import distributed, report
+from dclr.backbones import build
+from dclr.config import PretrainConfig
 from dclr.data.loader import TrainLoader, open_set
 from dclr.data.manifest import require_cue, require_size
 from dclr.errors import InputError, make_folder
 from dclr.hardware import peak_memory_gb, pick_device, place, resolve_precision
-from dclr.losses import ALIGNMENT_WEIGHT
-from dclr.model import DCLR, Method
-from dclr.norm import Statistics, average
+from dclr.model import DCLR
+from dclr.norm import average
 from dclr.queue import default_length
-from dclr.views import DYNAMICS, make_views
+from dclr.saver import LAST, Saver, resume
+from dclr.views import make_views
 
 LOG_EVERY = 10  # steps
-OBJECTIVES = ("dclr", "moco")
-PARTS = ("static", "dynamic", "decoupling", "mining", "alignment")  # of dclr, each can be left out
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Everything that decides a pretraining run; kept in its checkpoints and its config.json."""
-
-    shards: str
-    out: str
-    split: tuple[str, ...]
-    arch: str = "r2plus1d_10"
-    width: int = 64
-    frames: int = 16
-    stride: int = 2
-    size: int = 112
-    min_scale: float = 0.2
-    flip: float = 0.5
-    sample_motion: bool = False
-    dynamic: str = "rgbdiff"
-    objective: str = "dclr"
-    without: tuple[str, ...] = ()  # parts of the objective, see PARTS
-    mined: int = 5
-    loss: str = "mil"
-    align_target: str = "sum"
-    symmetric: bool = False
-    bn: str = "sync"
-    bn_groups: int | None = None  # of each process; None is 2 for shuffle on one process, else 1
-    bn_views: str = "split"
-    queue: int | None = None  # entries; None is dclr.queue.default_length
-    batch: int = 64  # over all processes
-    epochs: int = 200
-    lr: float = 0.01
-    schedule: tuple[int, ...] = (120, 160)
-    wd: float = 1e-4
-    seed: int = 0
-    precision: str = "auto"
-    workers: int = 1
-    last_batch: str = "drop"
-    cache: str | None = None
-    cache_size: float = 100.0  # GB
-    on_error: str = "stop"
-    max_skipped: float = 1.0  # percent of the videos
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("epochs", 1), ("frames", 2)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} {getattr(self, name)}: expected at least {least}")
-        if self.workers < 0:
-            raise InputError(f"workers {self.workers}: expected 0 or more")
-        if not 0 <= self.max_skipped <= 100:
-            raise InputError(f"max-skipped {self.max_skipped}: expected percent of the videos, 0..100")
-        if not self.lr > 0 or self.wd < 0:
-            raise InputError(f"lr {self.lr} and wd {self.wd}: expected lr above 0 and wd 0 or more")
-        if self.queue is not None and self.queue < self.batch:
-            raise InputError(f"queue {self.queue} is smaller than the batch {self.batch}: expected at least one batch")
-        if self.dynamic not in DYNAMICS:
-            raise InputError(f"dynamic view {self.dynamic!r}: expected one of {', '.join(DYNAMICS)}")
-        if self.objective not in OBJECTIVES or not set(self.without) <= set(PARTS):
-            raise InputError(
-                f"--objective {self.objective} --without {' '.join(self.without)}: expected {' or '.join(OBJECTIVES)}, "
-                f"and any of {', '.join(PARTS)}"
-            )
-        check(self.arch, self.width)
-        self.clip, self.method, self.statistics(1)
-
-    @property
-    def clip(self) -> ClipConfig:
-        cue = DYNAMICS[self.dynamic] if "d" in self.method.views else None
-        return ClipConfig(self.frames, self.stride, self.size, self.min_scale, self.flip, cue, self.sample_motion)
-
-    @property
-    def method(self) -> Method:
-        """The loss that the flags ask for. MoCo-v2 is what is left without the static and the dynamic view."""
-        without = {"static", "dynamic"} if self.objective == "moco" else set(self.without)
-        views = "v" + "s" * ("static" not in without) + "d" * ("dynamic" not in without)
-        return Method(
-            views,
-            mined=0 if "mining" in without or views == "v" else self.mined,
-            alignment=0 if "alignment" in without else ALIGNMENT_WEIGHT,
-            decoupling="decoupling" not in without,
-            loss=self.loss,
-            align_target=self.align_target,
-            symmetric=self.symmetric,
-            seed=self.seed,
-        )
-
-    def statistics(self, world: int) -> Statistics:
-        """Over what BatchNorm's statistics are taken, on one of ``world`` processes."""
-        groups = self.bn_groups or (2 if self.bn == "shuffle" and world == 1 else 1)
-        if self.batch % (groups * world):
-            raise InputError(f"batch {self.batch} does not divide into {world} process(es) of {groups} group(s) (--bn-groups)")
-        return Statistics(self.bn, groups, self.bn_views)
+SAVE, STOP = 1, 2  # what a rank may wish after a step
+PREEMPTED = 75  # exit code after a signal: EX_TEMPFAIL, try again
 
 
 def learning_rate(base: float, schedule: tuple[int, ...], epoch: int) -> float:
@@ -147,11 +58,31 @@ def refuse_used(out: Path, name: str) -> None:
         raise InputError(f"--out {out}: it holds {name} of an earlier run; name another folder or remove it")
 
 
+class Preemption:
+    """SIGTERM or SIGINT ends the run after the step it is in, with a checkpoint; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Preemption:
+        self._before = {number: signal.signal(number, self._caught) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _caught(self, number: int, _: object) -> None:
+        if self.asked:
+            os._exit(PREEMPTED)
+        self.asked = True
+
+
 def pretrain(config: PretrainConfig) -> Path:
-    """Run it; returns the last checkpoint's path. Raises InputError for what cannot start, named and with the way out."""
+    """Run it, or go on with it; returns the last checkpoint's path. Raises InputError for what cannot start, named and with the
+    way out, and SystemExit with :data:`PREEMPTED` where a signal ended it."""
     device, out = pick_device(), Path(config.out)
     dtype = resolve_precision(config.precision, device)
-    refuse_used(out, "last.pt")
     shards, cache = open_set(config.shards, config.on_error, config.cache, config.cache_size)
     require_size(shards, config.size)
     if config.clip.cue:
@@ -167,33 +98,39 @@ def pretrain(config: PretrainConfig) -> Path:
     )  # fmt: skip
     last_step = len(loader) * config.epochs
     length = config.queue or default_length(len(samples_N), config.batch)
+    saved = distributed.from_first(resume(out, config.resume) if rank == 0 else None)
 
     torch.manual_seed(config.seed)  # the weights; everything else is drawn from (seed, epoch, sample)
     trunk = build(config.arch, config.width)
     model = place(DCLR(trunk, length, config.method, config.statistics(world), dtype), device).train()
-    parallel = distributed.parallel(model)
     optimiser = torch.optim.SGD(model.f_q.parameters(), config.lr, momentum=0.9, weight_decay=config.wd)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    writer = None
+    first_step = 0
+    if saved is not None:
+        config.check_resumed(saved["config"])
+        first_step = _restore(saved, model, optimiser, scaler, loader)
+    parallel = distributed.parallel(model)
     make_folder(out)
+    saver = Saver(out, config.keep, config.milestone * len(loader))
+    writer = None
     if rank == 0:
-        (out / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
-        writer = SummaryWriter(out)
-        fills = -(-length // (config.batch * (2 if config.symmetric else 1)))
-        print(f"{len(samples_N)} videos, {len(loader)} steps an epoch, {world} process(es), {str(dtype)[6:]} on {device}")
-        if loader.plan.left:
-            rest = (
-                "dropped" if config.last_batch == "drop" else f"wrapped to a batch with {config.batch - loader.plan.left} again"
-            )
-            print(f"{loader.plan.left} videos at each epoch's end are {rest} (--last-batch)")
-        print(f"queue of {length} fills at step {fills} of {last_step}; mining starts there")
-        if fills >= last_step:
-            print(f"warning: the queue never fills in {last_step} steps, so no positives are mined: lower --queue")
+        if saved is not None:
+            over = ": it is finished; a larger --epochs goes on" if first_step >= last_step else ""
+            print(f"resumed after step {first_step} of {last_step}{over}")
+        if first_step < last_step:
+            (out / "config.json").write_text(json.dumps(config.as_dict(), indent=1) + "\n")
+            writer = SummaryWriter(out, purge_step=first_step + 1 if saved else None)
+            _introduce(config, loader, len(samples_N), length, dtype, device)
+    if first_step >= last_step:
+        return out / LAST
 
-    began, waited, since = time.perf_counter(), 0.0, 0
+    began, waited, since, due = time.perf_counter(), 0.0, first_step, time.monotonic() + 60 * config.save_minutes
     batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
-    with tqdm(total=last_step, unit="step", desc="pretraining", disable=rank != 0) as bar:
-        for step in range(last_step):
+    with (
+        Preemption() as preemption,
+        tqdm(total=last_step, initial=first_step, unit="step", desc="pretraining", disable=rank != 0) as bar,
+    ):
+        for step in range(first_step, last_step):
             epoch = step // len(loader)
             asked = time.perf_counter()
             batch = next(batches)
@@ -233,15 +170,39 @@ def pretrain(config: PretrainConfig) -> Path:
                         "wait": f"{scalars['speed/data_wait']:.0%}",
                     }
                     bar.set_postfix(short, refresh=False)
-            if done % len(loader) == 0:
+            wish = STOP if preemption.asked else SAVE if time.monotonic() >= due else 0
+            wish = distributed.agree(max(wish, SAVE if done % len(loader) == 0 else 0))
+            if wish:
                 average(model)
-            if rank == 0 and done % len(loader) == 0:
-                _save(out / "last.pt", config, model, optimiser, scaler, done)
+                due = time.monotonic() + 60 * config.save_minutes
+                if rank == 0:
+                    saver.save(done, _state(config, model, optimiser, scaler, loader))
+            if wish == STOP and done < last_step:
+                saver.wait()
+                if rank == 0:
+                    print(f"stopped by a signal after step {done}; the same command goes on from {out / LAST}")
+                raise SystemExit(PREEMPTED)
+    saver.wait()
     if writer:
         picture = report.activation_maps(model.f_q, {name: views[0][name] for name in config.method.views}, out / "maps.png")
         writer.close()
-        print(f"peak memory {peak_memory_gb():.2f} GB a process; {out / 'last.pt'}, {picture}")
-    return out / "last.pt"
+        print(f"peak memory {peak_memory_gb():.2f} GB a process; {out / LAST}, {picture}")
+    return out / LAST
+
+
+def _introduce(
+    config: PretrainConfig, loader: TrainLoader, samples: int, length: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Say what will be trained, and what of it may surprise."""
+    last_step, fills = len(loader) * config.epochs, -(-length // (config.batch * (2 if config.symmetric else 1)))
+    processes = distributed.world()
+    print(f"{samples} videos, {len(loader)} steps an epoch, {processes} process(es), {str(dtype)[6:]} on {device}")
+    if loader.plan.left:
+        rest = "dropped" if config.last_batch == "drop" else f"wrapped to a batch with {config.batch - loader.plan.left} again"
+        print(f"{loader.plan.left} videos at each epoch's end are {rest} (--last-batch)")
+    print(f"queue of {length} fills at step {fills} of {last_step}; mining starts there")
+    if fills >= last_step:
+        print(f"warning: the queue never fills in {last_step} steps, so no positives are mined: lower --queue")
 
 
 def _scalars(output: Any) -> dict[str, float]:
@@ -253,6 +214,39 @@ def _scalars(output: Any) -> dict[str, float]:
     return dict(zip(values, mean.tolist(), strict=True))
 
 
-def _save(path: Path, config: PretrainConfig, model: DCLR, optimiser: Any, scaler: Any, step: int) -> None:
-    state = {"config": dataclasses.asdict(config), "model": model.state_dict(), "step": step}
-    checkpoint.save(path, state | {"optimiser": optimiser.state_dict(), "scaler": scaler.state_dict()})
+def _state(config: PretrainConfig, model: DCLR, optimiser: Any, scaler: Any, loader: TrainLoader) -> dict[str, Any]:
+    """Everything that the next step depends on."""
+    return {
+        "config": config.as_dict(),
+        "model": model.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "scaler": scaler.state_dict(),
+        "loader": loader.state_dict(),
+        "generator": torch.get_rng_state(),
+        "step": loader.step,
+        "revision": revision(),
+    }
+
+
+def _restore(saved: dict[str, Any], model: DCLR, optimiser: Any, scaler: Any, loader: TrainLoader) -> int:
+    """The inverse of :func:`_state`; returns the steps that are done."""
+    missing = {"model", "optimiser", "scaler", "loader", "generator", "step"} - set(saved)
+    if missing:
+        raise InputError(f"the checkpoint to resume from lacks {', '.join(sorted(missing))}: an older version made it")
+    model.load_state_dict(saved["model"])
+    optimiser.load_state_dict(saved["optimiser"])
+    scaler.load_state_dict(saved["scaler"])
+    loader.load_state_dict(saved["loader"])
+    torch.set_rng_state(saved["generator"])
+    return saved["step"]
+
+
+@lru_cache
+def revision() -> str:
+    """The git revision of this code, or "unknown"."""
+    where = Path(__file__).parent.parent
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"

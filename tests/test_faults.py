@@ -17,13 +17,13 @@ from conftest import REPOSITORY, succeed
 import train_pretrain
 from dclr import losses, norm, views
 from dclr.backbones import ARCHITECTURES, build
+from dclr.config import PretrainConfig
 from dclr.data import clips
 from dclr.data.clips import ClipConfig
 from dclr.data.loader import TrainLoader
 from dclr.data.manifest import ShardSet
 from dclr.data.plan import Plan
 from dclr.model import DCLR, Output
-from dclr.pretrain import PretrainConfig
 from dclr.queue import RINGS, Queue
 
 CLIP = ClipConfig(frames=8, stride=2, size=32, cue="diff")
@@ -237,7 +237,7 @@ def test_fault_10_no_flag_is_dead_and_blur_is_drawn_for_every_clip(synthetic_set
     parser = train_pretrain.parser()
     flags = {action.dest for action in parser._actions} - {"help"}
     assert flags == set(PretrainConfig.__dataclass_fields__)
-    code = (REPOSITORY / "dclr" / "pretrain.py").read_text()
+    code = "".join((REPOSITORY / "dclr" / name).read_text() for name in ("pretrain.py", "config.py"))
     assert not [flag for flag in flags if not re.search(rf"\b(config|self)\.{flag}\b", code)]
     shards = ShardSet(synthetic_set)
     batch = next(iter(TrainLoader(shards, shards.select(["train"]), CLIP, clips=2, batch=64, seed=0)))

@@ -8,9 +8,10 @@ import torch
 from conftest import SMALL, refuse, scalars, succeed
 
 from dclr.checkpoint import load, load_trunk
+from dclr.config import PretrainConfig
 from dclr.errors import InputError
 from dclr.hardware import resolve_precision
-from dclr.pretrain import PretrainConfig, learning_rate
+from dclr.pretrain import learning_rate
 from dclr.views import DYNAMICS
 
 
@@ -147,5 +148,5 @@ def test_wrong_input_is_answered_in_one_line(checkpoint: Path, synthetic_set: Pa
     assert "above the stored short side 32" in pretrain(*out, "-cs", 64)
     assert "--precision int8" in pretrain(*out, "--precision", "int8", shards=tmp_path)  # flags before files
     before = checkpoint.read_bytes()
-    assert "it holds last.pt of an earlier run" in pretrain("--out", checkpoint.parent)
+    assert "--batch 64: the run in" in pretrain("--out", checkpoint.parent)  # another run's folder
     assert checkpoint.read_bytes() == before and not (tmp_path / "run").exists()

@@ -1,0 +1,133 @@
+"""What decides a pretraining run: one dataclass, checked where it is made, kept in the run's folder and its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from dclr.backbones import check
+from dclr.data.clips import ClipConfig
+from dclr.errors import InputError
+from dclr.losses import ALIGNMENT_WEIGHT
+from dclr.model import Method
+from dclr.norm import Statistics
+from dclr.views import DYNAMICS
+
+OBJECTIVES = ("dclr", "moco")
+PARTS = ("static", "dynamic", "decoupling", "mining", "alignment")  # of dclr, each can be left out
+# what a resumed run may change: how long it is, where it lies, and what the machine is asked for
+FREE = ("epochs", "workers", "out", "cache", "cache_size", "resume", "keep", "milestone", "save_minutes")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that decides a pretraining run; kept in its checkpoints and its config.json."""
+
+    shards: str
+    out: str
+    split: tuple[str, ...]
+    arch: str = "r2plus1d_10"
+    width: int = 64
+    frames: int = 16
+    stride: int = 2
+    size: int = 112
+    min_scale: float = 0.2
+    flip: float = 0.5
+    sample_motion: bool = False
+    dynamic: str = "rgbdiff"
+    objective: str = "dclr"
+    without: tuple[str, ...] = ()  # parts of the objective, see PARTS
+    mined: int = 5
+    loss: str = "mil"
+    align_target: str = "sum"
+    symmetric: bool = False
+    bn: str = "sync"
+    bn_groups: int | None = None  # of each process; None is 2 for shuffle on one process, else 1
+    bn_views: str = "split"
+    queue: int | None = None  # entries; None is dclr.queue.default_length
+    batch: int = 64  # over all processes
+    epochs: int = 200
+    lr: float = 0.01
+    schedule: tuple[int, ...] = (120, 160)
+    wd: float = 1e-4
+    seed: int = 0
+    precision: str = "auto"
+    workers: int = 1
+    last_batch: str = "drop"
+    cache: str | None = None
+    cache_size: float = 100.0  # GB
+    on_error: str = "stop"
+    max_skipped: float = 1.0  # percent of the videos
+    resume: str = "auto"
+    keep: int = 2  # checkpoints
+    milestone: int = 50  # epochs
+    save_minutes: float = 15.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("epochs", 1), ("frames", 2)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} {getattr(self, name)}: expected at least {least}")
+        if self.workers < 0:
+            raise InputError(f"workers {self.workers}: expected 0 or more")
+        if self.keep < 1 or self.milestone < 1 or not self.save_minutes > 0:
+            raise InputError(
+                f"keep {self.keep}, milestone {self.milestone}, save-minutes {self.save_minutes}: "
+                "expected at least 1 checkpoint, 1 epoch and more than 0 minutes"
+            )
+        if not 0 <= self.max_skipped <= 100:
+            raise InputError(f"max-skipped {self.max_skipped}: expected percent of the videos, 0..100")
+        if not self.lr > 0 or self.wd < 0:
+            raise InputError(f"lr {self.lr} and wd {self.wd}: expected lr above 0 and wd 0 or more")
+        if self.queue is not None and self.queue < self.batch:
+            raise InputError(f"queue {self.queue} is smaller than the batch {self.batch}: expected at least one batch")
+        if self.dynamic not in DYNAMICS:
+            raise InputError(f"dynamic view {self.dynamic!r}: expected one of {', '.join(DYNAMICS)}")
+        if self.objective not in OBJECTIVES or not set(self.without) <= set(PARTS):
+            raise InputError(
+                f"--objective {self.objective} --without {' '.join(self.without)}: expected {' or '.join(OBJECTIVES)}, "
+                f"and any of {', '.join(PARTS)}"
+            )
+        check(self.arch, self.width)
+        self.clip, self.method, self.statistics(1)
+
+    @property
+    def clip(self) -> ClipConfig:
+        cue = DYNAMICS[self.dynamic] if "d" in self.method.views else None
+        return ClipConfig(self.frames, self.stride, self.size, self.min_scale, self.flip, cue, self.sample_motion)
+
+    @property
+    def method(self) -> Method:
+        """The loss that the flags ask for. MoCo-v2 is what is left without the static and the dynamic view."""
+        without = {"static", "dynamic"} if self.objective == "moco" else set(self.without)
+        views = "v" + "s" * ("static" not in without) + "d" * ("dynamic" not in without)
+        return Method(
+            views,
+            mined=0 if "mining" in without or views == "v" else self.mined,
+            alignment=0 if "alignment" in without else ALIGNMENT_WEIGHT,
+            decoupling="decoupling" not in without,
+            loss=self.loss,
+            align_target=self.align_target,
+            symmetric=self.symmetric,
+            seed=self.seed,
+        )
+
+    def statistics(self, world: int) -> Statistics:
+        """Over what BatchNorm's statistics are taken, on one of ``world`` processes."""
+        groups = self.bn_groups or (2 if self.bn == "shuffle" and world == 1 else 1)
+        if self.batch % (groups * world):
+            raise InputError(f"batch {self.batch} does not divide into {world} process(es) of {groups} group(s) (--bn-groups)")
+        return Statistics(self.bn, groups, self.bn_views)
+
+    def check_resumed(self, saved: Mapping[str, Any]) -> None:
+        """Raises InputError naming what differs from the run that is to be resumed, but for :data:`FREE`."""
+        for field in fields(self):
+            ours, theirs = getattr(self, field.name), saved.get(field.name, field.default)
+            if field.name not in FREE and ours != theirs:
+                raise InputError(
+                    f"--{field.name.replace('_', '-')} {ours}: the run in {self.out} was made with {theirs}; "
+                    "give that again to resume it, or name another --out"
+                )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)

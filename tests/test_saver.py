@@ -1,0 +1,88 @@
+"""Checkpoints in the background: which are kept, what a full disk costs, which one is found again."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from dclr import checkpoint, saver
+from dclr.errors import InputError
+from dclr.saver import LAST, Saver
+
+
+def state(step: int) -> dict:
+    return {"config": {}, "model": {"w": torch.full((1000,), float(step))}, "step": step}
+
+
+def filled(folder: Path, steps: range, keep: int = 2, milestone: int = 4) -> Saver:
+    writer = Saver(folder, keep, milestone)
+    for step in steps:
+        writer.save(step, state(step))
+    writer.wait()
+    return writer
+
+
+def damage(path: Path) -> None:
+    """One bit of a tensor, which torch.load would not notice."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_the_last_ones_and_milestones_are_kept(tmp_path: Path) -> None:
+    filled(tmp_path, range(1, 12))
+    assert [saver.number(path) for path in saver.found(tmp_path)] == [11, 10, 8, 4]
+    assert checkpoint.load(tmp_path / LAST)["step"] == 11 and not list(tmp_path.glob(".*"))
+
+
+def test_what_is_saved_is_the_state_at_that_time(tmp_path: Path) -> None:
+    writer, weights = Saver(tmp_path, 1, 1), {"w": torch.zeros(2_000_000)}
+    writer.save(1, {"config": {}, "model": weights})
+    weights["w"].fill_(7)  # the training goes on
+    writer.wait()
+    assert not checkpoint.load(tmp_path / LAST)["model"]["w"].any()
+
+
+def test_the_newest_valid_one_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert saver.resume(tmp_path, "auto") is None
+    filled(tmp_path, range(1, 5), keep=3)
+    (tmp_path / "step-000000099.pt").write_bytes(b"")
+    (tmp_path / "step-9.pt").write_bytes(b"somebody's own")
+    damage(tmp_path / "step-000000004.pt")
+    (found := saver.resume(tmp_path, "auto"))
+    assert found is not None and found["step"] == 3
+    told = capsys.readouterr().err
+    assert "passed over" in told and "step-000000099.pt" in told and "step-000000004.pt: not a readable checkpoint" in told
+    assert saver.resume(tmp_path, str(tmp_path / "step-000000002.pt"))["step"] == 2  # type: ignore[index]
+    with pytest.raises(InputError, match="no such checkpoint"):
+        saver.resume(tmp_path, str(tmp_path / "step-000000007.pt"))
+    with pytest.raises(InputError, match=r"holds step-000000099.pt of an earlier run"):
+        saver.resume(tmp_path, "never")
+    for path in saver.found(tmp_path):
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="none of its 4 checkpoints can be read"):
+        saver.resume(tmp_path, "auto")
+
+
+@pytest.mark.parametrize("call", ["fsync", "link"])
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer = filled(tmp_path, range(1, 3))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, call, full)
+        broken.setattr(saver.shutil, "copyfile", full)
+        writer.save(3, state(3))
+        writer.wait()
+    told = capsys.readouterr().err
+    assert "warning: the checkpoint of step 3 could not be written" in told and "No space left" in told
+    assert not list(tmp_path.glob(".*")) and checkpoint.load(tmp_path / LAST)["step"] == 2
+    writer.save(4, state(4))  # there is space again
+    writer.wait()
+    assert checkpoint.load(tmp_path / LAST)["step"] == 4
