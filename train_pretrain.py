@@ -2,6 +2,7 @@
 """Pretrain on shards: python train_pretrain.py ..., or on many processes torchrun --nproc-per-node N train_pretrain.py ..."""
 
 import argparse
+from pathlib import Path
 
 from dclr.distributed import shutdown
 from dclr.errors import exit_on_input_error
@@ -9,6 +10,7 @@ from dclr.errors import exit_on_input_error
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    top.add_argument("--config", metavar="YAML", help="flags from a recipe, or from a run's config.yaml; later flags win")
     data = top.add_argument_group("data")
     data.add_argument(
         "--shards", required=True, metavar="SET", help="what python -m preprocess made: a folder, http(s)://... or s3://..."
@@ -60,7 +62,12 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--epochs", type=int, default=200)
     run.add_argument("--lr", type=float, default=0.01)
     run.add_argument("--schedule", type=int, nargs="*", default=[120, 160], help="epochs at which lr drops to a tenth")
+    run.add_argument("--cos", action="store_true", help="half a cosine to 0 in the place of --schedule")
+    run.add_argument("--warmup", type=float, default=0.0, metavar="EPOCHS", help="of a line from 0")
+    run.add_argument("--scale-lr", action="store_true", help="lr times batch / 64")
     run.add_argument("--wd", type=float, default=1e-4, help="weight decay")
+    run.add_argument("--decay-weights-only", action="store_true", help="no weight decay of biases and BatchNorm")
+    run.add_argument("--clip-grad", type=float, default=0.0, metavar="NORM", help="of the whole gradient; 0: no clipping")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--precision", default="auto", help="auto (bf16 where the hardware has it), fp32, bf16, fp16")
     save = top.add_argument_group("checkpoints")
@@ -74,7 +81,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args = vars(parser().parse_args())
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config")
+    given, rest = early.parse_known_args()
+    top = parser()
+    if given.config:
+        from dclr.config import from_file
+
+        rest = from_file(Path(given.config)) + rest
+    args = vars(top.parse_args(rest))
+    del args["config"]
     from dclr.config import PretrainConfig
     from dclr.data.manifest import split_list
     from dclr.pretrain import pretrain

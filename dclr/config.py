@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from dclr.backbones import check
 from dclr.data.clips import ClipConfig
@@ -14,6 +17,7 @@ from dclr.model import Method
 from dclr.norm import Statistics
 from dclr.views import DYNAMICS
 
+MAX_BYTES = 1 << 16  # of a recipe
 OBJECTIVES = ("dclr", "moco")
 PARTS = ("static", "dynamic", "decoupling", "mining", "alignment")  # of dclr, each can be left out
 # what a resumed run may change: how long it is, where it lies, and what the machine is asked for
@@ -50,7 +54,12 @@ class PretrainConfig:
     epochs: int = 200
     lr: float = 0.01
     schedule: tuple[int, ...] = (120, 160)
+    cos: bool = False
+    warmup: float = 0.0  # epochs
+    scale_lr: bool = False
     wd: float = 1e-4
+    decay_weights_only: bool = False
+    clip_grad: float = 0.0  # of the whole gradient's norm; 0 is no clipping
     seed: int = 0
     precision: str = "auto"
     workers: int = 1
@@ -79,6 +88,10 @@ class PretrainConfig:
             raise InputError(f"max-skipped {self.max_skipped}: expected percent of the videos, 0..100")
         if not self.lr > 0 or self.wd < 0:
             raise InputError(f"lr {self.lr} and wd {self.wd}: expected lr above 0 and wd 0 or more")
+        if not 0 <= self.warmup < self.epochs or self.clip_grad < 0:
+            raise InputError(
+                f"warmup {self.warmup}, clip-grad {self.clip_grad}: expected fewer epochs than {self.epochs}, and a norm or 0"
+            )
         if self.queue is not None and self.queue < self.batch:
             raise InputError(f"queue {self.queue} is smaller than the batch {self.batch}: expected at least one batch")
         if self.dynamic not in DYNAMICS:
@@ -123,6 +136,7 @@ class PretrainConfig:
         """Raises InputError naming what differs from the run that is to be resumed, but for :data:`FREE`."""
         for field in fields(self):
             ours, theirs = getattr(self, field.name), saved.get(field.name, field.default)
+            theirs = tuple(theirs) if isinstance(theirs, list) else theirs
             if field.name not in FREE and ours != theirs:
                 raise InputError(
                     f"--{field.name.replace('_', '-')} {ours}: the run in {self.out} was made with {theirs}; "
@@ -130,4 +144,35 @@ class PretrainConfig:
                 )
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values by field, tuples as lists: what :func:`from_file` reads back as YAML."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+def from_file(path: Path) -> list[str]:
+    """The command line that says what a saved configuration or a recipe (YAML) says: ``lr: 0.01`` is ``--lr 0.01``.
+
+    Raises InputError for a file that cannot be read, is no table of plain values, or names what is no flag.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"--config {path}: {path.stat().st_size} bytes, expected a recipe of at most {MAX_BYTES}")
+        table = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"--config {path}: not a readable YAML file ({str(error).splitlines()[0]})") from None
+    if not isinstance(table, dict):
+        raise InputError(f"--config {path}: expected a table of flags, such as lr: 0.01")
+    known, flags = {field.name for field in fields(PretrainConfig)}, []
+    for name, value in table.items():
+        if name not in known:
+            raise InputError(f"--config {path}: {name!r} is no flag of train_pretrain.py")
+        flag = f"--{name.replace('_', '-')}"
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, str | int | float | bool | None) for item in values):
+            raise InputError(f"--config {path}: {name} is {value!r}, expected a plain value or a list of them")
+        if name == "split":
+            flags += [flag, ",".join(map(str, values))]
+        elif value is True or (isinstance(value, list) and (value or name == "schedule")):
+            flags += [flag, *(str(item) for item in values if item is not True)]
+        elif value is not None and value is not False and value != []:
+            flags += [flag, str(value)]
+    return flags

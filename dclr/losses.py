@@ -5,6 +5,7 @@ Legend: N queries, K queue entries, D dimensions. Everything is in at least floa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -79,6 +80,12 @@ def activation_map(features_BCTHW: torch.Tensor) -> torch.Tensor:
 def mean_one(map_BTHW: torch.Tensor) -> torch.Tensor:
     """N(A): A over the mean of that sample's A, so that its mean is 1; an all-zero map stays zero."""
     return map_BTHW / (map_BTHW.mean((1, 2, 3), keepdim=True) + 1e-6)
+
+
+def map_entropy(map_BTHW: torch.Tensor) -> torch.Tensor:
+    """Mean entropy of the maps as distributions over their positions, as a share of the greatest: 1 is flat, 0 one position."""
+    share = map_BTHW.flatten(1) / map_BTHW.flatten(1).sum(1, keepdim=True).clamp(min=1e-12)
+    return torch.special.entr(share).sum(1).mean() / max(math.log(share.shape[1]), 1e-12)
 
 
 def alignment(query_BTHW: torch.Tensor, targets_BTHW: Sequence[torch.Tensor], form: str = "sum") -> torch.Tensor:

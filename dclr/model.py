@@ -195,14 +195,15 @@ class DCLR(nn.Module):
         full = self.queue.valid_K.all()  # mining is off until every entry is valid
         dropped_B = self.dropped(video_B, step)
         terms, stats = {}, {"queue_fill": self.queue.valid_K.float().mean()}
+        stats |= {f"entropy_{name}": losses.map_entropy(a.detach()) for name, a in raw.items()}
         for ab in method.embeddings:
             ba = ab[::-1]  # vs is pulled towards the key sv and away from the queue of sv, and sv towards vs
             score_BK = sum((p[view] for view in p if view in ab or ab == "vv"), torch.zeros(allowed_BK.shape, device=device))
             mined_BK = losses.mine(score_BK, allowed_BK, method.mined) & full
             own_B1, queue_BK = losses.logits(query[ab], key[ba], self.queue[ba])
             terms[f"L_{ab}"] = losses.contrast(own_B1, queue_BK, allowed_BK, mined_BK, method.loss, dropped_B)
-            beaten = (own_B1 > queue_BK.masked_fill(~allowed_BK, float("-inf"))).all(1)
-            stats[f"top1_{ab}"] = beaten.float().mean().detach()
+            better_B = (queue_BK >= own_B1).logical_and(allowed_BK).sum(1)
+            stats |= {f"top{n}_{ab}": (better_B < n).float().mean() for n in (1, 5)}
             if ab == "vv":
                 stats["mined"] = mined_BK.float().sum(1).mean()
         if target and method.alignment:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 import signal
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
+import yaml
 from tqdm import tqdm
 
 from dclr import distributed, report
@@ -32,12 +31,40 @@ from dclr.views import make_views
 
 LOG_EVERY = 10  # steps
 SAVE, STOP = 1, 2  # what a rank may wish after a step
+BAD = "bad-keys.txt"
 PREEMPTED = 75  # exit code after a signal: EX_TEMPFAIL, try again
 
 
 def learning_rate(base: float, schedule: tuple[int, ...], epoch: int) -> float:
     """x 0.1 at each epoch of ``schedule``."""
     return base * 0.1 ** sum(epoch >= at for at in schedule)
+
+
+def pretraining_rate(config: PretrainConfig, done: float) -> float:
+    """The learning rate after ``done`` epochs (with a fraction): a pure function of the place in the run.
+
+    Steps of 0.1 at each epoch of ``schedule``, or with ``cos`` half a cosine to 0 over the whole run; before it a line from 0
+    over ``warmup`` epochs. With ``scale_lr`` times batch / 64 (Goyal et al. 2017).
+    """
+    base = config.lr * (config.batch / 64 if config.scale_lr else 1)
+    if done < config.warmup:
+        return base * done / config.warmup
+    if config.cos:
+        return base * 0.5 * (1 + math.cos(math.pi * done / config.epochs))
+    return learning_rate(base, config.schedule, int(done))
+
+
+def make_optimiser(model: DCLR, config: PretrainConfig) -> torch.optim.SGD:
+    """SGD over f_q. It is the fused one, which leaves a step out where ``found_inf`` says so, without asking the device."""
+    parameters = [p for p in model.f_q.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": parameters}]
+    if config.decay_weights_only:
+        groups = [{"params": [p for p in parameters if p.dim() > 1]}]
+        groups.append({"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0})
+    optimiser = torch.optim.SGD(groups, config.lr, momentum=0.9, weight_decay=config.wd, fused=True)
+    for p in parameters:  # torch 2.13 leaves it unwritten where the first step is left out
+        optimiser.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimiser
 
 
 def all_skipped(skipped: set[int], samples: int, percent: float) -> set[int]:
@@ -103,7 +130,7 @@ def pretrain(config: PretrainConfig) -> Path:
     torch.manual_seed(config.seed)  # the weights; everything else is drawn from (seed, epoch, sample)
     trunk = build(config.arch, config.width)
     model = place(DCLR(trunk, length, config.method, config.statistics(world), dtype), device).train()
-    optimiser = torch.optim.SGD(model.f_q.parameters(), config.lr, momentum=0.9, weight_decay=config.wd)
+    optimiser = make_optimiser(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     first_step = 0
     if saved is not None:
@@ -112,66 +139,71 @@ def pretrain(config: PretrainConfig) -> Path:
     parallel = distributed.parallel(model)
     make_folder(out)
     saver = Saver(out, config.keep, config.milestone * len(loader))
-    writer = None
+    watch = None
     if rank == 0:
         if saved is not None:
             over = ": it is finished; a larger --epochs goes on" if first_step >= last_step else ""
             print(f"resumed after step {first_step} of {last_step}{over}")
         if first_step < last_step:
-            (out / "config.json").write_text(json.dumps(config.as_dict(), indent=1) + "\n")
-            writer = SummaryWriter(out, purge_step=first_step + 1 if saved else None)
+            (out / "config.yaml").write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
+            watch = report.Watch(out, first_step)
             _introduce(config, loader, len(samples_N), length, dtype, device)
     if first_step >= last_step:
         return out / LAST
 
     began, waited, since, due = time.perf_counter(), 0.0, first_step, time.monotonic() + 60 * config.save_minutes
+    bad, shown = torch.zeros((), device=device), list[str]()  # steps that were left out, and the keys since the last look
     batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
     with (
         Preemption() as preemption,
         tqdm(total=last_step, initial=first_step, unit="step", desc="pretraining", disable=rank != 0) as bar,
     ):
         for step in range(first_step, last_step):
-            epoch = step // len(loader)
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
+            rate = pretraining_rate(config, step / len(loader))
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate(config.lr, config.schedule, epoch)
+                group["lr"] = rate
             views = [make_views(batch, clip, config.dynamic, device) for clip in (0, 1)]
             output = parallel(*views, batch["video"], step)
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(output.total).backward()
+            scaler.unscale_(optimiser)
+            gradient = torch.nn.utils.clip_grad_norm_(model.f_q.parameters(), config.clip_grad or math.inf)
+            if not scaler.is_enabled():  # a scaler looks by itself, and lowers its scale
+                optimiser.found_inf = (~torch.isfinite(gradient)).float()  # type: ignore[attr-defined]
+                bad += optimiser.found_inf  # type: ignore[attr-defined]
             scaler.step(optimiser)
             scaler.update()
             model.queue.enqueue(output.keys, output.video)
+            shown += batch["key"]
             bar.update()
 
             done = step + 1
-            if done % LOG_EVERY == 0 or done % len(loader) == 0:
-                scalars = _scalars(output)
-                if not math.isfinite(scalars["loss/total"]):
-                    raise FloatingPointError(
-                        f"the loss became {scalars['loss/total']} between steps {done - LOG_EVERY} and {done}; "
-                        f"the last good checkpoint stays; try --precision fp32 or a smaller --lr"
-                    )
+            ends = done % len(loader) == 0
+            wish = STOP if preemption.asked else SAVE if ends or time.monotonic() >= due else 0
+            wish = distributed.agree(wish)
+            if wish or done % LOG_EVERY == 0:
+                _stop_if_bad(int(bad), shown, out, done)
+                shown.clear()
+            if ends or done % LOG_EVERY == 0:
+                scalars = _scalars(output) | {"optimiser/lr": rate, "optimiser/gradient_norm": float(gradient)}
                 if config.on_error == "skip":
                     scalars["data/skipped"] = len(all_skipped(loader.skipped, len(samples_N), config.max_skipped))
                 seconds = time.perf_counter() - began
                 scalars["speed/clips_per_second"] = (done - since) * config.batch * 2 / seconds
                 scalars["speed/data_wait"] = waited / seconds
-                scalars["lr"] = optimiser.param_groups[0]["lr"]
+                scalars["memory/peak_gb"] = peak_memory_gb()
                 began, waited, since = time.perf_counter(), 0.0, done
-                if writer:
-                    for name, value in scalars.items():
-                        writer.add_scalar(name, value, done)
+                if watch:
+                    watch.log(done, scalars)
                     short = {name.removeprefix("loss/"): f"{v:.3f}" for name, v in scalars.items() if name.startswith("loss/")}
                     short |= {
                         "clips/s": f"{scalars['speed/clips_per_second']:.1f}",
                         "wait": f"{scalars['speed/data_wait']:.0%}",
                     }
                     bar.set_postfix(short, refresh=False)
-            wish = STOP if preemption.asked else SAVE if time.monotonic() >= due else 0
-            wish = distributed.agree(max(wish, SAVE if done % len(loader) == 0 else 0))
             if wish:
                 average(model)
                 due = time.monotonic() + 60 * config.save_minutes
@@ -183,11 +215,24 @@ def pretrain(config: PretrainConfig) -> Path:
                     print(f"stopped by a signal after step {done}; the same command goes on from {out / LAST}")
                 raise SystemExit(PREEMPTED)
     saver.wait()
-    if writer:
+    if watch:
         picture = report.activation_maps(model.f_q, {name: views[0][name] for name in config.method.views}, out / "maps.png")
-        writer.close()
+        watch.close()
         print(f"peak memory {peak_memory_gb():.2f} GB a process; {out / LAST}, {picture}")
     return out / LAST
+
+
+def _stop_if_bad(bad: int, shown: list[str], out: Path, done: int) -> None:
+    """Raises FloatingPointError, on every rank, where a gradient was not finite; none of those steps reached the weights."""
+    if not bad:
+        return
+    keys = [key for part in distributed.joined_objects(shown) for key in part]
+    if distributed.rank() == 0:
+        (out / BAD).write_text("\n".join(keys) + "\n")
+    raise FloatingPointError(
+        f"the gradient was not finite in {bad} of the last steps up to {done}, and none of them reached the weights; the last "
+        f"good checkpoint stays; {out / BAD} names the videos since the last look; try --precision fp32 or a smaller --lr"
+    )
 
 
 def _introduce(
@@ -201,6 +246,8 @@ def _introduce(
         rest = "dropped" if config.last_batch == "drop" else f"wrapped to a batch with {config.batch - loader.plan.left} again"
         print(f"{loader.plan.left} videos at each epoch's end are {rest} (--last-batch)")
     print(f"queue of {length} fills at step {fills} of {last_step}; mining starts there")
+    if config.scale_lr:
+        print(f"lr {config.lr} is scaled to {config.lr * config.batch / 64} by batch {config.batch} / 64")
     if fills >= last_step:
         print(f"warning: the queue never fills in {last_step} steps, so no positives are mined: lower --queue")
 

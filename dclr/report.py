@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.tensorboard import SummaryWriter
 
 from dclr.model import Encoder, Views
 from dclr.views import MEAN, STD
@@ -17,6 +19,30 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 SHOWN = 4  # videos, and frames of each, in the picture of maps
+
+
+class Watch:
+    """A run's scalars: TensorBoard's events, and a line a step in ``metrics.jsonl``. What was written after the step ``after``
+    that a resumed run goes on from is dropped."""
+
+    def __init__(self, out: Path, after: int):
+        self._writer = SummaryWriter(out, purge_step=after + 1 if after else None)
+        path = out / "metrics.jsonl"
+        lines = path.read_text().splitlines() if after and path.exists() else []
+        whole = [line for line in lines if line.endswith("}")]
+        self._lines = path.open("w")
+        self._lines.writelines(f"{line}\n" for line in whole if json.loads(line)["step"] <= after)
+        self._lines.flush()
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+        self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._lines.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+        self._lines.close()
 
 
 @torch.no_grad()

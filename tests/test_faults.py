@@ -235,7 +235,7 @@ def test_fault_9_maps_and_features_come_from_the_same_updated_encoder() -> None:
 
 def test_fault_10_no_flag_is_dead_and_blur_is_drawn_for_every_clip(synthetic_set: Path) -> None:
     parser = train_pretrain.parser()
-    flags = {action.dest for action in parser._actions} - {"help"}
+    flags = {action.dest for action in parser._actions} - {"help", "config"}
     assert flags == set(PretrainConfig.__dataclass_fields__)
     code = "".join((REPOSITORY / "dclr" / name).read_text() for name in ("pretrain.py", "config.py"))
     assert not [flag for flag in flags if not re.search(rf"\b(config|self)\.{flag}\b", code)]

@@ -107,3 +107,10 @@ def test_mean_log_is_the_mean_logit_and_survives_forbidden_entries() -> None:
     torch.testing.assert_close(found, first / 2)
     found.backward()
     assert query.grad is not None and torch.isfinite(query.grad).all()
+
+
+def test_map_entropy_is_1_where_flat_and_0_at_one_position() -> None:
+    flat, point, two = torch.ones(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4)
+    point[0, 1, 2, 3], two[0, 0, 0, :2] = 5, 1
+    assert [float(losses.map_entropy(a)) for a in (flat, point, two)] == pytest.approx([1, 0, math.log(2) / math.log(24)])
+    assert float(losses.map_entropy(torch.zeros(1, 2, 3, 4))) == 0

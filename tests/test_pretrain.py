@@ -1,32 +1,39 @@
 """Pretraining as a user runs it: one process and two, the same mathematics; checkpoints; what is refused."""
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, refuse, scalars, succeed
+import yaml
+from conftest import SMALL, refuse, run, scalars, succeed
 
+from dclr.backbones import build
 from dclr.checkpoint import load, load_trunk
 from dclr.config import PretrainConfig
 from dclr.errors import InputError
 from dclr.hardware import resolve_precision
-from dclr.pretrain import learning_rate
+from dclr.model import DCLR
+from dclr.pretrain import learning_rate, make_optimiser, pretraining_rate
 from dclr.views import DYNAMICS
 
 
 def test_a_run_leaves_checkpoint_curves_config_and_picture(checkpoint: Path) -> None:
-    run = checkpoint.parent
-    assert {"last.pt", "config.json", "maps.png"} <= {p.name for p in run.iterdir()}
-    assert not list(run.glob(".*"))
-    found = scalars(run)
+    folder = checkpoint.parent
+    assert {"last.pt", "config.yaml", "maps.png"} <= {p.name for p in folder.iterdir()}
+    assert not list(folder.glob(".*"))
+    found = scalars(folder)
     assert {f"loss/{name}" for name in ("total", "L_vv", "L_vs", "L_vd", "L_sv", "L_dv", "align")} <= set(found)
-    assert {"speed/clips_per_second", "speed/data_wait", "lr"} <= set(found)
+    assert {"speed/clips_per_second", "speed/data_wait", "optimiser/lr", "optimiser/gradient_norm"} <= set(found)
+    assert {"contrast/top1_vs", "contrast/top5_dv", "contrast/entropy_v", "memory/peak_gb"} <= set(found)
+    assert 0 < found["contrast/entropy_v"][-1] <= 1
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [8, 10, 16]
+    assert [line["loss/total"] for line in lines] == pytest.approx(found["loss/total"])
     assert found["contrast/queue_fill"][-1] == 1 and found["contrast/mined"][-1] == 5
     state = load(checkpoint)
-    assert state["step"] == 16 and state["config"] == json.loads((run / "config.json").read_text()) | {
-        "split": ("train",), "schedule": (120, 160), "without": (),
-    }  # fmt: skip
+    assert state["step"] == 16 and state["config"] == yaml.safe_load((folder / "config.yaml").read_text())
     trunk = load_trunk(checkpoint)
     assert (trunk.arch, trunk.width, trunk.clip) == ("r2plus1d_10", 4, {"frames": 4, "stride": 2, "size": 32})
     torch.testing.assert_close(trunk.module.state_dict()["stem.0.weight"], state["model"]["f_q.backbone.stem.0.weight"])
@@ -83,7 +90,7 @@ def test_switches_leave_out_what_they_say(synthetic_set: Path, tmp_path: Path) -
     found = scalars(tmp_path / "bare")
     assert {name for name in found if name.startswith("loss/")} == {"loss/total", "loss/L_vv", "loss/L_vd", "loss/L_dv"}
     assert found["contrast/mined"][-1] == 0 and found["contrast/queue_fill"][-1] == 1
-    assert load(tmp_path / "bare" / "last.pt")["config"]["without"] == ("static", "alignment", "mining")
+    assert load(tmp_path / "bare" / "last.pt")["config"]["without"] == ["static", "alignment", "mining"]
 
 
 def test_statistics_of_groups_are_averaged_over_processes(synthetic_set: Path, tmp_path: Path) -> None:
@@ -102,6 +109,66 @@ def test_statistics_of_groups_are_averaged_over_processes(synthetic_set: Path, t
 def test_learning_rate_is_a_function_of_the_epoch() -> None:
     rates = [learning_rate(0.01, (120, 160), epoch) for epoch in (0, 119, 120, 159, 160, 199)]
     assert rates == pytest.approx([0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4])
+
+
+def test_the_pretraining_rate_is_a_function_of_the_place_in_the_run() -> None:
+    def rates(*places: float, **more: object) -> list[float]:
+        config = PretrainConfig(shards="s", out="o", split=("train",), **({"lr": 0.01, "epochs": 200} | more))  # type: ignore[arg-type]
+        return [pretraining_rate(config, place) for place in places]
+
+    assert rates(0, 119.9, 120, 160) == pytest.approx([0.01, 0.01, 1e-3, 1e-4])
+    assert rates(0, 50, 100, 200, cos=True) == pytest.approx([0.01, 0.01 * (1 + 0.5**0.5) / 2, 0.005, 0])
+    assert rates(0, 2.5, 5, 10, warmup=5.0) == pytest.approx([0, 0.005, 0.01, 0.01])
+    assert rates(0, batch=256, scale_lr=True) == pytest.approx([0.04])
+
+
+def test_weight_decay_can_spare_biases_and_batchnorm() -> None:
+    model = DCLR(build("r2plus1d_10", 4), 8)
+    config = PretrainConfig(shards="s", out="o", split=("train",), decay_weights_only=True)
+    decayed, spared = make_optimiser(model, config).param_groups
+    assert decayed["weight_decay"] == 1e-4 and {p.dim() for p in decayed["params"]} == {2, 5}
+    assert spared["weight_decay"] == 0 and {p.dim() for p in spared["params"]} == {1}
+    assert len(decayed["params"]) + len(spared["params"]) == len(list(model.f_q.parameters()))
+
+
+def test_a_step_that_is_left_out_changes_nothing() -> None:
+    """The first one too, where torch 2.13 would leave the momentum unwritten; afterwards the optimiser is the plain one."""
+    model = DCLR(build("r2plus1d_10", 4), 8)
+    config = PretrainConfig(shards="s", out="o", split=("train",), lr=0.1)
+    optimiser, plain = make_optimiser(model, config), copy.deepcopy(model.f_q)
+    theirs = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    for good in (False, True, False, True):
+        for p, q in zip(model.f_q.parameters(), plain.parameters(), strict=True):
+            p.grad = torch.full_like(p, 0.5 if good else float("nan"))
+            q.grad = torch.full_like(q, 0.5)
+        optimiser.found_inf = torch.tensor(float(not good))  # type: ignore[attr-defined]
+        optimiser.step()
+        if good:
+            theirs.step()
+    for p, q in zip(model.f_q.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(synthetic_set: Path, tmp_path: Path) -> None:
+    """From step 10 on the clips are NaN: the checkpoint of step 8 stays, and the videos since the last look are named."""
+    script = tmp_path / "breaks.py"
+    script.write_text(
+        "from dclr import pretrain\n"
+        "import train_pretrain\n"
+        "make, calls = pretrain.make_views, []\n"
+        "def breaking(*args):\n"
+        "    calls.append(1)\n"
+        "    return {name: view * (1 if len(calls) <= 18 else float('nan')) for name, view in make(*args).items()}\n"
+        "pretrain.make_views = breaking\n"
+        "train_pretrain.main()\n"
+    )
+    done = run(
+        script, "--shards", synthetic_set, "--split", "train", *SMALL, "-b", "8", "--epochs", "3", "--out", tmp_path / "o"
+    )
+    assert done.returncode == 1 and "not finite in 1 of the last steps up to 10" in done.stderr
+    assert len((tmp_path / "o" / "bad-keys.txt").read_text().split()) == 2 * 8  # steps 9 and 10
+    state = load(tmp_path / "o" / "last.pt")
+    assert state["step"] == 8 and all(torch.isfinite(x).all() for x in state["model"].values() if x.is_floating_point())
 
 
 def test_precision_is_resolved_or_refused() -> None:
@@ -130,6 +197,9 @@ def test_precision_is_resolved_or_refused() -> None:
         ({"loss": "nce"}, "--loss nce"),
         ({"stride": 0}, "clip stride 0"),
         ({"workers": -1}, "workers -1"),
+        ({"warmup": 300.0}, "expected fewer epochs than 200"),
+        ({"clip_grad": -1.0}, "clip-grad -1.0"),
+        ({"keep": 0}, "keep 0"),
     ],
 )
 def test_configurations_that_cannot_work_are_refused(wrong: dict, says: str) -> None:

@@ -1,0 +1,75 @@
+"""Configurations: from the command line, from a recipe, from a run's own file."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPOSITORY, refuse, succeed
+
+import train_pretrain
+from dclr.checkpoint import load
+from dclr.config import PretrainConfig, from_file
+from dclr.errors import InputError
+
+RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
+
+
+def parsed(path: Path, *more: str) -> dict:
+    return vars(train_pretrain.parser().parse_args([*from_file(path), "--shards", "s", "--out", "o", *more]))
+
+
+def test_there_is_a_recipe_for_each_data_set() -> None:
+    assert [path.stem for path in RECIPES] == ["kinetics400", "ucf101"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_parses_and_starts(recipe: Path, synthetic_set: Path, tmp_path: Path) -> None:
+    table = yaml.safe_load(recipe.read_text())
+    args = parsed(recipe)
+    assert {name: args[name] for name in table if name != "split"} == {n: x for n, x in table.items() if n != "split"}
+    few = ("-b", "16", "--epochs", "6", "--queue", "16", "--precision", "fp32", "-j", "0", "--split", "train", "--width", "4")
+    small = ("-fpc", "4", "-cs", "32", "--shards", synthetic_set, "--out", tmp_path / "run")
+    succeed("train_pretrain.py", "--config", recipe, *small, *few)
+    kept = load(tmp_path / "run" / "last.pt")["config"]
+    assert kept["arch"] == table["arch"] and kept["lr"] == 0.01 and kept["epochs"] == 6  # flags win over the recipe
+
+
+def test_a_run_is_made_again_from_its_own_file(checkpoint: Path, tmp_path: Path) -> None:
+    again = ("--config", checkpoint.parent / "config.yaml", "--out", tmp_path / "again")
+    succeed("train_pretrain.py", *again)
+    one, two = load(checkpoint), load(tmp_path / "again" / "last.pt")
+    assert {**one["config"], "out": ""} == {**two["config"], "out": ""}
+    assert all(one["model"][name].equal(two["model"][name]) for name in one["model"])
+
+
+def test_every_field_survives_the_way_through_a_file(tmp_path: Path) -> None:
+    config = PretrainConfig(
+        shards="a b", out="o", split=("x", "y"), without=("static", "mining"), symmetric=True, schedule=(), queue=None, lr=1e-5
+    )
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config.as_dict()))
+    args = vars(train_pretrain.parser().parse_args(from_file(tmp_path / "c.yaml")))
+    found = {name: tuple(args[name]) if name in ("schedule", "without") else args[name] for name in config.as_dict()}
+    assert PretrainConfig(**found | {"split": tuple(args["split"].split(","))}) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("mlp: true", "'mlp' is no flag"),
+        ("- 1", "expected a table of flags"),
+        ("lr: {a: 1}", "expected a plain value"),
+        ("lr: [", "not a readable YAML file"),
+        ("lr: !!python/object/apply:os.system [ls]", "not a readable YAML file"),
+        ("a: " + "x" * 70000, "expected a recipe of at most"),
+    ],
+)
+def test_files_that_are_no_configuration_are_refused(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(InputError, match=says):
+        from_file(tmp_path / "c.yaml")
+
+
+def test_a_mistake_in_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("lr: fast")
+    assert "argument --lr: invalid float value: 'fast'" in refuse("train_pretrain.py", "--config", tmp_path / "c.yaml")
+    assert "not a readable YAML file" in refuse("train_pretrain.py", "--config", tmp_path / "none.yaml")
