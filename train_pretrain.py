@@ -70,6 +70,11 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--clip-grad", type=float, default=0.0, metavar="NORM", help="of the whole gradient; 0: no clipping")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--precision", default="auto", help="auto (bf16 where the hardware has it), fp32, bf16, fp16")
+    watch = top.add_argument_group("watching")
+    watch.add_argument(
+        "--knn-split", default="", metavar="A,B", help="labelled split on whose videos k-NN is tried as it trains"
+    )
+    watch.add_argument("--knn-every", type=int, default=10, metavar="EPOCHS")
     save = top.add_argument_group("checkpoints")
     save.add_argument("--resume", default="auto", help="auto (the newest valid one in --out), never, or a file")
     save.add_argument("--keep", type=int, default=2, metavar="K", help="the last K checkpoints")
@@ -95,7 +100,9 @@ def main() -> None:
     from dclr.data.manifest import split_list
     from dclr.pretrain import pretrain
 
-    args |= {"split": split_list(args["split"])} | {name: tuple(args[name]) for name in ("schedule", "without")}
+    args |= {"split": split_list(args["split"]), "knn_split": split_list(args["knn_split"]) if args["knn_split"] else ()} | {
+        name: tuple(args[name]) for name in ("schedule", "without")
+    }
     try:
         pretrain(PretrainConfig(**args))
     finally:

@@ -21,7 +21,19 @@ MAX_BYTES = 1 << 16  # of a recipe
 OBJECTIVES = ("dclr", "moco")
 PARTS = ("static", "dynamic", "decoupling", "mining", "alignment")  # of dclr, each can be left out
 # what a resumed run may change: how long it is, where it lies, and what the machine is asked for
-FREE = ("epochs", "workers", "out", "cache", "cache_size", "resume", "keep", "milestone", "save_minutes")
+FREE = (
+    "epochs",
+    "workers",
+    "out",
+    "cache",
+    "cache_size",
+    "resume",
+    "keep",
+    "milestone",
+    "save_minutes",
+    "knn_split",
+    "knn_every",
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,8 @@ class PretrainConfig:
     cache_size: float = 100.0  # GB
     on_error: str = "stop"
     max_skipped: float = 1.0  # percent of the videos
+    knn_split: tuple[str, ...] = ()
+    knn_every: int = 10  # epochs
     resume: str = "auto"
     keep: int = 2  # checkpoints
     milestone: int = 50  # epochs
@@ -79,6 +93,8 @@ class PretrainConfig:
                 raise InputError(f"{name} {getattr(self, name)}: expected at least {least}")
         if self.workers < 0:
             raise InputError(f"workers {self.workers}: expected 0 or more")
+        if self.knn_every < 1:
+            raise InputError(f"knn-every {self.knn_every}: expected at least 1 epoch")
         if self.keep < 1 or self.milestone < 1 or not self.save_minutes > 0:
             raise InputError(
                 f"keep {self.keep}, milestone {self.milestone}, save-minutes {self.save_minutes}: "
@@ -169,7 +185,7 @@ def from_file(path: Path) -> list[str]:
         values = value if isinstance(value, list) else [value]
         if not all(isinstance(item, str | int | float | bool | None) for item in values):
             raise InputError(f"--config {path}: {name} is {value!r}, expected a plain value or a list of them")
-        if name == "split":
+        if name in ("split", "knn_split") and values:
             flags += [flag, ",".join(map(str, values))]
         elif value is True or (isinstance(value, list) and (value or name == "schedule")):
             flags += [flag, *(str(item) for item in values if item is not True)]

@@ -31,3 +31,9 @@ def make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {out}: cannot be a folder for results ({error.strerror}); name another") from None
+
+
+def refuse_used(out: Path, name: str) -> None:
+    """Nothing already made is lost: a folder that holds a result is not written over."""
+    if (out / name).exists():
+        raise InputError(f"--out {out}: it holds {name} of an earlier run; name another folder or remove it")

@@ -20,14 +20,13 @@ from dclr.backbones import check
 from dclr.checkpoint import Trunk
 from dclr.data.clips import CROPS, ClipConfig
 from dclr.data.fetch import Cache
-from dclr.data.loader import TrainLoader, eval_loader, open_set
+from dclr.data.loader import TrainLoader, all_skipped, eval_loader, open_set
 from dclr.data.manifest import ShardSet, require_size
-from dclr.errors import InputError, make_folder
+from dclr.errors import InputError, make_folder, refuse_used
 from dclr.hardware import pick_device, place, resolve_precision
-from dclr.pretrain import all_skipped, refuse_used
 from dclr.views import normalise, to_clip
 
-MODES = ("finetune", "linear")
+MODES = ("finetune", "linear", "knn")  # knn: while pretraining
 
 
 @dataclass(frozen=True)
@@ -138,6 +137,22 @@ def prepare(config: EvalConfig) -> Setting:
     clip = config.clip(trunk.clip)
     shards, cache = open_set(config.shards, config.on_error, config.cache, config.cache_size)
     require_size(shards, clip.size)
+    setting = labelled(config, trunk, shards, cache, clip, device, dtype)
+    make_folder(Path(config.out))
+    distributed.setup(device)
+    if distributed.rank() == 0:
+        print(f"{config.pretrained}: {trunk.matched}")
+    if config.precise_bn:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            norm.reestimate(place(trunk.module, device), training_clips(setting, config.precise_bn))
+    return setting
+
+
+def labelled(
+    config: EvalConfig, trunk: Trunk, shards: ShardSet, cache: Cache | None, clip: ClipConfig, device: torch.device,
+    dtype: torch.dtype,
+) -> Setting:  # fmt: skip
+    """The evaluation on the two splits of an open set; raises InputError where they share a video or lack labels."""
     kind = shards.kind(config.label)
     train_N, test_N = shards.select(config.train_split), shards.select(config.test_split)
     both = np.intersect1d(train_N, test_N)
@@ -152,15 +167,7 @@ def prepare(config: EvalConfig) -> Setting:
             f"{len(unlabelled)} videos of {config.train_split} and {config.test_split} have no label {kind!r}, such as "
             f"{unlabelled[0]}: choose splits that are labelled"
         )
-    make_folder(Path(config.out))
-    distributed.setup(device)
-    if distributed.rank() == 0:
-        print(f"{config.pretrained}: {trunk.matched}")
-    setting = Setting(config, trunk, shards, cache, clip, kind, train_N, test_N, device, dtype)
-    if config.precise_bn:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            norm.reestimate(place(trunk.module, device), training_clips(setting, config.precise_bn))
-    return setting
+    return Setting(config, trunk, shards, cache, clip, kind, train_N, test_N, device, dtype)
 
 
 def training_clips(setting: Setting, batches: int) -> Iterator[torch.Tensor]:
@@ -179,6 +186,17 @@ def training_clips(setting: Setting, batches: int) -> Iterator[torch.Tensor]:
         yield clips.contiguous(memory_format=torch.channels_last_3d)
         bar.update()
     bar.close()
+
+
+class Pooled(nn.Module):
+    """Clips (B, 3, T, H, W) -> features (B, C'), the global average pool of the trunk."""
+
+    def __init__(self, trunk: nn.Module):
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
+        return self.trunk(clip_BCTHW).float().mean((2, 3, 4))
 
 
 def batched_forward(module: nn.Module, setting: Setting, batch: dict[str, Any]) -> torch.Tensor:

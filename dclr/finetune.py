@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from dclr import distributed, norm
 from dclr.backbones.layers import Backbone
-from dclr.data.loader import TrainLoader
+from dclr.data.loader import TrainLoader, all_skipped
 from dclr.evaluate import EvalConfig, over_videos, prepare, save_result
 from dclr.hardware import peak_memory_gb, place
-from dclr.pretrain import LOG_EVERY, all_skipped, learning_rate
+from dclr.pretrain import LOG_EVERY, learning_rate
 from dclr.views import normalise, to_clip
 
 

@@ -24,3 +24,12 @@ def accuracies(scores_NC: np.ndarray, label_N: np.ndarray) -> dict[str, float]:
         "top5": float(hit[:, :5].any(1).mean()),
         "mean_class": float(np.mean(per_class)),
     }
+
+
+def knn(gallery_NC: np.ndarray, label_N: np.ndarray, query_MC: np.ndarray, classes: int, k: int = 20) -> np.ndarray:
+    """Weighted k-NN (Wu et al., CVPR 2018): scores (M, classes), the sum of exp(cos / 0.07) over the min(k, N) nearest."""
+    gallery, query = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (gallery_NC, query_MC))
+    cosine_MN = query @ gallery.T
+    nearest_Mk = np.argsort(-cosine_MN, axis=1, kind="stable")[:, : min(k, len(gallery))]
+    weights_Mk = np.exp((np.take_along_axis(cosine_MN, nearest_Mk, 1) - 1) / 0.07)
+    return np.stack([np.where(label_N[nearest_Mk] == c, weights_Mk, 0).sum(1) for c in range(classes)], 1)

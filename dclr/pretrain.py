@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,18 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from dclr import distributed, report
+from dclr import distributed, metrics, norm, report
 from dclr.backbones import build
+from dclr.checkpoint import Trunk
 from dclr.config import PretrainConfig
-from dclr.data.loader import TrainLoader, open_set
-from dclr.data.manifest import require_cue, require_size
+from dclr.data.fetch import Cache
+from dclr.data.loader import TrainLoader, all_skipped, open_set
+from dclr.data.manifest import ShardSet, require_cue, require_size
 from dclr.errors import InputError, make_folder
+from dclr.evaluate import EvalConfig, Pooled, Setting, labelled, over_videos
 from dclr.hardware import peak_memory_gb, pick_device, place, resolve_precision
+from dclr.metrics import knn
 from dclr.model import DCLR
-from dclr.norm import average
 from dclr.queue import default_length
 from dclr.saver import LAST, Saver, resume
 from dclr.views import make_views
@@ -65,24 +69,6 @@ def make_optimiser(model: DCLR, config: PretrainConfig) -> torch.optim.SGD:
     for p in parameters:  # torch 2.13 leaves it unwritten where the first step is left out
         optimiser.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimiser
-
-
-def all_skipped(skipped: set[int], samples: int, percent: float) -> set[int]:
-    """The samples that no rank could read so far. Every rank calls this at the same step, so that none ends before the others.
-    Raises InputError, on every rank, where they are more than ``percent`` of ``samples``."""
-    found = {sample for part in distributed.joined_objects(sorted(skipped)) for sample in part}
-    if len(found) > samples * percent / 100:
-        raise InputError(
-            f"{len(found)} of {samples} videos could not be read, more than --max-skipped {percent:g} percent: "
-            "python -m preprocess verify names the faults; copy those shards again"
-        )
-    return found
-
-
-def refuse_used(out: Path, name: str) -> None:
-    """Nothing already made is lost: a folder that holds a result is not written over."""
-    if (out / name).exists():
-        raise InputError(f"--out {out}: it holds {name} of an earlier run; name another folder or remove it")
 
 
 class Preemption:
@@ -130,6 +116,7 @@ def pretrain(config: PretrainConfig) -> Path:
     torch.manual_seed(config.seed)  # the weights; everything else is drawn from (seed, epoch, sample)
     trunk = build(config.arch, config.width)
     model = place(DCLR(trunk, length, config.method, config.statistics(world), dtype), device).train()
+    neighbours = knn_setting(config, model, shards, cache, device, dtype) if config.knn_split else None
     optimiser = make_optimiser(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     first_step = 0
@@ -187,6 +174,11 @@ def pretrain(config: PretrainConfig) -> Path:
             if wish or done % LOG_EVERY == 0:
                 _stop_if_bad(int(bad), shown, out, done)
                 shown.clear()
+            if neighbours and ends and (done % (config.knn_every * len(loader)) == 0 or done == last_step):
+                found = online_knn(model, neighbours)
+                if watch:
+                    watch.log(done, found)
+                    tqdm.write(f"epoch {done // len(loader)}: k-NN top-1 {found['knn/top1']:.1%}")
             if ends or done % LOG_EVERY == 0:
                 scalars = _scalars(output) | {"optimiser/lr": rate, "optimiser/gradient_norm": float(gradient)}
                 if config.on_error == "skip":
@@ -205,7 +197,7 @@ def pretrain(config: PretrainConfig) -> Path:
                     }
                     bar.set_postfix(short, refresh=False)
             if wish:
-                average(model)
+                norm.average(model)
                 due = time.monotonic() + 60 * config.save_minutes
                 if rank == 0:
                     saver.save(done, _state(config, model, optimiser, scaler, loader))
@@ -220,6 +212,30 @@ def pretrain(config: PretrainConfig) -> Path:
         watch.close()
         print(f"peak memory {peak_memory_gb():.2f} GB a process; {out / LAST}, {picture}")
     return out / LAST
+
+
+def knn_setting(
+    config: PretrainConfig, model: DCLR, shards: ShardSet, cache: Cache | None, device: torch.device, dtype: torch.dtype
+) -> Setting:
+    """The evaluation that ``--knn-split`` asks for: the training split is the gallery."""
+    options = EvalConfig(
+        mode="knn", shards=config.shards, out=config.out, train_split=config.split, test_split=config.knn_split, pretrained="",
+        test_clips=1, workers=config.workers, on_error=config.on_error, max_skipped=config.max_skipped,
+    )  # fmt: skip
+    trunk = Trunk(model.f_q.backbone, config.arch, config.width, {})
+    return labelled(options, trunk, shards, cache, replace(config.clip, cue=None), device, dtype)
+
+
+def online_knn(model: DCLR, setting: Setting) -> dict[str, float]:
+    """Top-1 and top-5 of the weighted k-NN on f_q's pooled features of one clip a video; every rank calls it."""
+    norm.use_view(model.f_q, "v")
+    module = Pooled(setting.trunk.module)
+    (gallery, label), (queries, expected) = (
+        over_videos(module, setting, samples, 1, 1, "k-NN", lambda f: f[0]) for samples in (setting.train_N, setting.test_N)
+    )
+    model.train()
+    scores = knn(gallery, label, queries, len(setting.classes))
+    return {f"knn/{name}": value for name, value in metrics.accuracies(scores, expected).items()}
 
 
 def _stop_if_bad(bad: int, shown: list[str], out: Path, done: int) -> None:

@@ -10,19 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from dclr import distributed
-from dclr.evaluate import EvalConfig, over_videos, prepare, save_result
+from dclr.evaluate import EvalConfig, Pooled, over_videos, prepare, save_result
 from dclr.hardware import peak_memory_gb, place
-
-
-class Pooled(nn.Module):
-    """Clips (B, 3, T, H, W) -> features (B, C'), the global average pool of the trunk."""
-
-    def __init__(self, trunk: nn.Module):
-        super().__init__()
-        self.trunk = trunk
-
-    def forward(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
-        return self.trunk(clip_BCTHW).float().mean((2, 3, 4))
 
 
 def logistic_regression(features_NC: torch.Tensor, label_N: torch.Tensor, classes: int, c: float = 1.0) -> nn.Linear:

@@ -166,3 +166,16 @@ def test_a_result_is_not_written_over(checkpoint: Path, synthetic_set: Path, tmp
         "--out", tmp_path / "r", "--pretrained", checkpoint,
     )  # fmt: skip
     assert "it holds result.json" in said and (tmp_path / "r/result.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("gallery", "k"), [(40, 20), (7, 20), (1, 1)])
+def test_knn_equals_the_slow_version(gallery: int, k: int) -> None:
+    rng = np.random.default_rng(0)
+    known, label, asked = rng.normal(size=(gallery, 5)), rng.integers(0, 3, gallery), rng.normal(size=(6, 5))
+    found = metrics.knn(known, label, asked, 3, k)
+    for query, scores in zip(asked, found, strict=True):
+        cosines = [float(query @ x / np.linalg.norm(query) / np.linalg.norm(x)) for x in known]
+        expected = np.zeros(3)
+        for n in sorted(range(gallery), key=lambda n: -cosines[n])[:k]:
+            expected[label[n]] += np.exp(cosines[n] / 0.07)
+        np.testing.assert_allclose(scores / scores.sum(), expected / expected.sum())

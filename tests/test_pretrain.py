@@ -171,6 +171,21 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(synthetic_set: 
     assert state["step"] == 8 and all(torch.isfinite(x).all() for x in state["model"].values() if x.is_floating_point())
 
 
+def test_knn_watches_the_training_and_does_not_change_it(checkpoint: Path, synthetic_set: Path, tmp_path: Path) -> None:
+    common = ("--shards", synthetic_set, "--split", "train", *SMALL, "-b", "8", "--epochs", "2", "--knn-split", "test")
+    said = succeed("train_pretrain.py", *common, "--knn-every", "1", "--out", tmp_path / "one")
+    assert all(
+        torch.equal(x, load(tmp_path / "one" / "last.pt")["model"][name]) for name, x in load(checkpoint)["model"].items()
+    )
+    found = scalars(tmp_path / "one")
+    assert len(found["knn/top1"]) == len(found["knn/top5"]) == 2 and said.count("k-NN top-1") == 2
+    assert all(one * 32 == round(one * 32) for one in found["knn/top1"])  # shares of the 32 test videos
+    succeed(
+        "train_pretrain.py", *common, "--out", tmp_path / "two", "--resume", tmp_path / "one" / "step-000000008.pt", ranks=2
+    )
+    assert scalars(tmp_path / "two")["knn/top1"][0] == pytest.approx(found["knn/top1"][1], abs=0.1)
+
+
 def test_precision_is_resolved_or_refused() -> None:
     cpu = torch.device("cpu")
     assert resolve_precision("fp32", cpu) == torch.float32 and resolve_precision("bf16", cpu) == torch.bfloat16
@@ -215,6 +230,7 @@ def test_wrong_input_is_answered_in_one_line(checkpoint: Path, synthetic_set: Pa
     assert "it has: test (32), train (64)" in pretrain(*out, split="train07")
     assert "no manifest.json there" in pretrain(*out, shards=tmp_path)
     assert "fewer than one batch of 65" in pretrain(*out, "-b", 65)
+    assert "trains or tests, not both" in pretrain(*out, "--knn-split", "test,train", "-b", 16)
     assert "above the stored short side 32" in pretrain(*out, "-cs", 64)
     assert "--precision int8" in pretrain(*out, "--precision", "int8", shards=tmp_path)  # flags before files
     before = checkpoint.read_bytes()

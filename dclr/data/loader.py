@@ -22,6 +22,7 @@ import torch
 import webdataset as wds
 from torch.utils.data import get_worker_info
 
+from dclr import distributed
 from dclr.data import plan
 from dclr.data.clips import CROPS, ClipConfig, eval_clips, eval_shapes, train_clips, train_shapes
 from dclr.data.fetch import Arrivals, Cache, Row, fetch_ahead
@@ -347,3 +348,15 @@ def eval_loader(
     make = partial(_eval_clips, clip=clip, clips=clips, crops=crops)
     cut = CutClips(shards, kind, eval_shapes(clip, clips, crops), make)
     return _batches(rows, ReadRecords(shards, on_error == "skip", None, cache), cut, 1, workers)
+
+
+def all_skipped(skipped: set[int], samples: int, percent: float) -> set[int]:
+    """The samples that no rank could read so far. Every rank calls this at the same step, so that none ends before the others.
+    Raises InputError, on every rank, where they are more than ``percent`` of ``samples``."""
+    found = {sample for part in distributed.joined_objects(sorted(skipped)) for sample in part}
+    if len(found) > samples * percent / 100:
+        raise InputError(
+            f"{len(found)} of {samples} videos could not be read, more than --max-skipped {percent:g} percent: "
+            "python -m preprocess verify names the faults; copy those shards again"
+        )
+    return found
