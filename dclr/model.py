@@ -128,14 +128,15 @@ class Encoder(nn.Module):
 
 @dataclass(frozen=True)
 class Output:
-    """One step's results: ``total`` to go backward from, its ``terms`` and ``stats`` (scalars, no gradient), and the joined
-    ``keys`` (ring -> (n B, D)) and ``video`` (n B,) to enqueue after the optimiser."""
+    """One step's results: ``total`` to go backward from, its ``terms`` and ``stats`` (scalars, no gradient), the joined
+    ``keys`` (ring -> (n B, D)) and ``video`` (n B,) to enqueue after the optimiser; ``mined`` bool (B, K), vv's positives."""
 
     total: torch.Tensor
     terms: dict[str, torch.Tensor]
     stats: dict[str, torch.Tensor]
     keys: dict[str, torch.Tensor]
     video: torch.Tensor
+    mined: torch.Tensor
 
 
 class DCLR(nn.Module):
@@ -168,7 +169,7 @@ class DCLR(nn.Module):
         the draws are made), ``step`` what the draws of ``shuffle`` and ``masked`` depend on."""
         self.follow()
         sides = [(q, k), (k, q)] if self.method.symmetric else [(q, k)]
-        terms, stats, keys = zip(*(self.one_way(*side, video_B, step) for side in sides), strict=True)
+        terms, stats, keys, mined = zip(*(self.one_way(*side, video_B, step) for side in sides), strict=True)
         mean_terms, mean_stats = (
             {name: torch.stack([side[name] for side in found]).mean(0) for name in found[0]} for found in (terms, stats)
         )
@@ -178,10 +179,14 @@ class DCLR(nn.Module):
             mean_stats,
             {ring: torch.cat([joined(side[ring]) for side in keys]) for ring in self.queue.rings},
             joined(video_B.to(q["v"].device)).repeat(len(sides)),
+            mined[0],
         )
 
-    def one_way(self, q: Views, k: Views, video_B: torch.Tensor, step: int) -> tuple[dict[str, torch.Tensor], ...]:
-        """With ``q`` as the query clip: the terms of the loss, statistics, and the keys of the ``k`` clip (B, D) a ring."""
+    def one_way(
+        self, q: Views, k: Views, video_B: torch.Tensor, step: int
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
+        """With ``q`` as the query clip: the terms of the loss, statistics, the keys of the ``k`` clip (B, D) a ring, and which
+        entries were mined for vv, bool (B, K)."""
         method, device = self.method, q["v"].device
         q, k = ({name: views[name] for name in method.views} for views in (q, k))
         with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
@@ -205,10 +210,11 @@ class DCLR(nn.Module):
             better_B = (queue_BK >= own_B1).logical_and(allowed_BK).sum(1)
             stats |= {f"top{n}_{ab}": (better_B < n).float().mean() for n in (1, 5)}
             if ab == "vv":
-                stats["mined"] = mined_BK.float().sum(1).mean()
+                alike_BK = mined_BK
         if target and method.alignment:
             terms["align"] = method.alignment * losses.alignment(raw["v"], list(target.values()), method.align_target)
-        return terms, stats, key
+        stats["mined"] = alike_BK.float().sum(1).mean()
+        return terms, stats, key, alike_BK
 
     def keys(self, q: Views, k: Views, step: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Maps]:
         """What f_k says: the key clip's embeddings; sv and dv of the query clip; raw maps of the query clip's s and d.

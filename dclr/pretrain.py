@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import time
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,18 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from dclr import distributed, metrics, norm, report
+from dclr import distributed, norm, report
 from dclr.backbones import build
-from dclr.checkpoint import Trunk
 from dclr.config import PretrainConfig
-from dclr.data.fetch import Cache
 from dclr.data.loader import TrainLoader, all_skipped, open_set
-from dclr.data.manifest import ShardSet, require_cue, require_size
+from dclr.data.manifest import require_cue, require_size
 from dclr.errors import InputError, make_folder
-from dclr.evaluate import EvalConfig, Pooled, Setting, labelled, over_videos
 from dclr.hardware import peak_memory_gb, pick_device, place, resolve_precision
-from dclr.metrics import knn
 from dclr.model import DCLR
 from dclr.queue import default_length
 from dclr.saver import LAST, Saver, resume
 from dclr.views import make_views
+from dclr.watch import Videos, Watch, knn_setting, online_knn
 
 LOG_EVERY = 10  # steps
 SAVE, STOP = 1, 2  # what a rank may wish after a step
@@ -133,12 +129,13 @@ def pretrain(config: PretrainConfig) -> Path:
             print(f"resumed after step {first_step} of {last_step}{over}")
         if first_step < last_step:
             (out / "config.yaml").write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
-            watch = report.Watch(out, first_step)
+            watch = Watch(out, first_step)
             _introduce(config, loader, len(samples_N), length, dtype, device)
     if first_step >= last_step:
         return out / LAST
 
     began, waited, since, due = time.perf_counter(), 0.0, first_step, time.monotonic() + 60 * config.save_minutes
+    videos = Videos(shards, samples_N)
     bad, shown = torch.zeros((), device=device), list[str]()  # steps that were left out, and the keys since the last look
     batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
     with (
@@ -163,12 +160,14 @@ def pretrain(config: PretrainConfig) -> Path:
                 bad += optimiser.found_inf  # type: ignore[attr-defined]
             scaler.step(optimiser)
             scaler.update()
+            done = step + 1
+            ends = done % len(loader) == 0
+            if ends or done % LOG_EVERY == 0:
+                mined = [videos.sample(ids) for ids in (batch["video"], model.queue.video_K)]  # before the entries change
             model.queue.enqueue(output.keys, output.video)
             shown += batch["key"]
             bar.update()
 
-            done = step + 1
-            ends = done % len(loader) == 0
             wish = STOP if preemption.asked else SAVE if ends or time.monotonic() >= due else 0
             wish = distributed.agree(wish)
             if wish or done % LOG_EVERY == 0:
@@ -187,6 +186,7 @@ def pretrain(config: PretrainConfig) -> Path:
                 scalars["speed/clips_per_second"] = (done - since) * config.batch * 2 / seconds
                 scalars["speed/data_wait"] = waited / seconds
                 scalars["memory/peak_gb"] = peak_memory_gb()
+                scalars |= videos.alike(output.mined, *mined)
                 began, waited, since = time.perf_counter(), 0.0, done
                 if watch:
                     watch.log(done, scalars)
@@ -196,6 +196,10 @@ def pretrain(config: PretrainConfig) -> Path:
                         "wait": f"{scalars['speed/data_wait']:.0%}",
                     }
                     bar.set_postfix(short, refresh=False)
+            if ends and watch:
+                report.activation_maps(model.f_q, {name: views[0][name] for name in config.method.views}, out / "maps.png")
+                if output.mined.any():
+                    report.neighbours(videos.pictures(output.mined, *mined), out / "neighbours.png")
             if wish:
                 norm.average(model)
                 due = time.monotonic() + 60 * config.save_minutes
@@ -208,34 +212,9 @@ def pretrain(config: PretrainConfig) -> Path:
                 raise SystemExit(PREEMPTED)
     saver.wait()
     if watch:
-        picture = report.activation_maps(model.f_q, {name: views[0][name] for name in config.method.views}, out / "maps.png")
         watch.close()
-        print(f"peak memory {peak_memory_gb():.2f} GB a process; {out / LAST}, {picture}")
+        print(f"peak memory {peak_memory_gb():.2f} GB a process; {out / LAST}, {out / 'maps.png'}")
     return out / LAST
-
-
-def knn_setting(
-    config: PretrainConfig, model: DCLR, shards: ShardSet, cache: Cache | None, device: torch.device, dtype: torch.dtype
-) -> Setting:
-    """The evaluation that ``--knn-split`` asks for: the training split is the gallery."""
-    options = EvalConfig(
-        mode="knn", shards=config.shards, out=config.out, train_split=config.split, test_split=config.knn_split, pretrained="",
-        test_clips=1, workers=config.workers, on_error=config.on_error, max_skipped=config.max_skipped,
-    )  # fmt: skip
-    trunk = Trunk(model.f_q.backbone, config.arch, config.width, {})
-    return labelled(options, trunk, shards, cache, replace(config.clip, cue=None), device, dtype)
-
-
-def online_knn(model: DCLR, setting: Setting) -> dict[str, float]:
-    """Top-1 and top-5 of the weighted k-NN on f_q's pooled features of one clip a video; every rank calls it."""
-    norm.use_view(model.f_q, "v")
-    module = Pooled(setting.trunk.module)
-    (gallery, label), (queries, expected) = (
-        over_videos(module, setting, samples, 1, 1, "k-NN", lambda f: f[0]) for samples in (setting.train_N, setting.test_N)
-    )
-    model.train()
-    scores = knn(gallery, label, queries, len(setting.classes))
-    return {f"knn/{name}": value for name, value in metrics.accuracies(scores, expected).items()}
 
 
 def _stop_if_bad(bad: int, shown: list[str], out: Path, done: int) -> None:

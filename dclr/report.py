@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.tensorboard import SummaryWriter
 
 from dclr.model import Encoder, Views
 from dclr.views import MEAN, STD
@@ -21,63 +19,58 @@ from matplotlib import pyplot as plt
 SHOWN = 4  # videos, and frames of each, in the picture of maps
 
 
-class Watch:
-    """A run's scalars: TensorBoard's events, and a line a step in ``metrics.jsonl``. What was written after the step ``after``
-    that a resumed run goes on from is dropped."""
-
-    def __init__(self, out: Path, after: int):
-        self._writer = SummaryWriter(out, purge_step=after + 1 if after else None)
-        path = out / "metrics.jsonl"
-        lines = path.read_text().splitlines() if after and path.exists() else []
-        whole = [line for line in lines if line.endswith("}")]
-        self._lines = path.open("w")
-        self._lines.writelines(f"{line}\n" for line in whole if json.loads(line)["step"] <= after)
-        self._lines.flush()
-
-    def log(self, step: int, scalars: Mapping[str, float]) -> None:
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
-        self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
-        self._lines.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-        self._lines.close()
-
-
 @torch.no_grad()
 def activation_maps(encoder: Encoder, views: Views, out: Path) -> Path:
-    """Write a PNG: for up to four clips (views v, s, d, those that are trained, each (B, 3, T, H, W)) the frames, below them
-    A(v), A(s), A(d).
+    """Write a PNG: for up to four clips the views that are trained (v, s, d, each (B, 3, T, H, W)), below them A(v), A(s), A(d)
+    over the frames of v.
 
     The maps are mean-1 activation maps of the encoder as it evaluates (BatchNorm by running statistics). Returns ``out``.
     """
     was_training = encoder.training
     encoder.eval()
     clips = {name: view[:SHOWN].float() for name, view in views.items()}
-    frames = clips["v"].shape[2]
     maps = {name: encoder.map(clip, name) for name, clip in clips.items()}
     encoder.train(was_training)
     size = clips["v"].shape[2:]
     large = {name: F.interpolate(m.unsqueeze(1), size, mode="trilinear").squeeze(1).cpu() for name, m in maps.items()}
-    rgb = (clips["v"].cpu() * torch.tensor(STD).view(3, 1, 1, 1) + torch.tensor(MEAN).view(3, 1, 1, 1)).clamp(0, 1)
-    at = np.linspace(0, frames - 1, SHOWN).astype(int)
-    columns = [(clip, t) for clip in range(len(rgb)) for t in at]
-    figure, axes = plt.subplots(
-        1 + len(maps), len(columns), figsize=(1.1 * len(columns) + 0.4, 1.15 * (1 + len(maps))), squeeze=False
-    )
+    seen = {name: _visible(clip.cpu(), name) for name, clip in clips.items()}
+    at = np.linspace(0, size[0] - 1, SHOWN).astype(int)
+    columns = [(clip, t) for clip in range(len(clips["v"])) for t in at]
+    rows = [*clips, *(f"A({name})" for name in clips)]
+    figure, axes = plt.subplots(len(rows), len(columns), figsize=(1.1 * len(columns) + 0.4, 1.15 * len(rows)), squeeze=False)
     for column, (clip, t) in enumerate(columns):
-        for row, name in enumerate(("", *maps)):
+        for row, name in enumerate(rows):
             axis = axes[row, column]
-            axis.imshow(rgb[clip, :, t].permute(1, 2, 0).numpy())
-            if name:
-                axis.imshow(large[name][clip, t].numpy(), cmap="jet", alpha=0.5, vmin=0, vmax=3)
+            axis.imshow(seen[name if name in seen else "v"][clip, :, t].permute(1, 2, 0).numpy())
+            if name not in seen:
+                axis.imshow(large[name[2]][clip, t].numpy(), cmap="jet", alpha=0.5, vmin=0, vmax=3)
             axis.set_xticks([])
             axis.set_yticks([])
             if column == 0:
-                axis.set_ylabel(f"A({name})" if name else "frame")
+                axis.set_ylabel(name)
             if row == 0:
                 axis.set_title(f"clip {clip + 1}, frame {t}", fontsize=7)
+    figure.tight_layout(pad=0.3)
+    return _write(figure, out)
+
+
+def _visible(clips_BCTHW: torch.Tensor, view: str) -> torch.Tensor:
+    """Clips in 0..1: pictures as they were before normalisation, motion around grey, each clip by its own strength."""
+    if view == "d":
+        return 0.5 + 0.5 * clips_BCTHW / clips_BCTHW.abs().amax((1, 2, 3, 4), keepdim=True).clamp(min=1e-6)
+    return (clips_BCTHW * torch.tensor(STD).view(3, 1, 1, 1) + torch.tensor(MEAN).view(3, 1, 1, 1)).clamp(0, 1)
+
+
+def neighbours(rows: Sequence[Sequence[tuple[np.ndarray, str]]], out: Path) -> Path:
+    """Write a PNG of queries and, beside each, the videos mined for it: uint8 (H, W, 3) pictures and their titles."""
+    columns = max(len(row) for row in rows)
+    figure, axes = plt.subplots(len(rows), columns, figsize=(1.5 * columns, 1.4 * len(rows)), squeeze=False)
+    for line, row in zip(axes, rows, strict=True):
+        for axis in line:
+            axis.axis("off")
+        for axis, (picture, title) in zip(line, row, strict=False):
+            axis.imshow(picture)
+            axis.set_title(title, fontsize=6)
     figure.tight_layout(pad=0.3)
     return _write(figure, out)
 

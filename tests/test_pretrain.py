@@ -12,22 +12,25 @@ from conftest import SMALL, refuse, run, scalars, succeed
 from dclr.backbones import build
 from dclr.checkpoint import load, load_trunk
 from dclr.config import PretrainConfig
+from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
 from dclr.hardware import resolve_precision
 from dclr.model import DCLR
 from dclr.pretrain import learning_rate, make_optimiser, pretraining_rate
 from dclr.views import DYNAMICS
+from dclr.watch import Videos
 
 
 def test_a_run_leaves_checkpoint_curves_config_and_picture(checkpoint: Path) -> None:
     folder = checkpoint.parent
-    assert {"last.pt", "config.yaml", "maps.png"} <= {p.name for p in folder.iterdir()}
+    assert {"last.pt", "config.yaml", "maps.png", "neighbours.png", "metrics.jsonl"} <= {p.name for p in folder.iterdir()}
     assert not list(folder.glob(".*"))
     found = scalars(folder)
     assert {f"loss/{name}" for name in ("total", "L_vv", "L_vs", "L_vd", "L_sv", "L_dv", "align")} <= set(found)
     assert {"speed/clips_per_second", "speed/data_wait", "optimiser/lr", "optimiser/gradient_norm"} <= set(found)
     assert {"contrast/top1_vs", "contrast/top5_dv", "contrast/entropy_v", "memory/peak_gb"} <= set(found)
     assert 0 < found["contrast/entropy_v"][-1] <= 1
+    assert all(0 <= share <= 1 for share in found["contrast/mined_same_label"])
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [8, 10, 16]
     assert [line["loss/total"] for line in lines] == pytest.approx(found["loss/total"])
@@ -37,6 +40,22 @@ def test_a_run_leaves_checkpoint_curves_config_and_picture(checkpoint: Path) -> 
     trunk = load_trunk(checkpoint)
     assert (trunk.arch, trunk.width, trunk.clip) == ("r2plus1d_10", 4, {"frames": 4, "stride": 2, "size": 32})
     torch.testing.assert_close(trunk.module.state_dict()["stem.0.weight"], state["model"]["f_q.backbone.stem.0.weight"])
+
+
+def test_what_is_mined_is_held_against_labels(synthetic_set: Path) -> None:
+    shards = ShardSet(synthetic_set)
+    videos, samples = Videos(shards, shards.select(["train"])), shards.select(["train"])[:6]
+    found = videos.sample(torch.from_numpy(shards.video_N[samples]))
+    assert found.tolist() == samples.tolist()
+    label = shards.labels[next(iter(shards.manifest.classes))][samples]
+    query, entries = samples[:2], samples[2:]
+    mined = torch.tensor([[True, False, True, False], [False, True, False, False]])
+    same = [label[0] == label[2], label[0] == label[4], label[1] == label[3]]
+    assert videos.alike(mined, query, entries) == {"contrast/mined_same_label": pytest.approx(sum(same) / 3)}
+    assert videos.alike(mined & False, query, entries) == {}
+    rows = videos.pictures(mined, query, entries)
+    assert [len(row) for row in rows] == [3, 2] and rows[0][0][0].shape == (*shards.read(int(samples[0])).size, 3)
+    assert rows[1][1][1] == next(iter(shards.manifest.classes.values()))[label[3]]
 
 
 def test_two_processes_make_the_run_of_one(synthetic_set: Path, tmp_path: Path) -> None:

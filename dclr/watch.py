@@ -1,0 +1,109 @@
+"""Watching a run: its curves, whether what it mines is alike, and a k-NN on labelled videos while it trains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from dclr import distributed, metrics, norm
+from dclr.checkpoint import Trunk
+from dclr.config import PretrainConfig
+from dclr.data.fetch import Cache
+from dclr.data.manifest import ShardSet
+from dclr.errors import InputError
+from dclr.evaluate import EvalConfig, Pooled, Setting, labelled, over_videos
+from dclr.model import DCLR
+from dclr.report import SHOWN
+
+
+class Watch:
+    """A run's scalars: TensorBoard's events, and a line a step in ``metrics.jsonl``. What was written after the step ``after``
+    that a resumed run goes on from is dropped."""
+
+    def __init__(self, out: Path, after: int):
+        self._writer = SummaryWriter(out, purge_step=after + 1 if after else None)
+        path = out / "metrics.jsonl"
+        lines = path.read_text().splitlines() if after and path.exists() else []
+        whole = [line for line in lines if line.endswith("}")]
+        self._lines = path.open("w")
+        self._lines.writelines(f"{line}\n" for line in whole if json.loads(line)["step"] <= after)
+        self._lines.flush()
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+        self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._lines.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+        self._lines.close()
+
+
+class Videos:
+    """What is known of the videos behind the ids in a queue, to see whether what is mined is alike; never trained on."""
+
+    def __init__(self, shards: ShardSet, samples_N: np.ndarray):
+        order = np.argsort(shards.video_N[samples_N], kind="stable")
+        self._shards, self._samples = shards, samples_N[order]
+        self._ids = shards.video_N[self._samples]
+        kinds = list(shards.manifest.classes)
+        self._label = shards.labels[kinds[0]] if kinds else np.full(len(shards.video_N), -1)
+        self._names = shards.manifest.classes[kinds[0]] if kinds else []
+
+    def sample(self, video: torch.Tensor) -> np.ndarray:
+        """A sample of each video, int64; an id that is none of theirs (an empty entry's) gives another one's."""
+        return self._samples[np.searchsorted(self._ids, video.cpu().numpy()).clip(max=len(self._ids) - 1)]
+
+    def alike(self, mined_BK: torch.Tensor, query_B: np.ndarray, entry_K: np.ndarray) -> dict[str, float]:
+        """The share of mined positives that have the query's label, over all ranks; nothing where none is mined or labelled."""
+        query_B1, entry_1K = self._label[query_B][:, None], self._label[entry_K][None]
+        mined = mined_BK.cpu().numpy() & (query_B1 >= 0) & (entry_1K >= 0)
+        counts = distributed.joined_objects((int((mined & (query_B1 == entry_1K)).sum()), int(mined.sum())))
+        same, total = (sum(column) for column in zip(*counts, strict=True))
+        return {"contrast/mined_same_label": same / total} if total else {}
+
+    def pictures(self, mined_BK: torch.Tensor, query_B: np.ndarray, entry_K: np.ndarray) -> list[list[tuple[np.ndarray, str]]]:
+        """A row for each of up to four queries: its middle frame and those of the videos mined for it, with their labels."""
+        rows = []
+        for query, mined_K in list(zip(query_B, mined_BK.cpu().numpy(), strict=True))[:SHOWN]:
+            rows.append([self._picture(int(sample)) for sample in (query, *entry_K[mined_K])])
+        return rows
+
+    def _picture(self, sample: int) -> tuple[np.ndarray, str]:
+        try:
+            record = self._shards.read(sample)
+            picture = record.frames([len(record) // 2])[0]
+        except InputError:  # a damaged video, which the loader has told of
+            picture = np.zeros((8, 8, 3), np.uint8)
+        return picture, self._names[label] if (label := int(self._label[sample])) >= 0 else self._shards.keys[sample][-20:]
+
+
+def knn_setting(
+    config: PretrainConfig, model: DCLR, shards: ShardSet, cache: Cache | None, device: torch.device, dtype: torch.dtype
+) -> Setting:
+    """The evaluation that ``--knn-split`` asks for: the training split is the gallery."""
+    options = EvalConfig(
+        mode="knn", shards=config.shards, out=config.out, train_split=config.split, test_split=config.knn_split, pretrained="",
+        test_clips=1, workers=config.workers, on_error=config.on_error, max_skipped=config.max_skipped,
+    )  # fmt: skip
+    trunk = Trunk(model.f_q.backbone, config.arch, config.width, {})
+    return labelled(options, trunk, shards, cache, replace(config.clip, cue=None), device, dtype)
+
+
+def online_knn(model: DCLR, setting: Setting) -> dict[str, float]:
+    """Top-1 and top-5 of the weighted k-NN on f_q's pooled features of one clip a video; every rank calls it."""
+    norm.use_view(model.f_q, "v")
+    module = Pooled(setting.trunk.module)
+    (gallery, label), (queries, expected) = (
+        over_videos(module, setting, samples, 1, 1, "k-NN", lambda f: f[0]) for samples in (setting.train_N, setting.test_N)
+    )
+    model.train()
+    scores = metrics.knn(gallery, label, queries, len(setting.classes))
+    return {f"knn/{name}": value for name, value in metrics.accuracies(scores, expected).items()}
