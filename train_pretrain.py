@@ -59,6 +59,8 @@ def parser() -> argparse.ArgumentParser:
     method.add_argument("--symmetric", action="store_true", help="also with the two clips swapped; twice the work")
     run = top.add_argument_group("optimisation")
     run.add_argument("-b", "--batch", type=int, default=64, help="videos a step, over all processes")
+    run.add_argument("--accumulate", type=int, default=1, metavar="PARTS", help="take the batch in parts: less memory")
+    run.add_argument("--checkpoint-gradients", action="store_true", help="compute each stage twice: less memory, more time")
     run.add_argument("--epochs", type=int, default=200)
     run.add_argument("--lr", type=float, default=0.01)
     run.add_argument("--schedule", type=int, nargs="*", default=[120, 160], help="epochs at which lr drops to a tenth")

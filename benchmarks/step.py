@@ -1,8 +1,8 @@
 """What a training step costs: ``python benchmarks/step.py [--arch r2plus1d_10] [--batch 4] [--rounds 3]``
 
-Our step beside the authors' arithmetic (contiguous float32, 18 clip-forwards of work a sample where ours has 14), alternately in
-one process, on random clips of 16x112x112, with the same modules: what differs is layout, precision and passes. In float32 both
-are the same mathematics, which is checked. Then where our time goes; and how it stands to the device's measured matrix rate.
+Our step beside the authors' arithmetic (contiguous float32, 18 clip-forwards of work a sample where ours has 14), alternately
+in one process, on random clips of 16x112x112, with the same modules: what differs is layout, precision and passes. In float32
+both are the same mathematics, which is checked. Then where our time goes, and how it stands to the device's matrix rate.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def stepper(model: DCLR, clips: list[Views], ids: torch.Tensor) -> Callable[[], 
         optimiser.zero_grad(set_to_none=True)
         output.total.backward()
         optimiser.step()
-        model.queue.enqueue(output.keys, output.video)
+        model.enqueue([output])
         return float(output.total.detach())
 
     return step

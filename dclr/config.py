@@ -63,6 +63,8 @@ class PretrainConfig:
     bn_views: str = "split"
     queue: int | None = None  # entries; None is dclr.queue.default_length
     batch: int = 64  # over all processes
+    accumulate: int = 1  # parts that each process takes its share of the batch in
+    checkpoint_gradients: bool = False
     epochs: int = 200
     lr: float = 0.01
     schedule: tuple[int, ...] = (120, 160)
@@ -88,7 +90,7 @@ class PretrainConfig:
     save_minutes: float = 15.0
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("epochs", 1), ("frames", 2)):
+        for name, least in (("batch", 1), ("epochs", 1), ("frames", 2), ("accumulate", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} {getattr(self, name)}: expected at least {least}")
         if self.workers < 0:
@@ -144,8 +146,11 @@ class PretrainConfig:
     def statistics(self, world: int) -> Statistics:
         """Over what BatchNorm's statistics are taken, on one of ``world`` processes."""
         groups = self.bn_groups or (2 if self.bn == "shuffle" and world == 1 else 1)
-        if self.batch % (groups * world):
-            raise InputError(f"batch {self.batch} does not divide into {world} process(es) of {groups} group(s) (--bn-groups)")
+        if self.batch % (groups * world * self.accumulate):
+            raise InputError(
+                f"batch {self.batch} does not divide into {world} process(es), {self.accumulate} part(s) (--accumulate) "
+                f"and {groups} group(s) (--bn-groups)"
+            )
         return Statistics(self.bn, groups, self.bn_views)
 
     def check_resumed(self, saved: Mapping[str, Any]) -> None:

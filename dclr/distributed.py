@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -74,6 +75,11 @@ def parallel(module: nn.Module) -> nn.Module:
     with warnings.catch_warnings():  # torch 2.13 wants another name for broadcast_buffers, which 2.11 does not know
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(module, broadcast_buffers=False)
+
+
+def unsynchronised(module: nn.Module, yes: bool) -> AbstractContextManager[None]:
+    """While gradients are only added up on this rank, because more of the batch is to come."""
+    return module.no_sync() if yes and isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 class _Sum(torch.autograd.Function):

@@ -8,12 +8,14 @@ without one of the views has neither its embeddings nor its contrasts; with v al
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from dclr import losses, norm
 from dclr.backbones.layers import Backbone
@@ -73,6 +75,7 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         self.statistics = statistics or norm.Statistics()
+        self.checkpointed = False
         self.backbone = norm.convert(backbone, self.statistics)
         self.heads = nn.ModuleDict()
         for name in embeddings:
@@ -82,15 +85,20 @@ class Encoder(nn.Module):
     def features(self, views: Views, track: bool = True) -> dict[str, torch.Tensor]:
         """F(x), (B, C', T', H', W'), of every view. ``track`` says whether BatchNorm's running statistics learn of them."""
         if self.statistics.views == "split":
-            out = {}
-            for name, clip in views.items():
-                norm.use_view(self, name, track)
-                out[name] = self.backbone(clip)
-            return out
-        norm.use_view(self, "v", track)
+            return {name: self._run(clip, name, track) for name, clip in views.items()}
         together = torch.stack(list(views.values()), 1).flatten(0, 1)  # video by video, so that a group has whole ones
-        found = self.backbone(together.contiguous(memory_format=torch.channels_last_3d))
+        found = self._run(together.contiguous(memory_format=torch.channels_last_3d), "v", track)
         return dict(zip(views, found.unflatten(0, (-1, len(views))).unbind(1), strict=True))
+
+    def _run(self, clip_BCTHW: torch.Tensor, view: str, track: bool) -> torch.Tensor:
+        """The trunk; where gradients are checkpointed, stage by stage, of which the backward pass computes each once more."""
+        norm.use_view(self, view, track)
+        if not (self.checkpointed and torch.is_grad_enabled()):
+            return self.backbone(clip_BCTHW)
+        for stage in self.backbone.children():  # every trunk is its children, one after the other
+            contexts = lambda: (nullcontext(), norm.again(self.backbone, view))  # noqa: E731
+            clip_BCTHW = checkpoint(stage, clip_BCTHW, use_reentrant=False, context_fn=contexts)
+        return clip_BCTHW
 
     def head(self, name: str, features_BCTHW: torch.Tensor, map_BTHW: torch.Tensor | None = None) -> torch.Tensor:
         """L2-normalised embedding (B, D) of the pooled features, weighted position by position by a mean-1 map."""
@@ -128,19 +136,20 @@ class Encoder(nn.Module):
 
 @dataclass(frozen=True)
 class Output:
-    """One step's results: ``total`` to go backward from, its ``terms`` and ``stats`` (scalars, no gradient), the joined
-    ``keys`` (ring -> (n B, D)) and ``video`` (n B,) to enqueue after the optimiser; ``mined`` bool (B, K), vv's positives."""
+    """One step's results: ``total`` to go backward from, its ``terms`` and ``stats`` (scalars, no gradient), this rank's
+    ``keys`` (ring -> (B, D); one table, or one a side where the method is symmetric) and ``video`` (B,) to enqueue after the
+    optimiser; ``mined`` bool (B, K), vv's positives."""
 
     total: torch.Tensor
     terms: dict[str, torch.Tensor]
     stats: dict[str, torch.Tensor]
-    keys: dict[str, torch.Tensor]
+    keys: tuple[dict[str, torch.Tensor], ...]
     video: torch.Tensor
     mined: torch.Tensor
 
 
 class DCLR(nn.Module):
-    """The two encoders and the queue. A step is :meth:`forward`, backward, optimiser, ``queue.enqueue``."""
+    """The two encoders and the queue. A step is :meth:`forward`, backward, optimiser, :meth:`enqueue`."""
 
     def __init__(
         self,
@@ -164,10 +173,12 @@ class DCLR(nn.Module):
         for key, query in zip(self.f_k.parameters(), self.f_q.parameters(), strict=True):
             key.lerp_(query, 1 - MOMENTUM)
 
-    def forward(self, q: Views, k: Views, video_B: torch.Tensor, step: int = 0) -> Output:
+    def forward(self, q: Views, k: Views, video_B: torch.Tensor, step: int = 0, follow: bool = True) -> Output:
         """Losses of a batch: ``q`` and ``k`` are the views of each video's two clips, ``video_B`` int64 ids (on the CPU, where
-        the draws are made), ``step`` what the draws of ``shuffle`` and ``masked`` depend on."""
-        self.follow()
+        the draws are made), ``step`` what the draws of ``shuffle`` and ``masked`` depend on. f_k follows first, but for the
+        later parts of a batch that is taken in parts (``follow=False``)."""
+        if follow:
+            self.follow()
         sides = [(q, k), (k, q)] if self.method.symmetric else [(q, k)]
         terms, stats, keys, mined = zip(*(self.one_way(*side, video_B, step) for side in sides), strict=True)
         mean_terms, mean_stats = (
@@ -177,10 +188,17 @@ class DCLR(nn.Module):
             torch.stack(list(mean_terms.values())).sum(),
             {name: term.detach() for name, term in mean_terms.items()},
             mean_stats,
-            {ring: torch.cat([joined(side[ring]) for side in keys]) for ring in self.queue.rings},
-            joined(video_B.to(q["v"].device)).repeat(len(sides)),
+            keys,
+            video_B.to(q["v"].device),
             mined[0],
         )
+
+    def enqueue(self, parts: Sequence[Output]) -> None:
+        """Put the keys of a batch, taken whole or in parts, into the queue: in joined-batch order, rank 0's first."""
+        video = joined(torch.cat([part.video for part in parts]))
+        for side in range(len(parts[0].keys)):
+            keys = {ring: torch.cat([part.keys[side][ring] for part in parts]) for ring in self.queue.rings}
+            self.queue.enqueue({ring: joined(x) for ring, x in keys.items()}, video)
 
     def one_way(
         self, q: Views, k: Views, video_B: torch.Tensor, step: int

@@ -9,7 +9,8 @@ them, and evaluation sees RGB only (fault 5): split keeps one a view, and :func:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -67,7 +68,7 @@ class ViewBatchNorm(nn.BatchNorm3d):
         if self.statistics.mode == "sync" and world() > 1:
             return self._joined(x_BCTHW, mean, var)
         if self.statistics.groups == 1:
-            return self._normalise(x_BCTHW, *((mean, var) if self.track else (None, None)))
+            return self._normalise(x_BCTHW, *((mean, var) if self.track else (mean.clone(), var.clone())))
         parts = [(part, mean.clone(), var.clone()) for part in x_BCTHW.chunk(self.statistics.groups)]
         out = torch.cat([self._normalise(*part) for part in parts])
         if self.track:  # the groups' mean
@@ -75,7 +76,7 @@ class ViewBatchNorm(nn.BatchNorm3d):
             var.copy_(torch.stack([part[2] for part in parts]).mean(0))
         return out
 
-    def _normalise(self, x: torch.Tensor, mean: torch.Tensor | None, var: torch.Tensor | None) -> torch.Tensor:
+    def _normalise(self, x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor) -> torch.Tensor:
         return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self._momentum(), self.eps)
 
     def _momentum(self) -> float:
@@ -113,6 +114,19 @@ def use_view(module: nn.Module, name: str, track: bool = True) -> None:
     for layer in module.modules():
         if isinstance(layer, ViewBatchNorm):
             layer.view, layer.track = name, track
+
+
+@contextmanager
+def again(module: nn.Module, name: str) -> Iterator[None]:
+    """While a part of ``module`` is computed a second time (gradient checkpointing): view ``name``, nothing tracked twice."""
+    layers = [layer for layer in module.modules() if isinstance(layer, ViewBatchNorm)]
+    before = [(layer.view, layer.track) for layer in layers]
+    use_view(module, name, track=False)
+    try:
+        yield
+    finally:
+        for layer, (view, track) in zip(layers, before, strict=True):
+            layer.view, layer.track = view, track
 
 
 @torch.no_grad()

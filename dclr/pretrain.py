@@ -23,7 +23,7 @@ from dclr.data.loader import TrainLoader, all_skipped, open_set
 from dclr.data.manifest import require_cue, require_size
 from dclr.errors import InputError, make_folder
 from dclr.hardware import peak_memory_gb, pick_device, place, resolve_precision
-from dclr.model import DCLR
+from dclr.model import DCLR, Output
 from dclr.queue import default_length
 from dclr.saver import LAST, Saver, resume
 from dclr.views import make_views
@@ -105,13 +105,14 @@ def pretrain(config: PretrainConfig) -> Path:
         shards, samples_N, config.clip, clips=2, batch=config.batch, seed=config.seed, epochs=config.epochs,
         last=config.last_batch, rank=rank, world=world, workers=config.workers, cache=cache, on_error=config.on_error,
     )  # fmt: skip
-    last_step = len(loader) * config.epochs
+    last_step, share = len(loader) * config.epochs, config.batch // world // config.accumulate
     length = config.queue or default_length(len(samples_N), config.batch)
     saved = distributed.from_first(resume(out, config.resume) if rank == 0 else None)
 
     torch.manual_seed(config.seed)  # the weights; everything else is drawn from (seed, epoch, sample)
     trunk = build(config.arch, config.width)
     model = place(DCLR(trunk, length, config.method, config.statistics(world), dtype), device).train()
+    model.f_q.checkpointed = config.checkpoint_gradients
     neighbours = knn_setting(config, model, shards, cache, device, dtype) if config.knn_split else None
     optimiser = make_optimiser(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -149,10 +150,14 @@ def pretrain(config: PretrainConfig) -> Path:
             rate = pretraining_rate(config, step / len(loader))
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            views = [make_views(batch, clip, config.dynamic, device) for clip in (0, 1)]
-            output = parallel(*views, batch["video"], step)
             optimiser.zero_grad(set_to_none=True)
-            scaler.scale(output.total).backward()
+            outputs = []
+            for part in range(config.accumulate):
+                mine = slice(part * share, (part + 1) * share)
+                views = [make_views(batch, clip, config.dynamic, device, mine) for clip in (0, 1)]
+                with distributed.unsynchronised(parallel, part + 1 < config.accumulate):
+                    outputs.append(parallel(*views, batch["video"][mine], step, part == 0))
+                    scaler.scale(outputs[-1].total / config.accumulate).backward()
             scaler.unscale_(optimiser)
             gradient = torch.nn.utils.clip_grad_norm_(model.f_q.parameters(), config.clip_grad or math.inf)
             if not scaler.is_enabled():  # a scaler looks by itself, and lowers its scale
@@ -163,8 +168,8 @@ def pretrain(config: PretrainConfig) -> Path:
             done = step + 1
             ends = done % len(loader) == 0
             if ends or done % LOG_EVERY == 0:
-                mined = [videos.sample(ids) for ids in (batch["video"], model.queue.video_K)]  # before the entries change
-            model.queue.enqueue(output.keys, output.video)
+                mined = [videos.sample(ids) for ids in (outputs[-1].video, model.queue.video_K)]  # before the entries change
+            model.enqueue(outputs)
             shown += batch["key"]
             bar.update()
 
@@ -179,14 +184,14 @@ def pretrain(config: PretrainConfig) -> Path:
                     watch.log(done, found)
                     tqdm.write(f"epoch {done // len(loader)}: k-NN top-1 {found['knn/top1']:.1%}")
             if ends or done % LOG_EVERY == 0:
-                scalars = _scalars(output) | {"optimiser/lr": rate, "optimiser/gradient_norm": float(gradient)}
+                scalars = _scalars(outputs) | {"optimiser/lr": rate, "optimiser/gradient_norm": float(gradient)}
                 if config.on_error == "skip":
                     scalars["data/skipped"] = len(all_skipped(loader.skipped, len(samples_N), config.max_skipped))
                 seconds = time.perf_counter() - began
                 scalars["speed/clips_per_second"] = (done - since) * config.batch * 2 / seconds
                 scalars["speed/data_wait"] = waited / seconds
                 scalars["memory/peak_gb"] = peak_memory_gb()
-                scalars |= videos.alike(output.mined, *mined)
+                scalars |= videos.alike(outputs[-1].mined, *mined)
                 began, waited, since = time.perf_counter(), 0.0, done
                 if watch:
                     watch.log(done, scalars)
@@ -198,8 +203,8 @@ def pretrain(config: PretrainConfig) -> Path:
                     bar.set_postfix(short, refresh=False)
             if ends and watch:
                 report.activation_maps(model.f_q, {name: views[0][name] for name in config.method.views}, out / "maps.png")
-                if output.mined.any():
-                    report.neighbours(videos.pictures(output.mined, *mined), out / "neighbours.png")
+                if outputs[-1].mined.any():
+                    report.neighbours(videos.pictures(outputs[-1].mined, *mined), out / "neighbours.png")
             if wish:
                 norm.average(model)
                 due = time.monotonic() + 60 * config.save_minutes
@@ -247,12 +252,15 @@ def _introduce(
         print(f"warning: the queue never fills in {last_step} steps, so no positives are mined: lower --queue")
 
 
-def _scalars(output: Any) -> dict[str, float]:
-    """The step's losses and statistics, averaged over the ranks."""
-    values = {"loss/total": output.total.detach()}
-    values |= {f"loss/{name}": value for name, value in output.terms.items()}
-    values |= {f"contrast/{name}": value for name, value in output.stats.items()}
-    mean = distributed.total(torch.stack(list(values.values()))) / distributed.world()
+def _scalars(outputs: list[Output]) -> dict[str, float]:
+    """The step's losses and statistics, averaged over its parts and the ranks."""
+    rows = []
+    for output in outputs:
+        values = {"loss/total": output.total.detach()}
+        values |= {f"loss/{name}": value for name, value in output.terms.items()}
+        values |= {f"contrast/{name}": value for name, value in output.stats.items()}
+        rows.append(torch.stack(list(values.values())))
+    mean = distributed.total(torch.stack(rows).mean(0)) / distributed.world()
     return dict(zip(values, mean.tolist(), strict=True))
 
 

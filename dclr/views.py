@@ -108,13 +108,16 @@ def stored_motion(batch: dict[str, torch.Tensor], clip: int, device: torch.devic
     return torch.cat([flow, flow.square().sum(1, keepdim=True).sqrt()], 1)
 
 
-def make_views(batch: dict[str, torch.Tensor], clip: int, dynamic: str, device: torch.device) -> dict[str, torch.Tensor]:
-    """The views of clip number ``clip`` of every video in a training batch (dclr/data/loader.py).
+def make_views(
+    batch: dict[str, torch.Tensor], clip: int, dynamic: str, device: torch.device, part: slice = slice(None)
+) -> dict[str, torch.Tensor]:
+    """The views of clip number ``clip`` of the videos ``part``, all by default, of a training batch (dclr/data/loader.py).
 
     Returns:
         v, s, d: float32 (B, 3, T, H, W) on ``device``: the RGB clip; one of its frames T times, with colours of its own;
         its motion, one of :data:`DYNAMICS`: from the colours of v, or from the stored cue that came with the batch.
     """
+    batch = {name: value[part] for name, value in batch.items()}
     rgb = to_clip(batch["rgb"][:, clip].to(device, non_blocking=True))
     colours, frames = batch["colours"][:, clip], batch["frames"][:, clip].to(device)
     v = photometry(rgb, colours[:, 0])

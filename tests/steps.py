@@ -66,21 +66,29 @@ def run(case: Case) -> list[Result]:
     """After each step: losses averaged over the ranks, gradients of f_q, both encoders, keys and queue."""
     rank, world = distributed.rank(), distributed.world()
     model = make(case)
+    model.f_q.checkpointed = case.get("checkpointed", False)
     parallel = distributed.parallel(model)
     optimiser = torch.optim.SGD(model.f_q.parameters(), 0.01, momentum=0.9)
-    mine, results = slice(rank * BATCH // world, (rank + 1) * BATCH // world), []
+    results = []
     for step in range(case.get("steps", 2)):
         q, k, video = batch(step)
-        clips = [{name: view[mine] for name, view in views.items()} for views in (q, k)]
-        output = parallel(*clips, video[mine], step)
         optimiser.zero_grad()
-        output.total.backward()
-        terms = output.terms | {"total": output.total.detach()}
+        outputs, parts = [], case.get("parts", 1)
+        for part in range(parts):
+            share = BATCH // world // parts
+            mine = slice(rank * BATCH // world + part * share, rank * BATCH // world + (part + 1) * share)
+            clips = [{name: view[mine] for name, view in views.items()} for views in (q, k)]
+            with distributed.unsynchronised(parallel, part + 1 < parts):
+                outputs.append(parallel(*clips, video[mine], step, part == 0))
+                (outputs[-1].total / parts).backward()
+        terms = {name: torch.stack([o.terms[name] for o in outputs]).mean() for name in outputs[0].terms}
+        terms["total"] = torch.stack([o.total.detach() for o in outputs]).mean()
         result = {f"loss {name}": distributed.total(term) / world for name, term in terms.items()}
         result |= {f"gradient {name}": p.grad.clone() for name, p in model.f_q.named_parameters() if p.grad is not None}
         optimiser.step()
-        model.queue.enqueue(output.keys, output.video)
-        result |= {f"key {ring}": key for ring, key in output.keys.items()}
+        model.enqueue(outputs)
+        for ring in model.queue.rings if parts == 1 else ():
+            result[f"key {ring}"] = torch.cat([distributed.joined(keys[ring]) for keys in outputs[0].keys])
         norm.average(model)
         state = {name: x.clone() for name, x in model.state_dict().items()}
         every = distributed.joined_objects({name: float(x.double().sum()) for name, x in state.items()})

@@ -33,3 +33,24 @@ def test_several_ranks_are_one_with_the_joined_batch(ranks: int, tmp_path: Path)
                 case,
                 name,
             )  # rounding, which BatchNorm over two values of layer4 amplifies
+
+
+def test_a_batch_in_parts_is_one_in_groups(tmp_path: Path) -> None:
+    """Two ranks with two parts each normalise as one rank with four groups, and enqueue in the same order."""
+    local = {**SYNC, "tiny": True, "statistics": {"mode": "local"}}
+    succeed(Path(steps.__file__), json.dumps([local | {"parts": 2}]), tmp_path / "parts.pt", ranks=2)
+    parts = torch.load(tmp_path / "parts.pt", weights_only=True)[0][-1]
+    groups = steps.run(local | {"statistics": {"mode": "local", "groups": 4}})[-1]
+    for name, found in parts.items():
+        if "running" not in name:  # each part moves them in turn, groups move them by their mean
+            torch.testing.assert_close(found.double(), groups[name].double(), rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_checkpointed_gradients_are_the_same(tmp_path: Path) -> None:
+    """Statistics are not tracked twice, and each view is computed again with its own; on one rank and on two."""
+    for case in (SYNC, GROUPED[2], GROUPED[3]):
+        succeed(Path(steps.__file__), json.dumps([case, case | {"checkpointed": True}]), tmp_path / "both.pt", ranks=2)
+        plain, twice = torch.load(tmp_path / "both.pt", weights_only=True)
+        for one, other in ((plain[-1], twice[-1]), (steps.run(case)[-1], steps.run(case | {"checkpointed": True})[-1])):
+            for name, found in other.items():
+                torch.testing.assert_close(found, one[name], rtol=1e-6, atol=1e-9, msg=name)

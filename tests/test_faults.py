@@ -45,7 +45,7 @@ def step(model: DCLR, number: int) -> Output:
     output = model(views_of(2 * number), views_of(2 * number + 1), VIDEOS + 4 * number, number)
     model.zero_grad()
     output.total.backward()
-    model.queue.enqueue(output.keys, output.video)
+    model.enqueue([output])
     return output
 
 
@@ -55,7 +55,7 @@ def step(model: DCLR, number: int) -> Output:
 def test_crash_4_of_5_values_are_unpacked() -> None:
     """A step gives five losses, and five keys to enqueue."""
     output = step(make(), 0)
-    assert {f"L_{name}" for name in CONTRASTS} < set(output.terms) and set(output.keys) == set(RINGS)
+    assert {f"L_{name}" for name in CONTRASTS} < set(output.terms) and set(output.keys[0]) == set(RINGS)
 
 
 def test_crash_a_function_that_does_not_exist_reads_the_label(synthetic_set: Path) -> None:
@@ -97,7 +97,7 @@ def test_crash_512_2_7_7_is_hard_coded(arch: str) -> None:
     q, k = ({name: torch.randn(2, 3, 5, 40, 33) for name in "vsd"} for _ in "qk")
     output = model(q, k, VIDEOS[:2])
     output.total.backward()
-    assert torch.isfinite(output.total) and {len(e) for e in output.keys.values()} == {2}
+    assert torch.isfinite(output.total) and {len(e) for e in output.keys[0].values()} == {2}
 
 
 # --- silently wrong
@@ -229,7 +229,7 @@ def test_fault_9_maps_and_features_come_from_the_same_updated_encoder() -> None:
     with torch.no_grad():
         keys, _ = updated.f_k(views_of(1))
     output = model(views_of(0), views_of(1), VIDEOS)
-    for ring, found in output.keys.items():
+    for ring, found in output.keys[0].items():
         torch.testing.assert_close(found, keys[ring])
 
 

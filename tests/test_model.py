@@ -1,6 +1,7 @@
 """One step of the method: what follows what, what has a gradient, what is masked."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def step(model: DCLR, number: int) -> object:
     output = model(views(2 * number), views(2 * number + 1), VIDEOS + 4 * number)
     model.zero_grad()
     output.total.backward()
-    model.queue.enqueue(output.keys, output.video)
+    model.enqueue([output])
     return output
 
 
@@ -70,7 +71,7 @@ def test_a_videos_own_entries_are_neither_negatives_nor_positives(model: DCLR) -
     same = torch.zeros(4, dtype=torch.int64)
     for _ in range(2):
         output = model(views(0), views(1), same)
-        model.queue.enqueue(output.keys, output.video)
+        model.enqueue([output])
     assert bool(model.queue.valid_K.all())
     output = model(views(2), views(3), same)
     assert [float(output.terms[f"L_{name}"]) for name in ("vv", "vs", "vd", "sv", "dv")] == [0] * 5
@@ -85,7 +86,7 @@ def test_bfloat16_is_close_to_float32() -> None:
     for _ in range(2):
         outputs = [m(views(0), views(1), VIDEOS) for m in (exact, rough)]
         for m, output in zip((exact, rough), outputs, strict=True):
-            m.queue.enqueue(output.keys, output.video + 100)
+            m.enqueue([replace(output, video=output.video + 100)])
     assert outputs[1].total.dtype == torch.float32
     torch.testing.assert_close(outputs[1].total, outputs[0].total, rtol=0.1, atol=0.1)
 

@@ -105,7 +105,8 @@ def test_switches_leave_out_what_they_say(synthetic_set: Path, tmp_path: Path) -
         "--bn-groups",
         "4",
     )
-    succeed("train_pretrain.py", *common, *bare, "--out", tmp_path / "bare")
+    less_memory = ("--accumulate", "2", "--checkpoint-gradients")
+    succeed("train_pretrain.py", *common, *bare, *less_memory, "--out", tmp_path / "bare")
     found = scalars(tmp_path / "bare")
     assert {name for name in found if name.startswith("loss/")} == {"loss/total", "loss/L_vv", "loss/L_vd", "loss/L_dv"}
     assert found["contrast/mined"][-1] == 0 and found["contrast/queue_fill"][-1] == 1
@@ -226,7 +227,7 @@ def test_precision_is_resolved_or_refused() -> None:
         ({"objective": "simclr"}, "dclr or moco"),
         ({"without": ("sound",)}, "any of static, dynamic, decoupling, mining, alignment"),
         ({"bn": "group"}, "sync, shuffle, local"),
-        ({"bn": "shuffle", "batch": 9}, r"batch 9 does not divide into 1 process\(es\) of 2 group"),
+        ({"bn": "shuffle", "batch": 9}, "batch 9 does not divide into 1 process"),
         ({"bn_groups": 2}, "sync has one"),
         ({"loss": "nce"}, "--loss nce"),
         ({"stride": 0}, "clip stride 0"),
