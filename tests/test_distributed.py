@@ -48,9 +48,10 @@ def test_a_batch_in_parts_is_one_in_groups(tmp_path: Path) -> None:
 
 def test_checkpointed_gradients_are_the_same(tmp_path: Path) -> None:
     """Statistics are not tracked twice, and each view is computed again with its own; on one rank and on two."""
-    for case in (SYNC, GROUPED[2], GROUPED[3]):
-        succeed(Path(steps.__file__), json.dumps([case, case | {"checkpointed": True}]), tmp_path / "both.pt", ranks=2)
-        plain, twice = torch.load(tmp_path / "both.pt", weights_only=True)
-        for one, other in ((plain[-1], twice[-1]), (steps.run(case)[-1], steps.run(case | {"checkpointed": True})[-1])):
-            for name, found in other.items():
-                torch.testing.assert_close(found, one[name], rtol=1e-6, atol=1e-9, msg=name)
+    cases = [SYNC, GROUPED[2], GROUPED[3]]
+    handed = [case | {"steps": 2, "checkpointed": twice} for case in cases for twice in (False, True)]
+    succeed(Path(steps.__file__), json.dumps(handed), tmp_path / "both.pt", ranks=2)
+    for results in (torch.load(tmp_path / "both.pt", weights_only=True), [steps.run(case) for case in handed]):
+        for plain, twice in zip(results[::2], results[1::2], strict=True):
+            for name, found in twice[-1].items():
+                torch.testing.assert_close(found, plain[-1][name], rtol=1e-6, atol=1e-9, msg=name)
