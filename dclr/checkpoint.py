@@ -180,6 +180,12 @@ def _trunk(path: Path, tensors: Tensors, config: Mapping[str, Any]) -> Trunk:
             f"{path}: {len(wanted) - sum(n in wanted for n in wrong)} of {len(wanted)} tensors match {best} of width {width}; "
             f"the first mismatch is {first}: found {_shape(tensors.get(first))}, expected {_shape(expected)}"
         )
+    for name in wanted:
+        if not tensors[name].is_floating_point():
+            raise InputError(f"{path}: {name} holds {str(tensors[name].dtype)[6:]}, expected floating point")
+    claimed = sum(tensors[name].numel() * tensors[name].element_size() for name in wanted)
+    if claimed > path.stat().st_size:  # one number said to fill a tensor that no memory holds
+        raise InputError(f"{path}: its tensors claim {claimed} bytes, and the file has {path.stat().st_size}")
     module = build(best, width)
     module.load_state_dict({name: tensors[name] for name in wanted}, strict=False)  # all of them: checked above
     try:

@@ -170,6 +170,10 @@ def test_what_does_not_match_is_named(tmp_path: Path) -> None:
     assert "argparse.Namespace, and only tensors are read: save its state_dict alone" in refused(
         {"state_dict": state, "args": argparse.Namespace(lr=1)}
     )
+    assert "stem.0.weight holds int64, expected floating point" in refused(
+        state | {"stem.0.weight": state["stem.0.weight"].long()}
+    )
+    assert "its tensors claim" in refused({name: torch.zeros(()).expand(x.shape) for name, x in state.items()})
     (tmp_path / "bad.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(InputError, match="not a readable safetensors file"):
         load_trunk(tmp_path / "bad.safetensors")
