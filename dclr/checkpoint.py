@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from dclr.backbones import ARCHITECTURES, build
 from dclr.backbones.layers import Backbone
+from dclr.data.clips import ClipConfig
 from dclr.errors import InputError
 from dclr.model import Encoder
 from dclr.norm import Statistics
@@ -28,7 +29,7 @@ from dclr.queue import RINGS
 VERSION = 1
 OURS = "f_q."  # the trained encoder in our checkpoints
 PREFIXES = ("module.", "encoder_q.", "backbone.")  # around the trunk's names in others'
-FIRST = ("layer1.0.conv1.1.weight", "Conv3d_1a_7x7.bn.weight")  # as long as the width
+FIRST = ("layer1.0.conv1.1.weight", "layer1.0.conv2.1.weight", "Conv3d_1a_7x7.bn.weight", "Conv3d_2b_1x1.bn.weight")  # width
 AUTHORS_HEAD = re.compile(rf"^f({'|'.join(RINGS)})\.")
 BESIDE = re.compile(r"\.(num_batches_tracked|running_(mean|var)_[sd])$")  # of names that a trunk does without
 Tensors = dict[str, torch.Tensor]
@@ -67,13 +68,16 @@ def read(path: Path) -> Any:
 
 def load(path: Path) -> dict[str, Any]:
     """The whole state of a run of train_pretrain.py; raises InputError as :func:`read` does, and for any other file."""
-    state = read(path)
+    return _checked(path, read(path))
+
+
+def _checked(path: Path, state: Any) -> dict[str, Any]:
     missing = {"version", "config", "model"} - set(state if isinstance(state, dict) else ())
     if missing:
         raise InputError(f"{path}: not a checkpoint of train_pretrain.py (it lacks {', '.join(sorted(missing))})")
     if not isinstance(state["config"], dict) or not isinstance(state["model"], dict):
         raise InputError(f"{path}: not a checkpoint of train_pretrain.py (its config and model are no tables)")
-    if state["version"] != VERSION:
+    if type(state["version"]) is not int or state["version"] != VERSION:
         raise InputError(f"{path}: checkpoint version {state['version']!r}, this code reads version {VERSION}")
     return state
 
@@ -105,11 +109,16 @@ def load_encoder(path: Path | str) -> Encoder:
     path = Path(path)
     tensors, config = _weights(path)
     trunk = _trunk(path, tensors, config)
-    heads = tuple(ring for ring in RINGS if f"heads.{ring}.2.weight" in tensors)
-    dimensions = len(tensors[f"heads.{heads[0]}.2.weight"]) if heads else 0
+    heads = tuple(ring for ring in RINGS if any(name.startswith(f"heads.{ring}.") for name in tensors))
+    last = tensors.get(f"heads.{heads[0]}.2.weight") if heads else None
+    dimensions = 128 if last is None or last.dim() != 2 else len(last)
     split = any(name.endswith("running_mean_s") for name in tensors)
     encoder = Encoder(trunk.module, heads, Statistics(views="split" if split else "shared"), dimensions)
     state = encoder.state_dict()
+    strange = [n for n in tensors if n.startswith("heads.") and n not in state]
+    if strange:
+        raise InputError(f"{path}: {strange[0]} is {_shape(tensors[strange[0]])}, expected heads of two layers, .0 and .2")
+    _check_values(path, tensors, [n for n in state if n.startswith("heads.") and n in tensors])
     for name, own in state.items():
         found = tensors.get(name.removeprefix("backbone."))
         if found is not None and found.shape == own.shape:
@@ -129,16 +138,18 @@ def random_trunk(arch: str, width: int, seed: int) -> Trunk:
 
 def _weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
     """The encoder's tensors by the trunk's names, and what the file says of the network and its clips (maybe nothing)."""
+    config: dict[str, Any] = {}
     if path.suffix == ".safetensors" and path.is_file():
         try:
             with safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+                state: Any = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                config = dict(file.metadata() or {})
         except (SafetensorError, OSError, ValueError) as error:
             raise InputError(f"{path}: not a readable safetensors file ({error})") from None
-    state = read(path)
-    config: dict[str, Any] = {}
-    if isinstance(state, dict) and "version" in state:
-        config = load(path)["config"]
+    else:
+        state = read(path)
+    if isinstance(state, dict) and {"version", "config", "model"} <= set(state):
+        config = _checked(path, state)["config"]
         state = {name.removeprefix(OURS): x for name, x in state["model"].items() if str(name).startswith(OURS)}
     elif isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
@@ -149,6 +160,11 @@ def _weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
             raise InputError(
                 f"{path}: {name!r} is a {type(value).__name__}, and only tensors are read: save its state_dict alone"
             )
+        if value.layout != torch.strided or value.is_nested or value.is_meta or value.is_quantized:
+            raise InputError(f"{path}: {name} is no plain tensor (layout {value.layout}): save its state_dict on the CPU")
+        claimed, held = value.numel() * value.element_size(), value.untyped_storage().nbytes()
+        if claimed > held:  # one number said to fill a tensor that no memory holds
+            raise InputError(f"{path}: {name} claims {claimed} bytes, and the file has {held} for it")
     for prefix in PREFIXES:
         inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         if inside:  # what lies beside it is another encoder, or queues; ours has the heads there
@@ -159,9 +175,11 @@ def _weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
 def _trunk(path: Path, tensors: Tensors, config: Mapping[str, Any]) -> Trunk:
     width = next((len(tensors[name]) for name in FIRST if name in tensors and tensors[name].dim() == 1), 0)
     said = config.get("arch", config.get("architecture"))
+    if said is not None and said not in list(ARCHITECTURES):
+        raise InputError(f"{path}: it says its network is {said!r}, expected one of {', '.join(ARCHITECTURES)}")
     best, wanted, wrong = "", Tensors(), ["?"]
     for arch in ARCHITECTURES if said is None else [said]:
-        if arch not in ARCHITECTURES or not width:
+        if not width:
             break
         with torch.device("meta"):
             names = {n: x for n, x in build(arch, width).state_dict().items() if not BESIDE.search(n)}
@@ -180,20 +198,24 @@ def _trunk(path: Path, tensors: Tensors, config: Mapping[str, Any]) -> Trunk:
             f"{path}: {len(wanted) - sum(n in wanted for n in wrong)} of {len(wanted)} tensors match {best} of width {width}; "
             f"the first mismatch is {first}: found {_shape(tensors.get(first))}, expected {_shape(expected)}"
         )
-    for name in wanted:
-        if not tensors[name].is_floating_point():
-            raise InputError(f"{path}: {name} holds {str(tensors[name].dtype)[6:]}, expected floating point")
-    claimed = sum(tensors[name].numel() * tensors[name].element_size() for name in wanted)
-    if claimed > path.stat().st_size:  # one number said to fill a tensor that no memory holds
-        raise InputError(f"{path}: its tensors claim {claimed} bytes, and the file has {path.stat().st_size}")
+    _check_values(path, tensors, wanted)
     module = build(best, width)
     module.load_state_dict({name: tensors[name] for name in wanted}, strict=False)  # all of them: checked above
     try:
-        clip = {name: int(config[name]) for name in ("frames", "stride", "size") if name in config}
-    except (TypeError, ValueError) as error:
+        clip: dict[str, Any] = {name: int(config[name]) for name in ("frames", "stride", "size") if name in config}
+        ClipConfig(**clip)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(f"{path}: what it says of its clips is not readable: {error}") from None
     beside = f"; left aside: {', '.join(dict.fromkeys(n.rsplit('.', 2)[0] for n in rest))}" if rest else ""
     return Trunk(module.eval(), best, width, clip, f"{best} of width {width}, {len(wanted)} of {len(wanted)} tensors{beside}")
+
+
+def _check_values(path: Path, tensors: Tensors, names: Iterable[str]) -> None:
+    for name in names:
+        if not tensors[name].is_floating_point():
+            raise InputError(f"{path}: {name} holds {str(tensors[name].dtype)[6:]}, expected floating point")
+        if not torch.isfinite(tensors[name]).all():
+            raise InputError(f"{path}: {name} is not finite everywhere: the training that made it had diverged")
 
 
 def _shape(tensor: torch.Tensor | None) -> str:

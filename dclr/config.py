@@ -119,6 +119,8 @@ class PretrainConfig:
                 f"--objective {self.objective} --without {' '.join(self.without)}: expected {' or '.join(OBJECTIVES)}, "
                 f"and any of {', '.join(PARTS)}"
             )
+        if self.objective == "moco" and self.without:
+            raise InputError(f"--objective moco --without {' '.join(self.without)}: moco has none of these parts")
         check(self.arch, self.width)
         self.clip, self.method, self.statistics(1)
 
@@ -145,8 +147,8 @@ class PretrainConfig:
 
     def statistics(self, world: int) -> Statistics:
         """Over what BatchNorm's statistics are taken, on one of ``world`` processes."""
-        groups = self.bn_groups or (2 if self.bn == "shuffle" and world == 1 else 1)
-        if self.batch % (groups * world * self.accumulate):
+        groups = (2 if self.bn == "shuffle" and world == 1 else 1) if self.bn_groups is None else self.bn_groups
+        if groups >= 1 and self.batch % (groups * world * self.accumulate):
             raise InputError(
                 f"batch {self.batch} does not divide into {world} process(es), {self.accumulate} part(s) (--accumulate) "
                 f"and {groups} group(s) (--bn-groups)"

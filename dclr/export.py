@@ -12,14 +12,15 @@ import contextlib
 import io
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
-from dclr.checkpoint import BESIDE, Trunk, load_trunk
+from dclr.checkpoint import BESIDE, Trunk, load_trunk, temporary
 from dclr.data.clips import ClipConfig
-from dclr.errors import InputError, exit_on_input_error
+from dclr.errors import InputError, exit_on_input_error, make_folder
 from dclr.views import MEAN, STD
 
 
@@ -36,8 +37,10 @@ class Features(nn.Module):
 
 
 def metadata(trunk: Trunk) -> dict[str, str]:
-    clip = {name: getattr(ClipConfig(), name) for name in ("frames", "stride", "size")} | trunk.clip
-    said = {"architecture": trunk.arch, "width": trunk.width, **clip, "mean": list(MEAN), "std": list(STD)}
+    """What is known of it: of weights that are not ours, neither the clip nor the normalisation."""
+    said: dict[str, object] = {"architecture": trunk.arch, "width": trunk.width, **trunk.clip}
+    if trunk.clip:
+        said |= {"mean": list(MEAN), "std": list(STD)}
     return {name: str(value) for name, value in said.items()}
 
 
@@ -48,14 +51,14 @@ def export(checkpoint: Path, out: Path) -> None:
     if out.exists():
         raise InputError(f"--out {out}: it exists; name another file or remove it")
     trunk = load_trunk(checkpoint)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
+    make_folder(out.parent)
+    unfinished = temporary(out)
     if out.suffix == ".safetensors":
         tensors = {n: x.contiguous() for n, x in trunk.module.state_dict().items() if not BESIDE.search(n)}
-        save_file(tensors, temporary, metadata(trunk))
+        unfinished.write_bytes(save(tensors, metadata(trunk)))
     else:
-        _onnx(trunk, temporary)
-    temporary.replace(out)
+        _onnx(trunk, unfinished)
+    unfinished.replace(out)
     print(f"{trunk.matched} -> {out}")
 
 
@@ -66,7 +69,9 @@ def _onnx(trunk: Trunk, out: Path) -> None:
     except ImportError:
         raise InputError("ONNX export needs the packages onnx and onnxscript: pip install 'dclr[onnx]'") from None
     said = metadata(trunk)
-    clip = torch.zeros(2, 3, int(said["frames"]), int(said["size"]), int(said["size"]))
+    learned: dict[str, Any] = trunk.clip
+    example = ClipConfig(**learned)
+    clip = torch.zeros(2, 3, example.frames, example.size, example.size)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):
         program = torch.onnx.export(

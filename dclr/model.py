@@ -49,8 +49,10 @@ class Method:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.views not in ("vsd", "vs", "vd", "v") or self.mined < 0 or self.alignment < 0:
-            raise InputError(f"views {self.views!r}, mined {self.mined}, alignment {self.alignment}: expected vsd, vs, vd or v")
+        if self.views not in ("vsd", "vs", "vd", "v"):
+            raise InputError(f"views {self.views!r}: expected vsd, vs, vd or v")
+        if self.mined < 0 or self.alignment < 0:
+            raise InputError(f"--mined {self.mined} and a weight of alignment of {self.alignment}: expected 0 or more")
         if self.views == "v" and self.mined:
             raise InputError(f"mined {self.mined} with views 'v': positives are mined by s or d, expected 0")
         for name, value, expected in (("loss", self.loss, losses.FORMS), ("align-target", self.align_target, losses.TARGETS)):

@@ -164,6 +164,9 @@ def test_what_does_not_match_is_named(tmp_path: Path) -> None:
         state | {"layer4.2.conv1.0.0.weight": torch.ones(3)}
     )
     assert "no trunk of r2plus1d_10, " in refused({"conv1.weight": torch.zeros(64, 3, 7, 7)})
+    spoiled = state["layer2.0.conv1.1.weight"] * float("nan")
+    assert "layer2.0.conv1.1.weight is not finite" in refused(state | {"layer2.0.conv1.1.weight": spoiled})
+    assert "is no plain tensor" in refused(state | {"stem.0.weight": state["stem.0.weight"].to_sparse()})
     assert "'lr' is a float, and only tensors are read" in refused(state | {"lr": 0.1})
     assert "it holds no weights by name (a list)" in refused([torch.zeros(1)])
     assert "it holds no weights by name (a dict)" in refused({})
@@ -173,10 +176,27 @@ def test_what_does_not_match_is_named(tmp_path: Path) -> None:
     assert "stem.0.weight holds int64, expected floating point" in refused(
         state | {"stem.0.weight": state["stem.0.weight"].long()}
     )
-    assert "its tensors claim" in refused({name: torch.zeros(()).expand(x.shape) for name, x in state.items()})
+    assert "claims" in refused({name: torch.zeros(()).expand(x.shape) for name, x in state.items()})
     (tmp_path / "bad.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(InputError, match="not a readable safetensors file"):
         load_trunk(tmp_path / "bad.safetensors")
+
+
+def test_heads_of_another_shape_are_refused(authors: tuple[Path, nn.Module, nn.ModuleDict], tmp_path: Path) -> None:
+    state = torch.load(authors[0], weights_only=True)["state_dict"]
+    name = "module.encoder_q.fvd"
+
+    def refused(change: dict[str, torch.Tensor | None]) -> str:
+        torch.save({"state_dict": {n: x for n, x in (state | change).items() if x is not None}}, tmp_path / "w.pth")
+        with pytest.raises(InputError) as caught:
+            load_encoder(tmp_path / "w.pth")
+        return str(caught.value)
+
+    assert "heads.vd.4.weight" in refused({f"{name}.4.weight": torch.zeros(128, 128)})
+    assert "heads.vd.2.weight is nothing, expected (128, 512)" in refused({f"{name}.2.weight": None})
+    assert "heads.vd.0.weight holds int64" in refused({f"{name}.0.weight": torch.zeros(512, 512, dtype=torch.int64)})
+    assert "heads.vd.0.weight is (512, 64)" in refused({f"{name}.0.weight": torch.zeros(512, 64)})
+    assert "claims" in refused({f"{name}.2.weight": torch.zeros(1).expand(10**9, 512)})
 
 
 def test_a_checkpoint_of_another_version_or_architecture_is_refused(tmp_path: Path) -> None:
@@ -187,6 +207,13 @@ def test_a_checkpoint_of_another_version_or_architecture_is_refused(tmp_path: Pa
     save(tmp_path / "b.pt", {"config": {"arch": "r3d_18", "frames": "many"}, "model": model})
     with pytest.raises(InputError, match="what it says of its clips is not readable"):
         load_trunk(tmp_path / "b.pt")
+    save(tmp_path / "e.pt", {"config": {"arch": ["r3d_18"]}, "model": model})
+    with pytest.raises(InputError, match=r"it says its network is \['r3d_18'\]"):
+        load_trunk(tmp_path / "e.pt")
+    for frames in (-3, float("inf")):
+        save(tmp_path / "f.pt", {"config": {"arch": "r3d_18", "frames": frames}, "model": model})
+        with pytest.raises(InputError, match="what it says of its clips is not readable"):
+            load_trunk(tmp_path / "f.pt")
     save(tmp_path / "c.pt", {"config": 3, "model": model})
     with pytest.raises(InputError, match="its config and model are no tables"):
         load_trunk(tmp_path / "c.pt")

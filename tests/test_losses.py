@@ -61,6 +61,7 @@ def test_neighbour_probability_is_a_softmax_over_the_allowed() -> None:
 
 
 def test_maps_have_mean_one_and_no_nan() -> None:
+    assert losses.activation_map(torch.ones(1, 512, 1, 1, 1, dtype=torch.bfloat16)).dtype == torch.float32
     features = torch.rand(3, 7, 2, 4, 5, dtype=torch.float64)
     features[1] = 0
     found = losses.mean_one(losses.activation_map(features))

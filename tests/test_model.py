@@ -120,7 +120,7 @@ def test_the_baseline_forwards_rgb_alone() -> None:
     [
         ({"views": "sd"}, "expected vsd, vs, vd or v"),
         ({"views": "v"}, "mined 5 with views 'v'"),
-        ({"mined": -1}, "mined -1"),
+        ({"mined": -1}, "--mined -1"),
         ({"loss": "nce"}, "--loss nce: expected one of mil, masked, mean-log"),
         ({"align_target": "max"}, "--align-target max: expected one of sum, equal"),
     ],

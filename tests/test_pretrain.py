@@ -229,6 +229,8 @@ def test_precision_is_resolved_or_refused() -> None:
         ({"bn": "group"}, "sync, shuffle, local"),
         ({"bn": "shuffle", "batch": 9}, "batch 9 does not divide into 1 process"),
         ({"bn_groups": 2}, "sync has one"),
+        ({"bn": "local", "bn_groups": 0}, "--bn-groups 0"),
+        ({"objective": "moco", "without": ("static",)}, "moco has none of these parts"),
         ({"loss": "nce"}, "--loss nce"),
         ({"stride": 0}, "clip stride 0"),
         ({"workers": -1}, "workers -1"),

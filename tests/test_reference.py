@@ -118,6 +118,7 @@ def worst(found: list[steps.Result], wanted: list[steps.Result]) -> float:
         }
         for name, value in right.items():
             assert after[name].shape == value.shape, name
+            assert torch.isfinite(value.double()).all() and torch.isfinite(after[name].double()).all(), name
             largest = max(largest, float((after[name].double() - value.double()).abs().max()))
     return largest
 

@@ -424,7 +424,7 @@ def test_preview_shows_frames_above_cues(few: Path, synthetic_set: Path, tmp_pat
 
     succeed("-m", "preprocess", "preview", synthetic_set, "--out", tmp_path / "sheet.png", "--videos", "3")
     sheet = cv2.imread(str(tmp_path / "sheet.png"))
-    assert sheet.shape[0] == 3 * (18 + 3 * 32 + CURVE + 4) and sheet.std() > 20  # frames, differences, grids, curve
+    assert sheet.shape[0] == 3 * (18 + 4 * 32 + CURVE + 4) and sheet.std() > 20  # frames, differences, flow, grids, curve
     succeed(*FOLDER, few, "--out", tmp_path / "set", "--size", "32", "--cues", "flow")
     succeed("-m", "preprocess", "preview", tmp_path / "set", "--out", tmp_path / "flow.png", "--videos", "3")
     sheet = cv2.imread(str(tmp_path / "flow.png"))

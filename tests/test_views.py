@@ -95,6 +95,26 @@ def test_the_static_view_is_one_frame_of_its_own_clip() -> None:
     assert all(view.is_contiguous(memory_format=torch.channels_last_3d) for view in found.values())
 
 
+def test_seams_are_held_and_v_and_s_have_colours_of_their_own() -> None:
+    data = batch()
+    data["frames"] = torch.tensor([0, 2, 4, 1, 3, 5]).expand(3, 2, 6)  # a seam at the fourth
+    found = views.make_views(data, 0, "cue", torch.device("cpu"))["d"]
+    torch.testing.assert_close(found[:, :, 3], found[:, :, 2])
+    assert not torch.equal(found[:, :, 4], found[:, :, 3])
+    data["colours"][:, :, 1, 0] = 0.7  # the static view's brightness
+    made = views.make_views(data, 0, "cue", torch.device("cpu"))
+    rgb = views.to_clip(data["rgb"][:, 0])
+    torch.testing.assert_close(made["v"], views.normalise(rgb))
+    torch.testing.assert_close(made["s"][0, :, 0], views.normalise(rgb * 0.7)[0, :, int(data["still"][0, 0])])
+
+
+def test_the_blurs_kernel_is_a_tenth_of_the_crop() -> None:
+    x, draw = torch.rand(1, 3, 1, 112, 112), NEUTRAL.copy()
+    draw[9] = 2.0
+    expected = kornia.filters.gaussian_blur2d(x[0].transpose(0, 1), (11, 11), (2.0, 2.0), "reflect").transpose(0, 1)
+    torch.testing.assert_close(views.photometry(x, colours(draw)), views.normalise(expected[None]))
+
+
 def test_the_cue_view_is_the_stored_difference_in_three_channels() -> None:
     data = batch()
     found = views.make_views(data, 0, "cue", torch.device("cpu"))["d"]
