@@ -6,6 +6,7 @@ Without torchrun everything here is the identity. Collectives are called by ever
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -55,8 +56,12 @@ def from_first(value: Any) -> Any:
 
 
 def shutdown() -> None:
+    """Leave the process group; nothing to do where there is none."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        time.sleep(
+            0.2
+        )  # gloo's threads may still hold the last tensors: torch 2.13 aborts if they let go in an ending interpreter
 
 
 def rank() -> int:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from dclr.backbones import ARCHITECTURES, build
 from dclr.backbones.i3d import pad_same
-from dclr.backbones.layers import Conv3d, TemporalConv
+from dclr.backbones.layers import Conv3d, Triple
 from dclr.errors import InputError
 
 SIZES = {
@@ -87,18 +87,29 @@ def test_i3d_pads_as_tensorflow_does() -> None:
     assert padded[0, 0, :, 3, 0].tolist() == [1, 1, 1, 1, 0] and padded[0, 0, 0, :, 0].tolist() == [0, 1, 1, 1, 1, 1, 0]
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("frames", [1, 2, 3, 5])
-def test_the_temporal_convolution_is_the_3d_one(frames: int, stride: int) -> None:
-    layer = TemporalConv(5, 6, stride).double()
-    x = torch.randn(2, 5, frames, 3, 4, dtype=torch.float64).contiguous(memory_format=torch.channels_last_3d)
-    torch.testing.assert_close(layer(x), F.conv3d(x, layer.weight, stride=(stride, 1, 1), padding=(1, 0, 0)))
+@pytest.mark.parametrize("kernel", [(1, 1, 1), (1, 3, 3), (3, 1, 1), (3, 3, 3), (3, 7, 7)])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (2, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_a_convolution_is_torchs(kernel: Triple, stride: Triple, layout: torch.memory_format) -> None:
+    """Whichever way it is computed: value, layout and gradients."""
+    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+    layer = Conv3d(5, 6, kernel, stride, padding).double().to(memory_format=layout)  # type: ignore[call-overload]
+    for frames in (1, 2, 3, 5):
+        x = torch.randn(2, 5, frames, 7, 9, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+        found, wanted = layer(x), F.conv3d(x, layer.weight, None, stride, padding)
+        torch.testing.assert_close(found, wanted)
+        back = torch.randn_like(found)
+        for mine, theirs in zip(*(torch.autograd.grad(y, [x, layer.weight], back) for y in (found, wanted)), strict=True):
+            torch.testing.assert_close(mine, theirs)
+    assert layer.float()(x.float()).is_contiguous(memory_format=layout)
 
 
 def wrong_gradients(kind: str, frames: int, dtype: torch.dtype) -> int:
     """In how many of four draws a weight gradient is wrong, with NaN left in freed memory, as a training step leaves it."""
     if kind == "temporal":
-        layer: torch.nn.Conv3d = TemporalConv(48, 64)
+        layer = Conv3d(48, 64, (3, 1, 1), padding=(1, 0, 0))
+    elif kind == "frames":
+        layer = Conv3d(48, 64, (1, 3, 3), padding=(0, 1, 1))
     elif kind == "cube":
         layer = Conv3d(48, 64, (3, 3, 3), padding=(1, 1, 1))
     elif kind == "stem of r3d":
@@ -122,7 +133,7 @@ def wrong_gradients(kind: str, frames: int, dtype: torch.dtype) -> int:
     return wrong
 
 
-@pytest.mark.parametrize("kind", ["temporal", "cube", "stem of r3d", "stem of i3d"])
+@pytest.mark.parametrize("kind", ["temporal", "frames", "cube", "stem of r3d", "stem of i3d"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_weight_gradients_do_not_touch_memory_that_is_not_theirs(kind: str, dtype: str) -> None:
     """As torch 2.13's do (dclr/backbones/layers.py); in a process of its own, because they may end it."""

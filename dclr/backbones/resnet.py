@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from dclr.backbones.layers import Backbone, Conv3d, TemporalConv
+from dclr.backbones.layers import Backbone, Conv3d
 
 Conv = Callable[[int, int, int, int], nn.Module]  # inputs, middle channels (R(2+1)D's alone), outputs, stride
 
@@ -27,7 +27,7 @@ def conv2plus1d(inputs: int, middle: int, outputs: int, stride: int) -> nn.Modul
         Conv3d(inputs, middle, (1, 3, 3), (1, stride, stride), (0, 1, 1)),
         nn.BatchNorm3d(middle),
         nn.ReLU(inplace=True),
-        TemporalConv(middle, outputs, stride),
+        Conv3d(middle, outputs, (3, 1, 1), (stride, 1, 1), (1, 0, 0)),
     )
 
 
@@ -75,7 +75,7 @@ class VideoResNet(Backbone):
                 Conv3d(3, middle, (1, 7, 7), (1, 2, 2), (0, 3, 3)),
                 nn.BatchNorm3d(middle),
                 nn.ReLU(inplace=True),
-                TemporalConv(middle, width),
+                Conv3d(middle, width, (3, 1, 1), padding=(1, 0, 0)),
             ]
         else:
             first = [Conv3d(3, width, (3, 7, 7), (1, 2, 2), (1, 3, 3))]
