@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dclr.distributed import total, world
+from dclr.distributed import joined, total, world
 from dclr.errors import InputError
 
 VIEWS = ("v", "s", "d")
@@ -83,20 +83,47 @@ class ViewBatchNorm(nn.BatchNorm3d):
         assert self.momentum is not None
         return self.momentum
 
-    def _joined(self, x_BCTHW: torch.Tensor, running_mean: torch.Tensor, running_var: torch.Tensor) -> torch.Tensor:
-        """Two passes, not E[x^2] - E[x]^2: no cancellation. At least float32, whatever autocast hands in."""
-        x = x_BCTHW.to(torch.promote_types(x_BCTHW.dtype, torch.float32))
-        over, shape = (0, 2, 3, 4), (1, -1, 1, 1, 1)
-        count = x.numel() // x.shape[1] * world()  # every rank has the same batch (dclr/data/plan.py)
-        mean = total(x.sum(over)) / count
-        centred = x - mean.view(shape)
-        var = total(centred.square().sum(over)) / count
+    def _joined(self, x: torch.Tensor, running_mean: torch.Tensor, running_var: torch.Tensor) -> torch.Tensor:
+        out, mean, var = _Joined.apply(x, self.weight, self.bias, self.eps)
         if self.track:
-            with torch.no_grad():
-                running_mean.lerp_(mean.to(running_mean.dtype), self._momentum())
-                running_var.lerp_((var * count / max(count - 1, 1)).to(running_var.dtype), self._momentum())
-        scale = self.weight * torch.rsqrt(var + self.eps)
-        return (centred * scale.view(shape) + self.bias.view(shape)).to(x_BCTHW.dtype)
+            count = x.numel() // x.shape[1] * world()
+            running_mean.lerp_(mean, self._momentum())
+            running_var.lerp_(var * (count / max(count - 1, 1)), self._momentum())
+        return out
+
+
+class _Joined(torch.autograd.Function):
+    """BatchNorm over the rows of every rank (all have as many: dclr/data/plan.py), with torch's fused kernels on each: the
+    output, and mean and variance (C,) in the type of ``weight``. A rank holds nothing but its input for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        # buffers that nothing reads, so that the statistics have weight's type and not x's
+        own = torch.batch_norm_update_stats(x, torch.zeros_like(weight), torch.ones_like(weight), 0.0)
+        mean_RC, var_RC = joined(torch.stack(own).unsqueeze(0)).unbind(1)  # R ranks
+        mean = mean_RC.mean(0)
+        var = (var_RC + (mean_RC - mean).square()).mean(0)
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, var)
+        return F.batch_norm(x, mean, var, weight, bias, eps=eps), mean, var
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
+        """As if the statistics were constants, then what they add: -w / sd (mean(dy) + X mean(dy X)), X the normalised x, with
+        means over every rank's rows; that is ``slope`` x + ``level``."""
+        x, weight, mean, var = ctx.saved_tensors
+        normalise = torch.ops.aten.native_batch_norm_backward.default
+        dx, dweight, dbias = normalise(gradients[0], x, weight, mean, var, None, None, False, ctx.eps, [True] * 3)
+        mean_dy, mean_dyx = total(torch.stack([dbias, dweight])) / (x.numel() // x.shape[1] * world())
+        scale = (var + ctx.eps).rsqrt()
+        slope = -weight * scale.square() * mean_dyx
+        rest = F.batch_norm(
+            x, torch.zeros_like(mean), torch.ones_like(var), slope, -weight * scale * mean_dy - slope * mean, eps=0
+        )
+        return dx + rest, dweight, dbias, None
 
 
 def convert(module: M, statistics: Statistics) -> M:

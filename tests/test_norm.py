@@ -1,9 +1,11 @@
 """BatchNorm: over what its statistics are taken, and how they are re-estimated."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from dclr import norm
@@ -82,3 +84,27 @@ def test_reestimation_is_the_mean_over_batches() -> None:
 def test_what_is_none_of_that_is_refused(wrong: dict, says: str) -> None:
     with pytest.raises(InputError, match=says):
         Statistics(**wrong)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_the_joined_norm_of_one_process_is_torchs(dtype: torch.dtype, tolerance: float) -> None:
+    """Output, statistics and gradients (over several processes: test_distributed.py)."""
+    x = (3 + 2 * torch.randn(4, 6, 3, 5, 5, dtype=torch.float64)).to(dtype)
+    kind = torch.promote_types(dtype, torch.float32)
+    weight, bias = torch.rand(6, dtype=kind) + 0.5, torch.randn(6, dtype=kind)
+    back = torch.randn(x.shape, dtype=torch.float64).to(dtype)
+
+    def gradients(call: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> list[torch.Tensor]:
+        inputs = tuple(value.clone().requires_grad_() for value in inputs)
+        out = call(*inputs)
+        return [out, *torch.autograd.grad(out, inputs, back.to(out.dtype))]
+
+    found = gradients(lambda *inputs: norm._Joined.apply(*inputs, 1e-5)[0], x, weight, bias)
+    exact = (value.double() for value in (x, weight, bias))
+    wanted = gradients(lambda x, w, b: F.batch_norm(x, None, None, w, b, True, 0.1, 1e-5), *exact)
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert (mine.double() - theirs).abs().max() <= tolerance * theirs.abs().max()
+    mean, var = norm._Joined.apply(x, weight, bias, 1e-5)[1:]
+    assert mean.dtype == var.dtype == kind
+    torch.testing.assert_close(mean.double(), x.double().mean((0, 2, 3, 4)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(var.double(), x.double().var((0, 2, 3, 4), correction=0), rtol=1e-5, atol=1e-5)
