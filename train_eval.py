@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Evaluate a pretrained network on shards: finetune it, or fit a linear probe on its frozen features."""
+"""Evaluate a pretrained network on shards: finetune it, or try its frozen features."""
 
 import argparse
 
@@ -9,7 +9,7 @@ from dclr.errors import exit_on_input_error
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    top.add_argument("mode", choices=("finetune", "linear"))
+    top.add_argument("mode", choices=("finetune", "linear", "knn", "retrieval", "fewshot"))
     data = top.add_argument_group("data")
     data.add_argument(
         "--shards", required=True, metavar="SET", help="what python -m preprocess made: a folder, http(s)://... or s3://..."
@@ -40,11 +40,17 @@ def parser() -> argparse.ArgumentParser:
     clip.add_argument("-fpc", "--frames", type=int, help="frames a clip")
     clip.add_argument("--stride", type=int, help="stored frames from one frame of a clip to the next")
     clip.add_argument("-cs", "--size", type=int, help="crop in pixels")
-    clip.add_argument("-cpv", type=int, default=10, help="clips a training video: an epoch's (finetune), in all (linear)")
+    clip.add_argument("-cpv", type=int, default=10, help="clips a training video: an epoch's (finetune), in all (others)")
     clip.add_argument("--test-clips", type=int, default=10, help="uniform clips a test video, probabilities averaged")
     clip.add_argument("--crops", type=int, default=1, help="of each test clip: 1 (the middle) or 3 (along the long side)")
     clip.add_argument("--min-scale", type=float, default=0.2, help="least share of the area that a training crop keeps")
     clip.add_argument("--flip", type=float, default=0.5, help="probability of a flip; 0 where left and right are labels")
+    still = top.add_argument_group("frozen features (linear, knn, retrieval, fewshot)")
+    still.add_argument("--features", metavar="DIR", help="keep them there, and read them where they were kept")
+    still.add_argument(
+        "--shots", type=int, nargs="+", default=[1, 5, 10], metavar="N", help="training videos a class (fewshot)"
+    )
+    still.add_argument("--draws", type=int, default=5, help="of those videos (fewshot)")
     run = top.add_argument_group("optimisation (finetune)")
     run.add_argument("-b", "--batch", type=int, default=64, help="clips a step, over all processes")
     run.add_argument("--epochs", type=int, default=10)
@@ -62,12 +68,12 @@ def main() -> None:
     from dclr.data.manifest import split_list
     from dclr.evaluate import EvalConfig
     from dclr.finetune import finetune
-    from dclr.probe import linear
+    from dclr.probe import frozen
 
     args |= {name: split_list(args[name]) for name in ("train_split", "test_split")}
-    args["schedule"] = tuple(args["schedule"])
+    args |= {name: tuple(args[name]) for name in ("schedule", "shots")}
     try:
-        {"finetune": finetune, "linear": linear}[args["mode"]](EvalConfig(**args))
+        (finetune if args["mode"] == "finetune" else frozen)(EvalConfig(**args))
     finally:
         shutdown()
 

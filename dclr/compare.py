@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from dclr.errors import InputError, exit_on_input_error
 from dclr.report import table
 
-COLUMNS = ("run", "mode", "label", "pretrained", "arch", "width", "videos", "top1", "top5", "mean_class", "chance")
+COLUMNS = ("run", "mode", "label", "pretrained", "arch", "width", "videos")
+ACCURACIES = re.compile(r"top1|top5|mean_class|R@\d+|\d+-shot|chance")
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -18,20 +20,25 @@ def read_result(folder: Path) -> dict[str, Any]:
     path = folder / "result.json"
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        return {**result, "mode": result["options"]["mode"], "pretrained": result["options"]["pretrained"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        said = {name: result["options"][name] for name in ("mode", "pretrained")}
+        return {**result, **said, "chance": 1 / result["classes"]}
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise InputError(f"{path}: not a result of train_eval.py ({type(error).__name__}: {error})") from None
 
 
 def compare(folders: list[Path]) -> str:
-    """A table, one row a run; accuracies in per cent, chance that of guessing among the classes."""
-    rows = [list(COLUMNS)]
-    for folder in folders:
-        result = read_result(folder)
-        result |= {"run": folder.name, "chance": 1 / result["classes"]}
-        for name in ("top1", "top5", "mean_class", "chance"):
-            result[name] = f"{100 * result[name]:.1f}"
-        rows.append([str(result[name]) for name in COLUMNS])
+    """A table, one row a run: accuracies in per cent, with their deviation over draws, and that of guessing (chance)."""
+    results = [read_result(folder) for folder in folders]
+    found = dict.fromkeys(name for result in results for name in result if ACCURACIES.fullmatch(name))
+    columns = [*COLUMNS, *(name for name in found if name != "chance"), "chance"]
+    rows = [columns]
+    for folder, result in zip(folders, results, strict=True):
+        cells = {name: str(result.get(name, "-")) for name in COLUMNS} | {"run": folder.name}
+        for name in columns[len(COLUMNS) :]:
+            cells[name] = f"{100 * result[name]:.1f}" if name in result else "-"
+            if name in result.get("deviation", {}):
+                cells[name] += f" ± {100 * result['deviation'][name]:.1f}"
+        rows.append([cells[name] for name in columns])
     return table(rows)
 
 

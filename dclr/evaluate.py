@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -23,10 +24,10 @@ from dclr.data.fetch import Cache
 from dclr.data.loader import TrainLoader, all_skipped, eval_loader, open_set
 from dclr.data.manifest import ShardSet, require_size
 from dclr.errors import InputError, make_folder, refuse_used
-from dclr.hardware import pick_device, place, resolve_precision
+from dclr.hardware import pick_device, place, resolve_precision, revision
 from dclr.views import normalise, to_clip
 
-MODES = ("finetune", "linear", "knn")  # knn: while pretraining
+MODES = ("finetune", "linear", "knn", "retrieval", "fewshot")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class EvalConfig:
     """Everything that decides an evaluation; saved in its result.json.
 
     ``frames``, ``stride`` and ``size`` of None are those of the checkpoint (16, 2, 112 for random weights); ``cpv`` is clips a
-    training video: random ones in each epoch of finetune, uniform ones of linear; ``test_clips`` uniform clips of a test video,
+    training video: random ones in each epoch of finetune, uniform ones otherwise; ``test_clips`` uniform clips of a test video,
     each cut ``crops`` times.
     """
 
@@ -51,6 +52,9 @@ class EvalConfig:
     frames: int | None = None
     stride: int | None = None
     size: int | None = None
+    features: str | None = None
+    shots: tuple[int, ...] = (1, 5, 10)
+    draws: int = 5
     cpv: int = 10
     test_clips: int = 10
     crops: int = 1
@@ -77,7 +81,9 @@ class EvalConfig:
             raise InputError(f"precise-bn {self.precise_bn}: expected a number of batches, 0 for none")
         if self.crops not in CROPS or not 0 <= self.max_skipped <= 100:
             raise InputError(f"crops {self.crops}, max-skipped {self.max_skipped}: expected 1 or 3 crops, and 0..100 percent")
-        for name in ("cpv", "test_clips", "batch", "epochs"):
+        if not self.shots or min(self.shots) < 1:
+            raise InputError(f"shots {' '.join(map(str, self.shots))}: expected numbers of videos a class, such as 1 5 10")
+        for name in ("cpv", "test_clips", "batch", "epochs", "draws"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
         if not self.lr > 0 or self.wd < 0 or not 0 <= self.dropout < 1 or self.workers < 0:
@@ -107,6 +113,7 @@ class Setting:
 
     config: EvalConfig
     trunk: Trunk
+    weights: str  # the sha256 of the file they are from, or what else they are
     shards: ShardSet
     cache: Cache | None
     clip: ClipConfig
@@ -130,14 +137,17 @@ def prepare(config: EvalConfig) -> Setting:
     if config.pretrained == "random":
         assert config.arch is not None  # EvalConfig checked it
         trunk = checkpoint.random_trunk(config.arch, config.width, config.seed)
+        weights = f"random {config.arch} of width {config.width}, seed {config.seed}"
     else:
         trunk = checkpoint.load_trunk(Path(config.pretrained))
+        with Path(config.pretrained).open("rb") as file:
+            weights = hashlib.file_digest(file, "sha256").hexdigest()
         if config.arch not in (None, trunk.arch):
             raise InputError(f"{config.pretrained} holds a {trunk.arch}, not the {config.arch} of -a: leave -a out")
     clip = config.clip(trunk.clip)
     shards, cache = open_set(config.shards, config.on_error, config.cache, config.cache_size)
     require_size(shards, clip.size)
-    setting = labelled(config, trunk, shards, cache, clip, device, dtype)
+    setting = labelled(config, trunk, weights, shards, cache, clip, device, dtype)
     make_folder(Path(config.out))
     distributed.setup(device)
     if distributed.rank() == 0:
@@ -149,8 +159,8 @@ def prepare(config: EvalConfig) -> Setting:
 
 
 def labelled(
-    config: EvalConfig, trunk: Trunk, shards: ShardSet, cache: Cache | None, clip: ClipConfig, device: torch.device,
-    dtype: torch.dtype,
+    config: EvalConfig, trunk: Trunk, weights: str, shards: ShardSet, cache: Cache | None, clip: ClipConfig,
+    device: torch.device, dtype: torch.dtype,
 ) -> Setting:  # fmt: skip
     """The evaluation on the two splits of an open set; raises InputError where they share a video or lack labels."""
     kind = shards.kind(config.label)
@@ -167,7 +177,7 @@ def labelled(
             f"{len(unlabelled)} videos of {config.train_split} and {config.test_split} have no label {kind!r}, such as "
             f"{unlabelled[0]}: choose splits that are labelled"
         )
-    return Setting(config, trunk, shards, cache, clip, kind, train_N, test_N, device, dtype)
+    return Setting(config, trunk, weights, shards, cache, clip, kind, train_N, test_N, device, dtype)
 
 
 def training_clips(setting: Setting, batches: int) -> Iterator[torch.Tensor]:
@@ -242,29 +252,43 @@ def over_videos(
     return np.stack([np.mean([part[0] for part in row], axis=0) for row in rows]), np.array([row[0][1] for row in rows])
 
 
-def save_result(setting: Setting, scores_NC: np.ndarray, label_N: np.ndarray, extra: dict[str, Any]) -> dict[str, Any]:
-    """Write result.json and confusion.png to the run's folder; returns the result."""
+def save_result(
+    setting: Setting,
+    found: np.ndarray | dict[str, float],
+    videos: int,
+    extra: dict[str, Any],
+    label_N: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Write result.json to the run's folder; returns the result. ``found`` is accuracies by name in 0..1, or class scores
+    (N, classes) of videos with ``label_N``, which have a confusion matrix too."""
     config, out = setting.config, Path(setting.config.out)
-    if not np.isfinite(scores_NC).all():
-        raise FloatingPointError("scores are not finite and nothing was saved: try --precision fp32 or a smaller --lr")
-    counts = metrics.confusion(scores_NC.argmax(1), label_N, len(setting.classes))
-    picture = report.confusion_matrix(counts, setting.classes, out / "confusion.png")
+    made = [out / "result.json"]
+    if isinstance(found, np.ndarray):
+        assert label_N is not None
+        if not np.isfinite(found).all():
+            raise FloatingPointError("scores are not finite and nothing was saved: try --precision fp32 or a smaller --lr")
+        counts = metrics.confusion(found.argmax(1), label_N, len(setting.classes))
+        extra = extra | {"confusion": counts.tolist()}
+        made.append(report.confusion_matrix(counts, setting.classes, out / "confusion.png"))
+        found = metrics.accuracies(found, label_N)
     result = {
-        **metrics.accuracies(scores_NC, label_N),
-        "videos": len(label_N),
+        **found,
+        "videos": videos,
         "skipped": sorted(set(setting.skipped)),
         "classes": len(setting.classes),
         "label": setting.kind,
         "arch": setting.trunk.arch,
         "width": setting.trunk.width,
-        "confusion": counts.tolist(),
         **extra,
         "options": dataclasses.asdict(config) | {n: getattr(setting.clip, n) for n in ("frames", "stride", "size")},
+        "weights": setting.weights,
+        "set": setting.shards.digest,
+        "versions": {"dclr": revision(), "torch": torch.__version__, "numpy": np.__version__},
     }
-    temporary = out / ".result.json.tmp"
+    temporary = checkpoint.temporary(made[0])
     temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.replace(out / "result.json")
-    numbers = ", ".join(f"{name} {100 * result[name]:.1f} %" for name in ("top1", "top5", "mean_class"))
-    print(f"{config.mode} on {setting.kind}: {numbers} of {len(label_N)} videos, {len(setting.classes)} classes")
-    print(f"{out / 'result.json'}, {picture}")
+    temporary.replace(made[0])
+    numbers = ", ".join(f"{name} {100 * value:.1f} %" for name, value in found.items())
+    print(f"{config.mode} on {setting.kind}: {numbers} of {videos} videos, {len(setting.classes)} classes")
+    print(", ".join(map(str, made)))
     return result

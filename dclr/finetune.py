@@ -96,4 +96,4 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
     )
     if rank != 0:
         return {}
-    return save_result(setting, probabilities, labels, {"peak_memory_gb": round(peak_memory_gb(), 2)})
+    return save_result(setting, probabilities, len(labels), {"peak_memory_gb": round(peak_memory_gb(), 2)}, labels)

@@ -1,4 +1,4 @@
-"""This machine: which device, which number format the convolutions run in, how memory is kept and counted.
+"""This machine and this code: which device, which number format the convolutions run in, how memory is kept and counted.
 
 Losses, maps and heads are float32 whatever format is chosen (dclr/losses.py).
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import subprocess
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -71,3 +73,14 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "fp16" and device.type != "cuda":
         raise InputError("--precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
     return PRECISIONS[name]
+
+
+@lru_cache
+def revision() -> str:
+    """The git revision of this code, or "unknown"."""
+    where = Path(__file__).parent.parent
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"

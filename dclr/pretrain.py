@@ -6,9 +6,7 @@ import itertools
 import math
 import os
 import signal
-import subprocess
 import time
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from dclr.config import PretrainConfig
 from dclr.data.loader import TrainLoader, all_skipped, open_set
 from dclr.data.manifest import require_cue, require_size
 from dclr.errors import InputError, make_folder
-from dclr.hardware import peak_memory_gb, pick_device, place, resolve_precision
+from dclr.hardware import peak_memory_gb, pick_device, place, resolve_precision, revision
 from dclr.model import DCLR, Output
 from dclr.queue import default_length
 from dclr.saver import LAST, Saver, resume
@@ -289,14 +287,3 @@ def _restore(saved: dict[str, Any], model: DCLR, optimiser: Any, scaler: Any, lo
     loader.load_state_dict(saved["loader"])
     torch.set_rng_state(saved["generator"])
     return saved["step"]
-
-
-@lru_cache
-def revision() -> str:
-    """The git revision of this code, or "unknown"."""
-    where = Path(__file__).parent.parent
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip() or "unknown"

@@ -94,7 +94,7 @@ def knn_setting(
         test_clips=1, workers=config.workers, on_error=config.on_error, max_skipped=config.max_skipped,
     )  # fmt: skip
     trunk = Trunk(model.f_q.backbone, config.arch, config.width, {})
-    return labelled(options, trunk, shards, cache, replace(config.clip, cue=None), device, dtype)
+    return labelled(options, trunk, "", shards, cache, replace(config.clip, cue=None), device, dtype)
 
 
 def online_knn(model: DCLR, setting: Setting) -> dict[str, float]:

@@ -14,6 +14,7 @@ from dclr import metrics, probe
 from dclr.compare import compare
 from dclr.errors import InputError
 from dclr.evaluate import EvalConfig
+from dclr.features import Features
 
 TINY = ["-fpc", "4", "-cs", "32", "--precision", "fp32", "-j", "0", "--test-clips", "2", "-cpv", "2"]
 
@@ -52,6 +53,65 @@ def test_statistics_are_reestimated_on_rgb_before_the_probe(checkpoint: Path, sy
         common = ("--pretrained", checkpoint, "--label", "scene", "-b", "24", *flags)
         results[name] = evaluate("linear", synthetic_set, tmp_path / name, *common, ranks=ranks)["confusion"]
     assert results["one"] == results["two"] != results["as it is"]
+
+
+def test_what_is_tried_with_frozen_features(checkpoint: Path, synthetic_set: Path, tmp_path: Path) -> None:
+    """Extracted once, on two processes, and kept: everything after reads them, and gives what it gives without."""
+    kept = tmp_path / "features"
+    common = ("--pretrained", checkpoint, "--label", "scene", "--features", kept)
+    linear = evaluate("linear", synthetic_set, tmp_path / "linear", *common, ranks=2)
+    [file] = kept.iterdir()
+    before = file.stat().st_mtime_ns
+    knn = evaluate("knn", synthetic_set, tmp_path / "knn", *common)
+    assert knn["videos"] == 32 == np.sum(knn["confusion"]) and knn["weights"] == linear["weights"] and len(knn["set"]) == 64
+    retrieval = evaluate("retrieval", synthetic_set, tmp_path / "retrieval", *common)
+    recalls = [retrieval[f"R@{k}"] for k in metrics.RECALLS]
+    assert recalls == sorted(recalls) and 0 < recalls[0] < recalls[-1] <= 1 and "top1" not in retrieval
+    few = evaluate("fewshot", synthetic_set, tmp_path / "few", *common, "--shots", 1, 3, 60, "--draws", 3)
+    assert len(few["draws"]["1"]) == 3 and few["3-shot"] == np.mean(few["draws"]["3"]) and "60-shot" not in few
+    assert [file] == list(kept.iterdir()) and file.stat().st_mtime_ns == before
+    again = evaluate("retrieval", synthetic_set, tmp_path / "again", "--pretrained", checkpoint, "--label", "scene")
+    assert [again[f"R@{k}"] for k in metrics.RECALLS] == recalls
+    said = compare([tmp_path / name for name in ("linear", "knn", "retrieval", "few")]).splitlines()
+    assert said[0].split()[7:] == [
+        "top1",
+        "top5",
+        "mean_class",
+        "R@1",
+        "R@5",
+        "R@10",
+        "R@20",
+        "R@50",
+        "1-shot",
+        "3-shot",
+        "chance",
+    ]
+    assert said[-1].split()[7] == "-" and said[-1].count("±") == 2
+    file.write_bytes(b"nothing")
+    options = ("--train-split", "train", "--test-split", "test", "--out", tmp_path / "damaged", *TINY)
+    assert "not features that train_eval.py kept" in refuse(
+        "train_eval.py", "knn", "--shards", synthetic_set, *options, *common
+    )
+
+
+def test_few_shot_probes_take_that_many_of_each_class() -> None:
+    """Draws are by seed, and the videos of a draw hold those of fewer shots."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(24) % 3
+    train = (np.eye(3)[labels][:, None] * 2 + rng.normal(size=(24, 2, 3))).astype(np.float32)
+    features = Features(train, labels, train, labels)
+    found = probe.few_shot(features, 3, (1, 4, 9), 4, 0)
+    assert found.keys() == {1, 4} and found == probe.few_shot(features, 3, (1, 4), 4, 0)
+    assert np.mean(found[4]) > 0.7 and np.mean(found[4]) >= np.mean(found[1])
+    assert found[1] != probe.few_shot(features, 3, (1,), 4, 1)[1]
+    with pytest.raises(InputError, match="the smallest class of --train-split has 8 videos"):
+        probe.few_shot(features, 3, (9,), 1, 0)
+
+
+def test_retrieval_by_hand() -> None:
+    gallery = np.array([[1.0, 0], [0.9, 0.1], [0, 2], [0, 0], [-1, 0]])
+    found = metrics.retrieval(gallery, np.array([0, 1, 2, 2, 1]), np.array([[3.0, 0], [0, 1], [0.1, -1]]), np.array([1, 2, 0]))
+    assert found == pytest.approx({"R@1": 2 / 3, "R@5": 1, "R@10": 1, "R@20": 1, "R@50": 1})
 
 
 @pytest.mark.parametrize("ranks", [0, 2])
@@ -108,6 +168,7 @@ def test_the_probe_separates_what_is_separable() -> None:
         ({"arch": "vgg"}, "r2plus1d_10"),
         ({"test_clips": 0}, "test-clips 0"),
         ({"dropout": 1.0}, "dropout 1.0"),
+        ({"shots": (0, 5)}, "shots 0 5"),
     ],
 )
 def test_configurations_that_cannot_work_are_refused(wrong: dict, says: str) -> None:
