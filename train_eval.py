@@ -4,7 +4,7 @@
 import argparse
 
 from dclr.distributed import shutdown
-from dclr.errors import exit_on_input_error
+from dclr.errors import InputError, exit_on_input_error
 
 
 def parser() -> argparse.ArgumentParser:
@@ -14,10 +14,14 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--shards", required=True, metavar="SET", help="what python -m preprocess made: a folder, http(s)://... or s3://..."
     )
-    data.add_argument("--train-split", required=True, metavar="A,B")
-    data.add_argument("--test-split", required=True, metavar="A,B")
+    data.add_argument("--train-split", metavar="A,B")
+    data.add_argument("--test-split", metavar="A,B")
+    data.add_argument(
+        "--folds", type=int, nargs="+", default=[], metavar="N", help="in their place: train0N and test0N of each, and the mean"
+    )
     data.add_argument("--label", help="kind of label, such as motion or scene; the set's first by default")
     data.add_argument("--out", required=True, metavar="RUN", help="folder for result.json, the confusion matrix and curves")
+    data.add_argument("--force", action="store_true", help="write over a result that --out holds")
     data.add_argument("-j", "--workers", type=int, default=1, help="loader processes of each rank")
     data.add_argument(
         "--cache", metavar="DIR", help="keep what came over the network on this machine's disk, for all its ranks"
@@ -58,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--schedule", type=int, nargs="*", default=[6, 8], help="epochs at which lr drops to a tenth")
     run.add_argument("--wd", type=float, default=1e-4, help="weight decay")
     run.add_argument("--dropout", type=float, default=0.5)
-    run.add_argument("--seed", type=int, default=0)
+    run.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="several: one after the other, and the mean"
+    )
     run.add_argument("--precision", default="auto", help="auto (bf16 where the hardware has it), fp32, bf16, fp16")
     return top
 
@@ -69,11 +75,15 @@ def main() -> None:
     from dclr.evaluate import EvalConfig
     from dclr.finetune import finetune
     from dclr.probe import frozen
+    from dclr.repeat import repeat
 
-    args |= {name: split_list(args[name]) for name in ("train_split", "test_split")}
+    folds, seeds, splits = args.pop("folds"), args.pop("seeds"), [args["train_split"], args["test_split"]]
+    if any(splits) if folds else not all(splits):
+        raise InputError("expected --train-split and --test-split, or --folds in the place of both")
+    args |= {f"{part}_split": split_list(args[f"{part}_split"] or f"{part}{folds[0]:02}") for part in ("train", "test")}
     args |= {name: tuple(args[name]) for name in ("schedule", "shots")}
     try:
-        (finetune if args["mode"] == "finetune" else frozen)(EvalConfig(**args))
+        repeat(EvalConfig(**args), folds, seeds, finetune if args["mode"] == "finetune" else frozen)
     finally:
         shutdown()
 

@@ -50,7 +50,7 @@ def probe(run: Path, shards: str, pretrained: list[str], seed: int) -> list[floa
                 call(
                     run / "log", "train_eval.py", "linear", "--shards", shards, "--train-split", "train", "--test-split",
                     "test", "--label", label, "--pretrained", *pretrained, "--size", "56", "-fpc", "8", "-cpv", "2",
-                    "--test-clips", "2", "--precise-bn", str(batches), "--seed", str(seed), "--out", str(out),
+                    "--test-clips", "2", "--precise-bn", str(batches), "--seeds", str(seed), "--out", str(out),
                 )  # fmt: skip
             found.append(100 * json.loads((out / "result.json").read_text())["top1"])
     return found

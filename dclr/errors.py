@@ -36,4 +36,4 @@ def make_folder(out: Path) -> None:
 def refuse_used(out: Path, name: str) -> None:
     """Nothing already made is lost: a folder that holds a result is not written over."""
     if (out / name).exists():
-        raise InputError(f"--out {out}: it holds {name} of an earlier run; name another folder or remove it")
+        raise InputError(f"--out {out}: it holds {name} of an earlier run; name another folder, or --force to write over it")

@@ -73,6 +73,7 @@ class EvalConfig:
     cache_size: float = 100.0  # GB
     on_error: str = "stop"
     max_skipped: float = 1.0  # percent of the videos
+    force: bool = False  # write over a result
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -133,7 +134,8 @@ def prepare(config: EvalConfig) -> Setting:
     """Check flags, then the checkpoint, then the shard set; raises InputError naming the first thing that is wrong."""
     device = pick_device()
     dtype = resolve_precision(config.precision, device)
-    refuse_used(Path(config.out), "result.json")
+    if not config.force:
+        refuse_used(Path(config.out), "result.json")
     if config.pretrained == "random":
         assert config.arch is not None  # EvalConfig checked it
         trunk = checkpoint.random_trunk(config.arch, config.width, config.seed)
