@@ -124,22 +124,35 @@ def test_a_finished_run_says_so_and_other_settings_are_refused(straight: Path, s
     assert (straight / "last.pt").read_bytes() == before
 
 
-def test_a_rank_that_fails_ends_the_others(synthetic_set: Path, tmp_path: Path) -> None:
-    """One of two processes raises in the middle of an epoch: the run ends with its message, and does not wait for ever."""
-    script = tmp_path / "fails.py"
+def failing_script(folder: Path, when: str) -> Path:
+    """train_pretrain.py whose process of rank 1 raises after as many calls of make_views, two a step, as ``when`` says."""
+    script = folder / "fails.py"
     script.write_text(
-        "import os, sys\n"
+        "import os\n"
         "from dclr import pretrain\n"
         "import train_pretrain\n"
         "make = pretrain.make_views\n"
         "calls = []\n"
         "def failing(*args):\n"
         "    calls.append(1)\n"
-        "    if len(calls) > 6 and os.environ['RANK'] == '1':\n"
+        f"    if os.environ['RANK'] == '1' and {when}:\n"
         "        raise OSError('the disk of this machine went away')\n"
         "    return make(*args)\n"
         "pretrain.make_views = failing\n"
         "train_pretrain.main()\n"
     )
+    return script
+
+
+def test_a_rank_that_fails_ends_the_others(synthetic_set: Path, tmp_path: Path) -> None:
+    """One of two processes raises in the middle of an epoch: the run ends with its message, and does not wait for ever."""
+    script = failing_script(tmp_path, "len(calls) > 6")
     done = run(script, "--shards", synthetic_set, *FLAGS, "--out", tmp_path / "out", ranks=2)
     assert done.returncode != 0 and "the disk of this machine went away" in done.stderr
+
+
+def test_torchruns_restarts_go_on_from_the_checkpoint(synthetic_set: Path, tmp_path: Path) -> None:
+    script = failing_script(tmp_path, "len(calls) > 20 and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
+    said = succeed(*torchrun, script, "--shards", synthetic_set, *FLAGS, "--out", tmp_path / "out")
+    assert "resumed after step 8 of 24" in said and load(tmp_path / "out/last.pt")["step"] == 24
