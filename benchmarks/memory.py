@@ -76,7 +76,7 @@ def main() -> None:
     print(f"{args.arch}, batch {args.batch}, {args.frames}x{args.size}x{args.size}, bf16\n")
     print("| --checkpoint-gradients | --accumulate | clips a part | GB counted | fits 24 GB |\n|---|---|---|---|---|")
     for checkpointed in (False, True):
-        for parts in (1, 2, 4, 8):
+        for parts in (n for n in (1, 2, 4, 8) if args.batch % n == 0):
             found = peak(args.arch, args.batch // parts, checkpointed, shape)
             row = ("yes" if checkpointed else "no", parts, args.batch // parts, f"{found / 1e9:.1f}")
             print(f"| {' | '.join(map(str, row))} | {'yes' if found < CARD else 'no'} |", flush=True)

@@ -12,7 +12,7 @@ from dclr.errors import InputError, exit_on_input_error
 from dclr.report import table
 
 COLUMNS = ("run", "mode", "label", "pretrained", "arch", "width", "videos")
-ACCURACIES = re.compile(r"top1|top5|mean_class|R@\d+|\d+-shot|chance")
+ACCURACIES = re.compile(r"top1|top5|mean_class|R@\d+|\d+-shot")
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -27,10 +27,10 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def compare(folders: list[Path]) -> str:
-    """A table, one row a run: accuracies in per cent, with their deviation over draws, and that of guessing (chance)."""
+    """A table, one row a run: accuracies in per cent, with their deviation over draws, folds or seeds, and that of guessing."""
     results = [read_result(folder) for folder in folders]
     found = dict.fromkeys(name for result in results for name in result if ACCURACIES.fullmatch(name))
-    columns = [*COLUMNS, *(name for name in found if name != "chance"), "chance"]
+    columns = [*COLUMNS, *found, "chance"]
     rows = [columns]
     for folder, result in zip(folders, results, strict=True):
         cells = {name: str(result.get(name, "-")) for name in COLUMNS} | {"run": folder.name}

@@ -55,6 +55,12 @@ def from_first(value: Any) -> Any:
     return box[0]
 
 
+def wait() -> None:
+    """Until every rank is here, a day if need be: what rank 0 does alone can take longer than a collective waits."""
+    if world() > 1:
+        dist.monitored_barrier(_control(), timeout=timedelta(days=1))
+
+
 def shutdown() -> None:
     """Leave the process group; nothing to do where there is none."""
     if dist.is_initialized():

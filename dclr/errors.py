@@ -25,12 +25,12 @@ def exit_on_input_error() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-def make_folder(out: Path) -> None:
-    """The folder that ``--out`` names, made where it is not there; raises InputError where it cannot be one."""
+def make_folder(out: Path, flag: str = "--out") -> None:
+    """The folder that ``flag`` names, made where it is not there; raises InputError where it cannot be one."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out {out}: cannot be a folder for results ({error.strerror}); name another") from None
+        raise InputError(f"{flag} {out}: cannot be a folder for results ({error.strerror}); name another") from None
 
 
 def refuse_used(out: Path, name: str) -> None:

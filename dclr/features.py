@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from dclr import checkpoint, distributed
+from dclr import distributed
 from dclr.errors import InputError, make_folder
 from dclr.evaluate import Pooled, Setting, over_videos
 from dclr.hardware import place
+
+VERSION = 1  # of the arithmetic from stored frames to features: another one where that changes
 
 
 @dataclass(frozen=True)
@@ -28,25 +33,35 @@ class Features:
     test_label_M: np.ndarray
 
 
-def extract(setting: Setting) -> Features:
-    """The features of both splits, the same on every rank; ``cpv`` uniform clips of a training video, ``test_clips`` times
+def extract(setting: Setting) -> Features | None:
+    """The features of both splits on rank 0, None on others: ``cpv`` uniform clips of a training video, ``test_clips`` times
     ``crops`` of a test video. Where ``--features`` names a folder they are kept there, in a file named by the hash of all that
-    decides them (weights, set, splits, label, clips, precision, BatchNorm), and are read from it the next time."""
-    config = setting.config
+    decides them (:func:`name`), and are read from it the next time. Raises FloatingPointError where they are not finite."""
+    config, first = setting.config, distributed.rank() == 0
     path = Path(config.features) / f"{name(setting)}.safetensors" if config.features else None
-    if path and distributed.from_first(path.exists() if distributed.rank() == 0 else None):
-        if distributed.rank() == 0:
-            print(f"features from {path}")
-        return read(path)
+    if path:
+        if first:
+            make_folder(path.parent, "--features")
+        if distributed.from_first(path.exists() if first else None):
+            if first:
+                print(f"features from {path}")
+            return read(path) if first else None
     module = place(Pooled(setting.trunk.module), setting.device)
     train = over_videos(module, setting, setting.train_N, config.cpv, 1, "train features", lambda f: f)
     test = over_videos(module, setting, setting.test_N, config.test_clips, config.crops, "test features", lambda f: f)
+    if not first:
+        return None
     found = Features(*train, *test)
-    if path and distributed.rank() == 0 and not setting.skipped:
-        make_folder(path.parent)
-        unfinished = checkpoint.temporary(path)
-        unfinished.write_bytes(save(vars(found)))
-        unfinished.replace(path)
+    if not (np.isfinite(found.train_NVC).all() and np.isfinite(found.test_MVC).all()):
+        raise FloatingPointError("features are not finite and nothing was saved: try --precision fp32")
+    if path and not setting.skipped:
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            unfinished.write_bytes(save(vars(found)))
+            unfinished.replace(path)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            print(f"warning: the features could not be kept in {path.parent} ({error.strerror})", file=sys.stderr)
     return found
 
 
@@ -61,9 +76,10 @@ def read(path: Path) -> Features:
 
 
 def name(setting: Setting) -> str:
-    """The hash of everything that decides the features."""
+    """The hash of what decides the features: weights, set, splits, label, clips, number format, torch, and :data:`VERSION`."""
     config, clip = setting.config, setting.clip
     decides = {
+        "version": [VERSION, torch.__version__],
         "weights": setting.weights, "set": setting.shards.digest, "splits": [config.train_split, config.test_split],
         "label": setting.kind, "clips": [config.cpv, config.test_clips, config.crops],
         "clip": [clip.frames, clip.stride, clip.size], "precision": str(setting.dtype),

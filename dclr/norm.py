@@ -1,7 +1,7 @@
 """BatchNorm as shared/method.md defines it: over which clips the statistics of a training batch are taken.
 
 ``mode`` says over which videos: ``sync``, those of the joined batch of all ranks (torch.nn.SyncBatchNorm refuses CPU tensors,
-so the sums are reduced here); ``shuffle`` and ``local``, those of a group: a rank, or one of ``groups`` slices of its batch
+so they are joined here); ``shuffle`` and ``local``, those of a group: a rank, or one of ``groups`` slices of its batch
 (``shuffle`` also sends the keys to other groups, dclr/model.py). ``views`` says over which views: ``split``, each of v, s, d
 by itself; ``shared``, all together. One set of running statistics fed with RGB, static and difference clips fits none of
 them, and evaluation sees RGB only (fault 5): split keeps one a view, and :func:`reestimate` mends shared ones.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dclr import distributed, metrics
+from dclr import metrics
 from dclr.data.plan import generator
 from dclr.errors import InputError
 from dclr.evaluate import EvalConfig, prepare, save_result
@@ -22,7 +22,7 @@ def frozen(config: EvalConfig) -> dict[str, Any]:
     probes see every clip, and the probabilities of a test video's clips are averaged."""
     setting = prepare(config)
     features = extract(setting)
-    if distributed.rank() != 0:
+    if features is None:
         return {}
     classes, extra = len(setting.classes), {"peak_memory_gb": round(peak_memory_gb(), 2)}
     train_NC, test_MC = features.train_NVC.mean(1), features.test_MVC.mean(1)
@@ -32,7 +32,7 @@ def frozen(config: EvalConfig) -> dict[str, Any]:
     if config.mode == "fewshot":
         shots = few_shot(features, classes, config.shots, config.draws, config.seed)
         numbers = {f"{count}-shot": float(np.mean(found)) for count, found in shots.items()}
-        deviations = {f"{count}-shot": float(np.std(found)) for count, found in shots.items()}
+        deviations = {f"{count}-shot": float(np.std(found, ddof=1)) for count, found in shots.items() if config.draws > 1}
         return save_result(setting, numbers, len(test_MC), extra | {"deviation": deviations, "draws": shots})
     if config.mode == "knn":
         scores = metrics.knn(train_NC, features.train_label_N, test_MC, classes)

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from dclr import checkpoint, distributed
-from dclr.compare import ACCURACIES, compare
-from dclr.errors import InputError, make_folder, refuse_used
+from dclr.compare import ACCURACIES, compare, read_result
+from dclr.data.manifest import ShardSet
+from dclr.errors import InputError, refuse_used
 from dclr.evaluate import EvalConfig
 from dclr.hardware import pick_device
 
-FREE = {"out", "frames", "stride", "size", "workers", "cache", "cache_size", "features", "force"}  # of a result that is kept
+FREE = {"out", "workers", "cache", "cache_size", "features", "force"}  # may differ in a result that is kept
+CLIP = {"frames", "stride", "size"}
 
 
 def repeat(
@@ -31,24 +33,30 @@ def repeat(
     """
     if not folds and len(seeds) == 1:
         return evaluate(replace(config, seed=seeds[0]))
+    for flag, given in (("--folds", folds), ("--seeds", seeds)):
+        if len(set(given)) < len(given):
+            raise InputError(f"{flag} {' '.join(map(str, given))}: expected each once")
     out = Path(config.out)
     if not config.force:
         refuse_used(out, "result.json")
-    distributed.setup(pick_device())
-    results, names = [], []
     every: Sequence[int | None] = folds or [None]
+    runs = []
     for fold, seed in itertools.product(every, seeds):
         parts = ([] if fold is None else [f"fold{fold}"]) + ([f"seed{seed}"] if len(seeds) > 1 else [])
         splits: dict[str, Any] = (
             {} if fold is None else {"train_split": (f"train{fold:02}",), "test_split": (f"test{fold:02}",)}
         )
-        names.append("-".join(parts))
-        one = replace(config, seed=seed, out=str(out / names[-1]), **splits)
-        kept = distributed.from_first(finished(one) if distributed.rank() == 0 else None)
-        results.append(kept or evaluate(one))
-    if distributed.rank() != 0:
-        return {}
-    return _mean(config, out, names, results)
+        runs.append(replace(config, seed=seed, out=str(out / "-".join(parts)), **splits))
+    distributed.setup(pick_device())
+    kept = distributed.from_first([finished(run) for run in runs] if distributed.rank() == 0 else None)
+    shards = ShardSet(config.shards)
+    for run in runs:  # before the first of them takes hours
+        shards.select(run.train_split), shards.select(run.test_split)
+    results = []
+    for run, result in zip(runs, kept, strict=True):
+        results.append(result or evaluate(run))
+        distributed.wait()
+    return _mean(config, folds, seeds, runs, results) if distributed.rank() == 0 else {}
 
 
 def finished(config: EvalConfig) -> dict[str, Any] | None:
@@ -56,32 +64,43 @@ def finished(config: EvalConfig) -> dict[str, Any] | None:
     path = Path(config.out) / "result.json"
     if config.force or not path.exists():
         return None
-    result = json.loads(path.read_text())
-    wanted = json.loads(json.dumps(asdict(config)))
-    for name in sorted(set(wanted) - FREE):
-        if result["options"].get(name) != wanted[name]:
+    result = read_result(path.parent)
+    for name, wanted in json.loads(json.dumps(asdict(config))).items():
+        ours = name in CLIP and wanted is None  # the checkpoint's, which made it too
+        if name not in FREE and not ours and result["options"].get(name) != wanted:
             raise InputError(
-                f"{path}: made with --{name.replace('_', '-')} {result['options'].get(name)}, not {wanted[name]}; name another "
-                "--out, or --force makes it anew"
+                f"{path}: made with {name.replace('_', '-')} {result['options'].get(name)}, not {wanted}; name another --out, "
+                "or --force makes it anew"
             )
     print(f"{path}: it is there, and kept")
     return result
 
 
-def _mean(config: EvalConfig, out: Path, names: list[str], results: list[dict[str, Any]]) -> dict[str, Any]:
+def _mean(
+    config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], runs: list[EvalConfig], results: list[dict[str, Any]]
+) -> dict[str, Any]:
+    out = Path(config.out)
+    for name in ("set", "weights"):
+        if len({result[name] for result in results}) > 1 and (name == "set" or config.pretrained != "random"):
+            raise InputError(
+                f"--out {out}: its results are of different {name}, some are older than --pretrained or --shards; --force "
+                "makes them anew"
+            )
     shared = [name for name in results[0] if ACCURACIES.fullmatch(name) and all(name in result for result in results)]
     values = {name: [result[name] for result in results] for name in shared}
     mean = {
         **{name: float(np.mean(found)) for name, found in values.items()},
         "deviation": {name: float(np.std(found, ddof=1)) for name, found in values.items()} if len(results) > 1 else {},
-        "runs": names,
-        "videos": sum(result["videos"] for result in results),
-        **{name: results[0][name] for name in ("classes", "label", "arch", "width", "weights", "set", "versions")},
-        "options": asdict(config),
+        "runs": [Path(run.out).name for run in runs],
+        "videos": sum(result["videos"] for result in results) // len(seeds),
+        "skipped": sorted({key for result in results for key in result["skipped"]}),
+        **{name: results[0][name] for name in ("classes", "label", "arch", "width", "set", "versions")},
+        "weights": sorted({result["weights"] for result in results}),
+        "options": {n: v for n, v in results[0]["options"].items() if n not in ("seed", "train_split", "test_split", "out")}
+        | {"folds": list(folds), "seeds": list(seeds)},
     }
-    make_folder(out)
     temporary = checkpoint.temporary(out / "result.json")
     temporary.write_text(json.dumps(mean, indent=1) + "\n")
     temporary.replace(out / "result.json")
-    print(compare([out / name for name in names] + [out]))
+    print(compare([*(Path(run.out) for run in runs), out]))
     return mean

@@ -55,10 +55,10 @@ def make(case: Case) -> DCLR:
     return model
 
 
-def batch(step: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
+def batch(step: int, size: int = 8) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
     """Views of the q and the k clips of four videos, and the videos; some of them were in the step before."""
     draw = torch.Generator().manual_seed(step)
-    q, k = ({v: torch.randn(BATCH, 3, 4, 8, 8, generator=draw, dtype=torch.float64) for v in "vsd"} for _ in "qk")
+    q, k = ({v: torch.randn(BATCH, 3, 4, size, size, generator=draw, dtype=torch.float64) for v in "vsd"} for _ in "qk")
     return q, k, torch.arange(BATCH) + 3 * step
 
 
@@ -71,7 +71,7 @@ def run(case: Case) -> list[Result]:
     optimiser = torch.optim.SGD(model.f_q.parameters(), 0.01, momentum=0.9)
     results = []
     for step in range(case.get("steps", 2)):
-        q, k, video = batch(step)
+        q, k, video = batch(step, case.get("size", 8))
         optimiser.zero_grad()
         outputs, parts = [], case.get("parts", 1)
         for part in range(parts):

@@ -8,7 +8,7 @@ import steps
 import torch
 from conftest import succeed
 
-SYNC = {"queue": 9, "steps": 4}
+SYNC = {"queue": 9, "steps": 4, "size": 32}  # layer4 has 2x2 places: BatchNorm over two values alone amplifies rounding
 GROUPED = [
     {**SYNC, "statistics": {"mode": mode, "views": views}} for mode in ("local", "shuffle") for views in ("split", "shared")
 ]
@@ -29,10 +29,10 @@ def test_several_ranks_are_one_with_the_joined_batch(ranks: int, tmp_path: Path)
         for name, found in results[-1].items():
             expected = one[name].double()
             error = (found.double() - expected).abs().max()
-            assert error <= 1e-6 * expected.abs().max(), (
+            assert error <= 1e-10 * expected.abs().max(), (
                 case,
                 name,
-            )  # rounding, which BatchNorm over two values of layer4 amplifies
+            )
 
 
 def test_a_batch_in_parts_is_one_in_groups(tmp_path: Path) -> None:

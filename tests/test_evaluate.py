@@ -1,4 +1,4 @@
-"""Finetuning and the linear probe as a user runs them, over one to three processes; what is refused."""
+"""Finetuning and what is tried with frozen features, as a user runs them, over one to three processes; what is refused."""
 
 import json
 import pickle
@@ -94,7 +94,7 @@ def test_what_is_tried_with_frozen_features(checkpoint: Path, synthetic_set: Pat
     )
 
 
-def test_few_shot_probes_take_that_many_of_each_class() -> None:
+def test_few_shot_probes_take_that_many_of_each_class(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draws are by seed, and the videos of a draw hold those of fewer shots."""
     rng = np.random.default_rng(0)
     labels = np.arange(24) % 3
@@ -104,6 +104,13 @@ def test_few_shot_probes_take_that_many_of_each_class() -> None:
     assert found.keys() == {1, 4} and found == probe.few_shot(features, 3, (1, 4), 4, 0)
     assert np.mean(found[4]) > 0.7 and np.mean(found[4]) >= np.mean(found[1])
     assert found[1] != probe.few_shot(features, 3, (1,), 4, 1)[1]
+    seen = []
+    fit = probe.fit_and_score
+    monkeypatch.setattr(probe, "fit_and_score", lambda *given: seen.append(given) or fit(*given))
+    probe.few_shot(features, 3, (1, 4), 1, 0)
+    (one, label_of_one, *_), (four, label_of_four, *_) = seen
+    assert label_of_one.tolist() == [0, 1, 2] and np.bincount(label_of_four).tolist() == [4, 4, 4]
+    assert {video.tobytes() for video in one} < {video.tobytes() for video in four}
     with pytest.raises(InputError, match="the smallest class of --train-split has 8 videos"):
         probe.few_shot(features, 3, (9,), 1, 0)
 
