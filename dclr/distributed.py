@@ -56,9 +56,15 @@ def from_first(value: Any) -> Any:
 
 
 def wait() -> None:
-    """Until every rank is here, a day if need be: what rank 0 does alone can take longer than a collective waits."""
+    """Until every rank is here, a day if need be: what rank 0 does alone can take longer than a collective waits. The first
+    call makes the group for it, so it comes before that work."""
+    global _patient
     if world() > 1:
-        dist.monitored_barrier(_control(), timeout=timedelta(days=1))
+        _patient = _patient or dist.new_group(backend="gloo", timeout=timedelta(days=1))
+        dist.barrier(group=_patient)
+
+
+_patient: dist.ProcessGroup | None = None
 
 
 def shutdown() -> None:

@@ -52,6 +52,7 @@ def repeat(
     shards = ShardSet(config.shards)
     for run in runs:  # before the first of them takes hours
         shards.select(run.train_split), shards.select(run.test_split)
+    distributed.wait()
     results = []
     for run, result in zip(runs, kept, strict=True):
         results.append(result or evaluate(run))
