@@ -101,7 +101,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(straight: Path, synthetic_s
 
 def test_other_processes_go_on_with_the_same_batches(straight: Path, synthetic_set: Path, tmp_path: Path) -> None:
     """From the middle of the run: the next losses of two processes are those of one, until float32's rounding shows."""
-    small = (*FLAGS, "--lr", "0.000001")  # training this small a network amplifies rounding
+    small = (*FLAGS, "--width", "8", "-fpc", "8", "--lr", "0.000001")  # training a smaller network amplifies rounding
     every_step = tmp_path / "every_step.py"
     every_step.write_text("from dclr import pretrain\nimport train_pretrain\npretrain.LOG_EVERY = 1\ntrain_pretrain.main()\n")
     succeed("train_pretrain.py", "--shards", synthetic_set, *small, "--epochs", "1", "--out", tmp_path / "half")
