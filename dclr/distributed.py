@@ -11,11 +11,14 @@ import warnings
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+MEETING = timedelta(minutes=10)  # the longest that ranks wait for each other
 
 
 def setup(device: torch.device) -> None:
@@ -23,7 +26,34 @@ def setup(device: torch.device) -> None:
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
+        store, number, count = next(dist.rendezvous("env://"))
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", store=_of_this_start(store, number, count), rank=number,
+            world_size=count, timeout=MEETING,
+        )  # fmt: skip
+
+
+def _of_this_start(store: dist.Store, number: int, count: int) -> dist.Store:
+    """``store`` under a name that only the processes of this start know.
+
+    After a restart torchrun's store still holds the addresses of the processes before, and a rank that reads one of them fails
+    to connect (pytorch issue 135712; torch 2.13 too); counts of restarts differ between nodes. So rank 0 draws a name and gives
+    it to each rank in answer to a request that the rank has just drawn, again and again until the rank of this start has it.
+    """
+    mine, until = uuid4().hex, time.monotonic() + MEETING.total_seconds()
+    if number:
+        store.set(f"request/{number}", mine)
+        name = store.get(mine).decode()
+        store.set(f"{name}/{number}", "")
+        return dist.PrefixStore(name, store)
+    for other in range(1, count):
+        while not store.check([f"{mine}/{other}"]):
+            if time.monotonic() > until:
+                raise TimeoutError(f"rank {other} of {count} did not start within {MEETING}")
+            if store.check([f"request/{other}"]):
+                store.set(store.get(f"request/{other}").decode(), mine)
+            time.sleep(0.01)
+    return dist.PrefixStore(mine, store)
 
 
 def _control() -> dist.ProcessGroup | None:

@@ -1,12 +1,16 @@
 """Several ranks on a real trunk over four steps: losses, gradients, running statistics, momentum encoder and queues."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import steps
 import torch
+import torch.distributed as dist
 from conftest import succeed
+
+from dclr.distributed import _of_this_start
 
 SYNC = {"queue": 9, "steps": 4, "size": 32}  # layer4 has 2x2 places: BatchNorm over two values alone amplifies rounding
 GROUPED = [
@@ -55,3 +59,16 @@ def test_checkpointed_gradients_are_the_same(tmp_path: Path) -> None:
         for plain, twice in zip(results[::2], results[1::2], strict=True):
             for name, found in twice[-1].items():
                 torch.testing.assert_close(found, plain[-1][name], rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_a_start_never_meets_the_one_before() -> None:
+    """Two starts on one store, as after torchrun's restart: the second's ranks have a place of their own, though rank 1's
+    request of the first start is still there."""
+    store, places = dist.HashStore(), []
+    for start in range(2):
+        with ThreadPoolExecutor(2) as threads:
+            first, second = threads.map(lambda number: _of_this_start(store, number, 2), range(2))
+        first.set("address", str(start))
+        places.append(second)
+        assert second.get("address") == str(start).encode()
+    assert places[0].get("address") == b"0"
