@@ -78,6 +78,9 @@ def parser() -> argparse.ArgumentParser:
     made = commands.add_parser("synthetic", parents=[making], help="the embedded data set: made here, no download")
     made.add_argument("--videos", type=int, default=1200, metavar="N", help="videos, a third of them test (1200)")
     made.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (0)")
+    made.add_argument(
+        "--swap-scenes", action="store_true", help="a split 'swapped' too: each test video's motion over another scene"
+    )
 
     for name, what in LISTED.items():
         listed = commands.add_parser(name, parents=[reading], help=what.partition(":")[0])
@@ -168,16 +171,16 @@ def make(args: argparse.Namespace) -> None:
 
 def _drawn(args: argparse.Namespace, stack: ExitStack) -> Source:
     """The embedded set's videos, drawn below the set's folder (a temporary one where that is in object storage)."""
-    drawn_with = {"videos": args.videos, "seed": args.seed}
+    drawn_with = synthetic.made_with(args.videos, args.seed, args.swap_scenes)
     if args.out.size(MANIFEST) is not None:
         old = Manifest.loads(args.out.read(MANIFEST).decode(errors="replace"), f"{args.out}/{MANIFEST}").options
-        if drawn_with != {name: old.get(name) for name in drawn_with}:
+        if drawn_with != {name: old[name] for name in ("videos", "seed", "swap_scenes") if name in old}:
             raise InputError(f"--out {args.out}: a finished shard set is there already; name another folder or remove it")
     if isinstance(args.out, RemoteFolder):
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dclr-")))
     else:
         place = Path(args.out.place, "videos", f"seed{args.seed}")
-    return synthetic.make(place, args.videos, args.seed, args.workers)
+    return synthetic.make(place, args.videos, args.seed, args.workers, args.swap_scenes)
 
 
 def _found(args: argparse.Namespace) -> Source:

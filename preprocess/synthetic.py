@@ -112,6 +112,9 @@ SCENES: dict[str, Callable[[int, int, np.random.Generator], np.ndarray]] = {
     "stripes": _stripes, "checks": _checks, "bricks": _bricks, "dots": _dots,
     "clouds": _clouds, "grass": _grass, "mosaic": _mosaic, "rings": _rings,
 }  # fmt: skip
+# The scene of a swapped video, by its test video's. From one seed stripes, checks and dots draw the same grid and the same two
+# colours; of the cyclic shifts only that by four puts none of them in another's place.
+SWAPPED = dict(zip(SCENES, [*SCENES][4:] + [*SCENES][:4], strict=True))
 
 
 def _sprite(rng: np.random.Generator, side: int = 96) -> np.ndarray:
@@ -156,7 +159,8 @@ def _path(motion: str, t_N: np.ndarray, rng: np.random.Generator) -> tuple[np.nd
 
 
 def render(motion: str, scene: str, seed: tuple[object, ...]) -> tuple[np.ndarray, int]:
-    """One video: uint8 (N, H, W, 3) RGB and its frame rate. Everything is drawn from ``seed``."""
+    """One video: uint8 (N, H, W, 3) RGB and its frame rate. Everything is drawn from ``seed``, the scene last: with another
+    scene it is the same motion of the same object, frame for frame, over another background."""
     rng = generator(*seed)
     (width, height), rate = SIZES[rng.integers(len(SIZES))], RATES[rng.integers(len(RATES))]
     side, total = min(width, height), int(rng.integers(*FRAMES))
@@ -228,8 +232,11 @@ class Plan:
     seed: tuple[object, ...]
 
 
-def plan(videos: int, seed: int) -> list[Plan]:
-    """``videos`` videos, a third of them test: motion and scene cross in full, container drawn at random."""
+def plan(videos: int, seed: int, swap_scenes: bool = False) -> list[Plan]:
+    """``videos`` videos, a third of them test: motion and scene cross in full, container drawn at random.
+
+    ``swap_scenes`` adds for each of test one of split swapped: its number, seed and container, another scene.
+    """
     plans = []
     test = round(videos * TEST_SHARE)
     for split, count in (("train", videos - test), ("test", test)):
@@ -237,7 +244,10 @@ def plan(videos: int, seed: int) -> list[Plan]:
             motion, scene = MOTIONS[i % len(MOTIONS)], list(SCENES)[i // len(MOTIONS) % len(SCENES)]
             key = ("synthetic", seed, split, i)
             suffix = (".avi", ".mp4")[generator("container", *key).integers(2)]
-            plans.append(Plan(f"{split}/{motion}/{scene}_{i:05d}{suffix}", motion, scene, split, key))
+            drawn = [(split, scene)]
+            if swap_scenes and split == "test":
+                drawn.append(("swapped", SWAPPED[scene]))
+            plans += [Plan(f"{of}/{motion}/{over}_{i:05d}{suffix}", motion, over, of, key) for of, over in drawn]
     return sorted(plans, key=lambda p: p.path)
 
 
@@ -247,9 +257,15 @@ def _make(root: Path, p: Plan) -> None:
         encode(*render(p.motion, p.scene, p.seed), path)
 
 
-def make(root: Path, videos: int, seed: int, workers: int) -> Source:
+def made_with(videos: int, seed: int, swap_scenes: bool) -> dict[str, int | str]:
+    """The options that a set of these videos records; ``swap_scenes`` only where it is set."""
+    options: dict[str, int | str] = {"videos": videos, "seed": seed}
+    return options | ({"swap_scenes": True} if swap_scenes else {})
+
+
+def make(root: Path, videos: int, seed: int, workers: int, swap_scenes: bool = False) -> Source:
     """Make the videos below ``root`` (those that are there stay) and say what they are."""
-    plans = plan(videos, seed)
+    plans = plan(videos, seed, swap_scenes)
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         made = pool.map(partial(_make, root), plans, chunksize=8)
         for _ in tqdm(made, total=len(plans), desc="drawing", unit="video"):
@@ -262,4 +278,4 @@ def make(root: Path, videos: int, seed: int, workers: int) -> Source:
         )
         for p in plans
     ]  # fmt: skip
-    return Source("synthetic", Folder(str(root)), found, classes, options={"videos": videos, "seed": seed})
+    return Source("synthetic", Folder(str(root)), found, classes, options=made_with(videos, seed, swap_scenes))
