@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,13 +85,13 @@ def _checked(path: Path, state: Any) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Trunk:
     """A backbone to evaluate: the module, its ``arch`` and ``width``, the ``clip`` (frames, stride, size) it learned on (empty
-    where nothing says so), and ``matched``, a sentence on what was found in the file."""
+    where nothing says so), and ``matched``, rows of a table of what was found in the file."""
 
     module: Backbone
     arch: str
     width: int
     clip: dict[str, int]
-    matched: str = "random weights"
+    matched: Sequence[Sequence[str]] = (("tensors", "random weights"),)
 
 
 def load_trunk(path: Path) -> Trunk:
@@ -149,8 +149,9 @@ def _weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
     else:
         state = read(path)
     if isinstance(state, dict) and {"version", "config", "model"} <= set(state):
-        config = _checked(path, state)["config"]
-        state = {name.removeprefix(OURS): x for name, x in state["model"].items() if str(name).startswith(OURS)}
+        config, weights = _checked(path, state)["config"], state["model"]
+        ours = {name.removeprefix(OURS): x for name, x in weights.items() if str(name).startswith(OURS)}
+        state = ours or weights  # train_eval.py finetune writes its classifier as it is
     elif isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not state:
@@ -206,8 +207,14 @@ def _trunk(path: Path, tensors: Tensors, config: Mapping[str, Any]) -> Trunk:
         ClipConfig(**clip)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(f"{path}: what it says of its clips is not readable: {error}") from None
-    beside = f"; left aside: {', '.join(dict.fromkeys(n.rsplit('.', 2)[0] for n in rest))}" if rest else ""
-    return Trunk(module.eval(), best, width, clip, f"{best} of width {width}, {len(wanted)} of {len(wanted)} tensors{beside}")
+    beside = ", ".join(dict.fromkeys(n.rsplit(".", 2)[0] for n in rest)) or "nothing"
+    rows = [
+        ["tensors", "", f"{best} of width {width}"],
+        ["matched", str(len(wanted)), "all of the trunk"],
+        ["missing", "0", "a classifier is trained anew"],
+        ["unexpected", str(len(rest)), f"left aside: {beside}"],
+    ]
+    return Trunk(module.eval(), best, width, clip, rows)
 
 
 def _check_values(path: Path, tensors: Tensors, names: Iterable[str]) -> None:

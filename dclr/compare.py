@@ -12,7 +12,7 @@ from dclr.errors import InputError, exit_on_input_error
 from dclr.report import table
 
 COLUMNS = ("run", "mode", "label", "pretrained", "arch", "width", "videos")
-ACCURACIES = re.compile(r"top1|top5|mean_class|R@\d+|\d+-shot")
+ACCURACIES = re.compile(r"top1|top5|mean_class|R@\d+|\d+-shot|[^:]+: .+")  # the last are bias's
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -21,25 +21,32 @@ def read_result(folder: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         said = {name: result["options"][name] for name in ("mode", "pretrained")}
-        return {**result, **said, "chance": 1 / result["classes"]}
+        return {"chance": 1 / result["classes"], **result, **said}
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise InputError(f"{path}: not a result of train_eval.py ({type(error).__name__}: {error})") from None
 
 
 def compare(folders: list[Path]) -> str:
-    """A table, one row a run: accuracies in per cent, with their deviation over draws, folds or seeds, and that of guessing."""
+    """A table, one row a run: accuracies in per cent, with their deviation over draws, folds or seeds, and that of guessing.
+    A folder of ``train_eval.py all`` stands for those in it."""
+    folders = [run for folder in folders for run in _within(folder)]
     results = [read_result(folder) for folder in folders]
     found = dict.fromkeys(name for result in results for name in result if ACCURACIES.fullmatch(name))
     columns = [*COLUMNS, *found, "chance"]
     rows = [columns]
     for folder, result in zip(folders, results, strict=True):
-        cells = {name: str(result.get(name, "-")) for name in COLUMNS} | {"run": folder.name}
+        cells = {name: str(result.get(name, "-")) for name in COLUMNS} | {"run": "/".join(folder.parts[-2:])}
         for name in columns[len(COLUMNS) :]:
-            cells[name] = f"{100 * result[name]:.1f}" if name in result else "-"
+            cells[name] = f"{100 * result[name]:.1f}" if isinstance(result.get(name), float) else "-"
             if name in result.get("deviation", {}):
                 cells[name] += f" ± {100 * result['deviation'][name]:.1f}"
         rows.append([cells[name] for name in columns])
     return table(rows)
+
+
+def _within(folder: Path) -> list[Path]:
+    inside = [path.parent for path in sorted(folder.glob("*/result.json"))]
+    return [folder] if (folder / "result.json").exists() or not inside else inside
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What every evaluation shares: its configuration, features and scores of whole videos, the saved result."""
+"""What every evaluation shares: its configuration, its files, and what is found of whole videos."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import itertools
-import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,18 +16,29 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dclr import checkpoint, distributed, metrics, norm, report
+from dclr import checkpoint, distributed, norm, report
 from dclr.backbones import check
 from dclr.checkpoint import Trunk
 from dclr.data.clips import CROPS, ClipConfig
 from dclr.data.fetch import Cache
 from dclr.data.loader import TrainLoader, all_skipped, eval_loader, open_set
 from dclr.data.manifest import ShardSet, require_size
+from dclr.data.plan import generator
 from dclr.errors import InputError, make_folder, refuse_used
-from dclr.hardware import pick_device, place, resolve_precision, revision
+from dclr.hardware import pick_device, place, resolve_precision
+from dclr.pieces import Pieces
 from dclr.views import normalise, to_clip
 
-MODES = ("finetune", "linear", "knn", "retrieval", "fewshot")
+MODES = ("finetune", "linear", "knn", "retrieval", "fewshot", "bias")
+CHOICES = {
+    "mode": MODES,
+    "average": ("probabilities", "logits"),
+    "head": ("linear", "bn"),
+    "bn": ("sync", "local", "frozen"),
+    "probe": ("convex", "sgd"),
+}
+GROUP = re.compile(r".*_g\d+(?=_c\d+)")  # UCF101's groups: clips cut out of one longer video
+RESULT = "result.json"
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,10 @@ class EvalConfig:
 
     ``frames``, ``stride`` and ``size`` of None are those of the checkpoint (16, 2, 112 for random weights); ``cpv`` is clips a
     training video: random ones in each epoch of finetune, uniform ones otherwise; ``test_clips`` uniform clips of a test video,
-    each cut ``crops`` times.
+    each cut ``crops`` times, of which ``average`` is taken. ``head`` ``bn`` has a BatchNorm before the linear layer. In
+    finetuning, BatchNorm normalises by the batch of all processes (``bn`` ``sync``) or of each (``local``), or as it was
+    pretrained to (``frozen``). ``val`` is the share of the training videos that is held out, by which finetuning chooses its
+    epoch (and stops after ``patience`` without a better one, 0 for never) and ``probe`` ``sgd`` its learning rate.
     """
 
     mode: str
@@ -52,7 +66,14 @@ class EvalConfig:
     frames: int | None = None
     stride: int | None = None
     size: int | None = None
-    features: str | None = None
+    features: str | None = None  # None is a folder in out
+    average: str = "probabilities"
+    head: str = "linear"
+    bn: str = "sync"
+    probe: str = "convex"
+    probe_lr: tuple[float, ...] = (5.0,)
+    val: float = 0.0
+    patience: int = 0  # epochs
     shots: tuple[int, ...] = (1, 5, 10)
     draws: int = 5
     cpv: int = 10
@@ -73,11 +94,25 @@ class EvalConfig:
     cache_size: float = 100.0  # GB
     on_error: str = "stop"
     max_skipped: float = 1.0  # percent of the videos
+    save_minutes: float = 15.0
     force: bool = False  # write over a result
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise InputError(f"mode {self.mode!r}: expected one of {', '.join(MODES)}")
+        for name, expected in CHOICES.items():
+            if getattr(self, name) not in expected:
+                raise InputError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(expected)}")
+        if not 0 <= self.val < 1 or self.patience < 0 or (self.patience and not self.val):
+            raise InputError(
+                f"val {self.val}, patience {self.patience}: expected a share of the training videos below 1, and epochs "
+                "without a better result on it; --patience needs --val, such as 0.1"
+            )
+        if not self.probe_lr or min(self.probe_lr) <= 0 or (len(self.probe_lr) > 1 and not self.val):
+            raise InputError(
+                f"probe-lr {' '.join(map(str, self.probe_lr))}: expected learning rates above 0; of several one is chosen on "
+                "--val, such as 0.1"
+            )
+        if not self.save_minutes > 0:
+            raise InputError(f"save-minutes {self.save_minutes}: expected more than 0")
         if self.precise_bn < 0:
             raise InputError(f"precise-bn {self.precise_bn}: expected a number of batches, 0 for none")
         if self.crops not in CROPS or not 0 <= self.max_skipped <= 100:
@@ -120,6 +155,7 @@ class Setting:
     clip: ClipConfig
     kind: str
     train_N: np.ndarray
+    val_N: np.ndarray  # held out of the training split, maybe none
     test_N: np.ndarray
     device: torch.device
     dtype: torch.dtype
@@ -129,17 +165,29 @@ class Setting:
     def classes(self) -> list[str]:
         return self.shards.manifest.classes[self.kind]
 
+    @property
+    def out(self) -> Path:
+        return Path(self.config.out)
+
+    def label(self, sample_N: np.ndarray) -> np.ndarray:
+        """The labels of these samples, int64 (N,)."""
+        return self.shards.labels[self.kind][sample_N]
+
+    def with_random_weights(self) -> Setting:
+        """The same evaluation of the same network before it learned anything."""
+        trunk, named = random_weights(self.trunk.arch, self.trunk.width, self.config.seed)
+        return prepared(dataclasses.replace(self, trunk=trunk, weights=named))
+
 
 def prepare(config: EvalConfig) -> Setting:
     """Check flags, then the checkpoint, then the shard set; raises InputError naming the first thing that is wrong."""
     device = pick_device()
     dtype = resolve_precision(config.precision, device)
     if not config.force:
-        refuse_used(Path(config.out), "result.json")
+        refuse_used(Path(config.out), RESULT)
     if config.pretrained == "random":
         assert config.arch is not None  # EvalConfig checked it
-        trunk = checkpoint.random_trunk(config.arch, config.width, config.seed)
-        weights = f"random {config.arch} of width {config.width}, seed {config.seed}"
+        trunk, weights = random_weights(config.arch, config.width, config.seed)
     else:
         trunk = checkpoint.load_trunk(Path(config.pretrained))
         with Path(config.pretrained).open("rb") as file:
@@ -153,10 +201,21 @@ def prepare(config: EvalConfig) -> Setting:
     make_folder(Path(config.out))
     distributed.setup(device)
     if distributed.rank() == 0:
-        print(f"{config.pretrained}: {trunk.matched}")
-    if config.precise_bn:
+        print(f"{config.pretrained}\n{report.table(trunk.matched)}")
+    return prepared(setting)
+
+
+def random_weights(arch: str, width: int, seed: int) -> tuple[Trunk, str]:
+    """A trunk that has learned nothing, and what its weights are called."""
+    return checkpoint.random_trunk(arch, width, seed), f"random {arch} of width {width}, seed {seed}"
+
+
+def prepared(setting: Setting) -> Setting:
+    """The setting with its network's BatchNorm statistics re-estimated where ``--precise-bn`` asks for it."""
+    if setting.config.precise_bn:
+        device, dtype = setting.device, setting.dtype
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            norm.reestimate(place(trunk.module, device), training_clips(setting, config.precise_bn))
+            norm.reestimate(place(setting.trunk.module, device), training_clips(setting, setting.config.precise_bn))
     return setting
 
 
@@ -179,7 +238,32 @@ def labelled(
             f"{len(unlabelled)} videos of {config.train_split} and {config.test_split} have no label {kind!r}, such as "
             f"{unlabelled[0]}: choose splits that are labelled"
         )
-    return Setting(config, trunk, weights, shards, cache, clip, kind, train_N, test_N, device, dtype)
+    train_N, val_N = held_out(shards, kind, train_N, config.val, config.seed)
+    return Setting(config, trunk, weights, shards, cache, clip, kind, train_N, val_N, test_N, device, dtype)
+
+
+def held_out(shards: ShardSet, kind: str, samples_N: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A training split without and with what is held out of it for choices (never the test split), two int64 arrays.
+
+    Of each class, whole groups (UCF101's ``_gXX_``; elsewhere a video with its segments) in an order from (seed, class), until
+    ``share`` of the class's samples is reached; the last group stays. Raises InputError where that leaves nothing.
+    """
+    if not share:
+        return samples_N, samples_N[:0]
+    label_N, out = shards.labels[kind][samples_N], np.zeros(len(samples_N), bool)
+    found = [GROUP.match(shards.keys[n]) for n in samples_N]
+    names = [group[0] if group else str(shards.video_N[n]) for n, group in zip(samples_N, found, strict=True)]
+    _, group_N = np.unique(names, return_inverse=True)
+    for c in np.unique(label_N):
+        here = label_N == c
+        groups = generator("val", seed, int(c)).permutation(np.unique(group_N[here]))
+        for group in groups[:-1]:
+            if out[here].sum() >= share * here.sum():
+                break
+            out[here & (group_N == group)] = True
+    if not out.any():
+        raise InputError(f"--val {share}: every class of --train-split has one group of videos, none can be held out")
+    return samples_N[~out], samples_N[out]
 
 
 def training_clips(setting: Setting, batches: int) -> Iterator[torch.Tensor]:
@@ -211,86 +295,48 @@ class Pooled(nn.Module):
         return self.trunk(clip_BCTHW).float().mean((2, 3, 4))
 
 
-def batched_forward(module: nn.Module, setting: Setting, batch: dict[str, Any]) -> torch.Tensor:
-    """One video's clips in one forward pass: uint8 (1, clips, T, S, S, 3) -> float32 (clips, ...)."""
-    clips = normalise(to_clip(batch["rgb"][0].to(setting.device)))
+@torch.no_grad()
+def forward(module: nn.Module, setting: Setting, rgb_NTSSC: torch.Tensor) -> torch.Tensor:
+    """One video's clips in one pass: uint8 (N, T, S, S, 3) -> float32 (N, ...)."""
+    clips = normalise(to_clip(rgb_NTSSC.to(setting.device)))
     with torch.autocast(setting.device.type, setting.dtype, enabled=setting.dtype != torch.float32):
         return module(clips.contiguous(memory_format=torch.channels_last_3d)).float()
 
 
-@torch.no_grad()
 def over_videos(
-    module: nn.Module, setting: Setting, samples_N: np.ndarray, clips: int, crops: int, title: str,
-    reduce: Callable[[torch.Tensor], torch.Tensor],
+    setting: Setting, samples_N: np.ndarray, clips: int, crops: int, title: str,
+    found: Callable[[dict[str, Any]], torch.Tensor], kept: Path | None = None, moving: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """``reduce(module(clips))`` of every video, each exactly once over all ranks, in ascending sample order; the segments of a
+    """What ``found`` says of every video, each asked exactly once over all ranks, in ascending sample order; the segments of a
     cut video count as one, with the mean of their results. What cannot be read is left out and named in ``setting.skipped``
     where ``--on-error skip`` says so.
 
+    Args:
+        found: a batch of :func:`dclr.data.loader.eval_loader` (one video; with ``moving`` where it moves) -> a tensor.
+        kept: a folder for what is found as it is found, so that a killed evaluation goes on; the caller removes it.
     Returns:
-        the stacked results (N, ...) float32 and the labels int64 (N,), the same on every rank.
+        the stacked results (N, ...) float32 and each video's first sample int64 (N,), the same on every rank.
     """
-    module.eval()
     config, rank, world = setting.config, distributed.rank(), distributed.world()
+    pieces = Pieces(kept)
+    before = distributed.from_first(pieces.read() if rank == 0 else None)
+    rest_N = np.setdiff1d(samples_N, np.array(list(before), np.int64))
     loader = eval_loader(
-        setting.shards, samples_N, setting.clip, clips=clips, crops=crops, rank=rank, world=world,
-        workers=config.workers, kind=setting.kind, cache=setting.cache, on_error=config.on_error,
+        setting.shards, rest_N, setting.clip, clips=clips, crops=crops, moving=moving, rank=rank, world=world,
+        workers=config.workers, cache=setting.cache, on_error=config.on_error,
     )  # fmt: skip
-    mine: dict[int, tuple[np.ndarray, int]] = {}
-    bar = tqdm(loader, total=-(-len(samples_N) // world), desc=title, unit="video", disable=rank != 0)
-    for batch in bar:
-        result = reduce(batched_forward(module, setting, batch))
-        mine[int(batch["sample"])] = (result.cpu().numpy(), int(batch["label"]))
-    found = {sample: value for part in distributed.joined_objects(mine) for sample, value in part.items()}
-    absent = set(samples_N.tolist()) - set(found)
+    mine: dict[int, np.ndarray] = {}
+    for batch in tqdm(loader, total=-(-len(rest_N) // world), desc=title, unit="video", disable=rank != 0):
+        mine[int(batch["sample"])] = result = found(batch).cpu().numpy()
+        pieces.add(int(batch["sample"]), result)
+    results = before | {sample: value for part in distributed.joined_objects(mine) for sample, value in part.items()}
+    absent = set(samples_N.tolist()) - set(results)
     if absent and config.on_error != "skip":
-        raise RuntimeError(f"{len(found)} of {len(samples_N)} videos were evaluated")
+        raise RuntimeError(f"{len(results)} of {len(samples_N)} videos were evaluated")
     all_skipped(absent, len(samples_N), config.max_skipped)
     setting.skipped.extend(setting.shards.keys[sample] for sample in sorted(absent))
-    videos: dict[int, list[tuple[np.ndarray, int]]] = {}
-    for sample in sorted(found):
-        videos.setdefault(int(setting.shards.video_N[sample]), []).append(found[sample])
+    videos: dict[int, list[int]] = {}
+    for sample in sorted(results):
+        videos.setdefault(int(setting.shards.video_N[sample]), []).append(sample)
     rows = list(videos.values())
-    return np.stack([np.mean([part[0] for part in row], axis=0) for row in rows]), np.array([row[0][1] for row in rows])
-
-
-def save_result(
-    setting: Setting,
-    found: np.ndarray | dict[str, float],
-    videos: int,
-    extra: dict[str, Any],
-    label_N: np.ndarray | None = None,
-) -> dict[str, Any]:
-    """Write result.json to the run's folder; returns the result. ``found`` is accuracies by name in 0..1, or class scores
-    (N, classes) of videos with ``label_N``, which have a confusion matrix too."""
-    config, out = setting.config, Path(setting.config.out)
-    made = [out / "result.json"]
-    if isinstance(found, np.ndarray):
-        assert label_N is not None
-        if not np.isfinite(found).all():
-            raise FloatingPointError("scores are not finite and nothing was saved: try --precision fp32 or a smaller --lr")
-        counts = metrics.confusion(found.argmax(1), label_N, len(setting.classes))
-        extra = extra | {"confusion": counts.tolist()}
-        made.append(report.confusion_matrix(counts, setting.classes, out / "confusion.png"))
-        found = metrics.accuracies(found, label_N)
-    result = {
-        **found,
-        "videos": videos,
-        "skipped": sorted(set(setting.skipped)),
-        "classes": len(setting.classes),
-        "label": setting.kind,
-        "arch": setting.trunk.arch,
-        "width": setting.trunk.width,
-        **extra,
-        "options": dataclasses.asdict(config) | {n: getattr(setting.clip, n) for n in ("frames", "stride", "size")},
-        "weights": setting.weights,
-        "set": setting.shards.digest,
-        "versions": {"dclr": revision(), "torch": torch.__version__, "numpy": np.__version__},
-    }
-    temporary = checkpoint.temporary(made[0])
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.replace(made[0])
-    numbers = ", ".join(f"{name} {100 * value:.1f} %" for name, value in found.items())
-    print(f"{config.mode} on {setting.kind}: {numbers} of {videos} videos, {len(setting.classes)} classes")
-    print(", ".join(map(str, made)))
-    return result
+    return np.stack([np.mean([results[n] for n in row], axis=0) for row in rows]), np.array([row[0] for row in rows])

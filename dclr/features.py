@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,53 +18,60 @@ from safetensors.numpy import load_file, save
 
 from dclr import distributed
 from dclr.errors import InputError, make_folder
-from dclr.evaluate import Pooled, Setting, over_videos
+from dclr.evaluate import Pooled, Setting, forward, over_videos
 from dclr.hardware import place
+from dclr.pieces import Pieces
 
-VERSION = 1  # of the arithmetic from stored frames to features: another one where that changes
+VERSION = 2  # of the arithmetic from stored frames to features: another one where that changes
+Found = Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor]  # a network and a video's batch -> features
 
 
 @dataclass(frozen=True)
 class Features:
-    """Pooled features of V clips a video, float32, and labels, int64: ``train_NVC`` (N, V, C), ``train_label_N``, ``test_MVC``
-    and ``test_label_M``."""
+    """Pooled features of V clips a video: ``value`` float32 (N, V, C), and ``sample`` int64 (N,), each video's first sample."""
 
-    train_NVC: np.ndarray
-    train_label_N: np.ndarray
-    test_MVC: np.ndarray
-    test_label_M: np.ndarray
+    value: np.ndarray
+    sample: np.ndarray
 
 
-def extract(setting: Setting) -> Features | None:
-    """The features of both splits on rank 0, None on others: ``cpv`` uniform clips of a training video, ``test_clips`` times
-    ``crops`` of a test video. Where ``--features`` names a folder they are kept there, in a file named by the hash of all that
-    decides them (:func:`name`), and are read from it the next time. Raises FloatingPointError where they are not finite."""
-    config, first = setting.config, distributed.rank() == 0
-    path = Path(config.features) / f"{name(setting)}.safetensors" if config.features else None
-    if path:
+def extract(
+    setting: Setting, samples_N: np.ndarray, clips: int, crops: int, title: str, found: Found | None = None, what: str = ""
+) -> Features | None:
+    """The features of these samples on rank 0, None on others: of ``clips`` uniform clips times ``crops`` a video, or what
+    ``found`` says, whose name is ``what``.
+
+    They are kept in ``--features`` (``features`` in ``--out`` by default), in a file named by the hash of all that decides them
+    (:func:`name`), and are read from it the next time. Raises FloatingPointError where they are not finite.
+    """
+    first = distributed.rank() == 0
+    folder = Path(setting.config.features or setting.out / "features")
+    path = folder / f"{name(setting, samples_N, clips, crops, what)}.safetensors"
+    if first:
+        make_folder(folder, "--features")
+    if distributed.from_first(path.exists() if first else None):
         if first:
-            make_folder(path.parent, "--features")
-        if distributed.from_first(path.exists() if first else None):
-            if first:
-                print(f"features from {path}")
-            return read(path) if first else None
-    module = place(Pooled(setting.trunk.module), setting.device)
-    train = over_videos(module, setting, setting.train_N, config.cpv, 1, "train features", lambda f: f)
-    test = over_videos(module, setting, setting.test_N, config.test_clips, config.crops, "test features", lambda f: f)
+            print(f"{title} from {path}")
+        return read(path) if first else None
+    module = place(Pooled(setting.trunk.module), setting.device).eval()
+    ask = found or (lambda net, batch: forward(net, setting, batch["rgb"][0]))
+    kept = path.with_suffix(".part")
+    values, samples = over_videos(
+        setting, samples_N, clips, crops, title, lambda batch: ask(module, batch), kept, moving=bool(what)
+    )
     if not first:
         return None
-    found = Features(*train, *test)
-    if not (np.isfinite(found.train_NVC).all() and np.isfinite(found.test_MVC).all()):
+    if not np.isfinite(values).all():
         raise FloatingPointError("features are not finite and nothing was saved: try --precision fp32")
-    if path and not setting.skipped:
+    if not setting.skipped:
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            unfinished.write_bytes(save(vars(found)))
+            unfinished.write_bytes(save({"value": values, "sample": samples}))
             unfinished.replace(path)
         except OSError as error:
             unfinished.unlink(missing_ok=True)
             print(f"warning: the features could not be kept in {path.parent} ({error.strerror})", file=sys.stderr)
-    return found
+    Pieces.remove(kept)
+    return Features(values, samples)
 
 
 def read(path: Path) -> Features:
@@ -75,14 +84,15 @@ def read(path: Path) -> Features:
         ) from None
 
 
-def name(setting: Setting) -> str:
-    """The hash of what decides the features: weights, set, splits, label, clips, number format, torch, and :data:`VERSION`."""
+def name(setting: Setting, samples_N: np.ndarray, clips: int, crops: int, what: str) -> str:
+    """The hash of what decides the features: weights, set, samples, clips, number format, torch, and :data:`VERSION`."""
     config, clip = setting.config, setting.clip
     decides = {
-        "version": [VERSION, torch.__version__],
-        "weights": setting.weights, "set": setting.shards.digest, "splits": [config.train_split, config.test_split],
-        "label": setting.kind, "clips": [config.cpv, config.test_clips, config.crops],
+        "version": [VERSION, torch.__version__], "weights": setting.weights, "set": setting.shards.digest,
+        "samples": hashlib.sha256(samples_N.astype("<i8").tobytes()).hexdigest(), "what": [what, clips, crops],
         "clip": [clip.frames, clip.stride, clip.size], "precision": str(setting.dtype),
-        "bn": [config.precise_bn, config.batch, config.seed, clip.min_scale, clip.flip] if config.precise_bn else 0,
+        "bn": 0 if not config.precise_bn else [
+            config.precise_bn, config.batch, config.seed, config.train_split, config.val, clip.min_scale, clip.flip
+        ],
     }  # fmt: skip
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]

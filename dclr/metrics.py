@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 import numpy as np
 
 RECALLS = (1, 5, 10, 20, 50)
+SHARE = re.compile(r"top[15]$|R@\d+$|.+: (?!neighbours$)")  # numbers that are a share of the test videos
+
+
+def interval(share: float, videos: int, z: float = 1.96) -> list[float]:
+    """Wilson's interval of 95 % for a share of so many videos that are independent draws (Wilson 1927): [low, high]."""
+    middle = (share + z * z / (2 * videos)) / (1 + z * z / videos)
+    half = z / (1 + z * z / videos) * math.sqrt(share * (1 - share) / videos + z * z / (4 * videos * videos))
+    return [max(0.0, middle - half), min(1.0, middle + half)]
 
 
 def confusion(predicted_N: np.ndarray, label_N: np.ndarray, classes: int) -> np.ndarray:

@@ -200,7 +200,9 @@ def pretrain(config: PretrainConfig) -> Path:
                     }
                     bar.set_postfix(short, refresh=False)
             if ends and watch:
-                report.activation_maps(model.f_q, {name: views[0][name] for name in config.method.views}, out / "maps.png")
+                model.f_q.eval()
+                report.activation_maps(model.f_q.map, {name: views[0][name] for name in config.method.views}, out / "maps.png")
+                model.f_q.train()
                 if outputs[-1].mined.any():
                     report.neighbours(videos.pictures(outputs[-1].mined, *mined), out / "neighbours.png")
             if wish:

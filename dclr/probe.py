@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,36 +11,79 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dclr import metrics
+from dclr import metrics, report
 from dclr.data.plan import generator
 from dclr.errors import InputError
-from dclr.evaluate import EvalConfig, prepare, save_result
+from dclr.evaluate import EvalConfig, Setting, prepare
 from dclr.features import Features, extract
 from dclr.hardware import peak_memory_gb
+from dclr.result import middle_frame, overlays, save_result, save_scores
+
+SGD_EPOCHS, SGD_DROPS, SGD_BATCH = 100, (60, 80), 128  # of --probe sgd, weight decay 0 (shared/method.md, "Recipe")
+NEIGHBOURS = 5  # shown beside a query
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Features ``value`` float32 (N, V, C) of V clips a video, with labels int64 (N,)."""
+
+    value: np.ndarray
+    label: np.ndarray
+
+
+def both(setting: Setting) -> tuple[Features, Features] | None:
+    """Features of the training split (with what ``--val`` holds out) and of the test split, on rank 0; None on others."""
+    config = setting.config
+    known_N = np.union1d(setting.train_N, setting.val_N)
+    train = extract(setting, known_N, config.cpv, 1, "train features")
+    test = extract(setting, setting.test_N, config.test_clips, config.crops, "test features")
+    return (train, test) if train and test else None
 
 
 def frozen(config: EvalConfig) -> dict[str, Any]:
     """Extract, try, save; returns the result. On video level (k-NN, retrieval) a video is the mean of its clips' features; the
-    probes see every clip, and the probabilities of a test video's clips are averaged."""
+    probes see every clip, and the probabilities or logits of a test video's clips are averaged."""
     setting = prepare(config)
-    features = extract(setting)
-    if features is None:
+    found = both(setting)
+    if found is None:
         return {}
-    classes, extra = len(setting.classes), {"peak_memory_gb": round(peak_memory_gb(), 2)}
-    train_NC, test_MC = features.train_NVC.mean(1), features.test_MVC.mean(1)
+    train, test = found
+    known, asked = (Labelled(part.value, setting.label(part.sample)) for part in found)
+    classes = len(setting.classes)
+    extra: dict[str, Any] = {"peak_memory_gb": round(peak_memory_gb(), 2)}
+    train_NC, test_MC = train.value.mean(1), test.value.mean(1)
+    pictures = [neighbours(setting, train, test), overlays(setting, test.sample)]
     if config.mode == "retrieval":
-        numbers = metrics.retrieval(train_NC, features.train_label_N, test_MC, features.test_label_M)
-        return save_result(setting, numbers, len(test_MC), extra)
+        numbers = metrics.retrieval(train_NC, known.label, test_MC, asked.label)
+        return save_result(setting, numbers, len(test_MC), extra, pictures)
     if config.mode == "fewshot":
-        shots = few_shot(features, classes, config.shots, config.draws, config.seed)
+        shots = few_shot(known, asked, classes, config)
         numbers = {f"{count}-shot": float(np.mean(found)) for count, found in shots.items()}
         deviations = {f"{count}-shot": float(np.std(found, ddof=1)) for count, found in shots.items() if config.draws > 1}
-        return save_result(setting, numbers, len(test_MC), extra | {"deviation": deviations, "draws": shots})
+        return save_result(setting, numbers, len(test_MC), extra | {"deviation": deviations, "draws": shots}, pictures)
     if config.mode == "knn":
-        scores = metrics.knn(train_NC, features.train_label_N, test_MC, classes)
+        scores = metrics.knn(train_NC, known.label, test_MC, classes)
+    elif config.probe == "sgd":
+        held = np.isin(train.sample, setting.val_N)
+        scores, tried = sgd_probe(known, held, test.value, classes, config)
+        extra |= {"probe": tried}
     else:
-        scores = fit_and_score(features.train_NVC, features.train_label_N, features.test_MVC, classes)
-    return save_result(setting, scores, len(test_MC), extra, features.test_label_M)
+        scores = fit_and_score(known, test.value, classes, config.average)
+    return save_scores(setting, scores, test.sample, extra, pictures)
+
+
+def neighbours(setting: Setting, train: Features, test: Features) -> Path:
+    """Write neighbours.png: some test videos, and the training videos nearest to each by cosine of mean features."""
+    rows_m = np.unique(np.linspace(0, len(test.sample) - 1, report.SHOWN).astype(int))
+    place_mk, _ = metrics.nearest(test.value[rows_m].mean(1), train.value.mean(1), NEIGHBOURS)
+    rows = []
+    for row, place_k in zip(rows_m, place_mk, strict=True):
+        samples = [int(test.sample[row]), *map(int, train.sample[place_k])]
+        named = [setting.classes[label] for label in setting.label(np.array(samples))]
+        marks = ["asked", *("same" if name == named[0] else "other" for name in named[1:])]
+        pictures = [middle_frame(setting, sample) for sample in samples]
+        rows.append([(picture, f"{mark}: {name}") for picture, mark, name in zip(pictures, marks, named, strict=True)])
+    return report.neighbours(rows, setting.out / "neighbours.png")
 
 
 def logistic_regression(features_NC: torch.Tensor, label_N: torch.Tensor, classes: int, c: float = 1.0) -> nn.Linear:
@@ -47,9 +92,7 @@ def logistic_regression(features_NC: torch.Tensor, label_N: torch.Tensor, classe
     Convex with one minimum, so there is no seed and no learning rate. ``c`` is the inverse strength, as in liblinear.
     """
     x, y = features_NC.double(), label_N
-    layer = nn.Linear(x.shape[1], classes).double()
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    layer = _zeros(x.shape[1], classes).double()
     solver = torch.optim.LBFGS(
         layer.parameters(), max_iter=2000, tolerance_grad=1e-6, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )
@@ -64,33 +107,95 @@ def logistic_regression(features_NC: torch.Tensor, label_N: torch.Tensor, classe
     return layer
 
 
-def fit_and_score(train_NVC: np.ndarray, label_N: np.ndarray, test_MVC: np.ndarray, classes: int) -> np.ndarray:
-    """Probe on every clip's features, standardised by the training clips' mean and deviation: probabilities (M, classes)."""
-    train = torch.from_numpy(train_NVC).flatten(0, 1).double()
+def _zeros(channels: int, classes: int) -> nn.Linear:
+    layer = nn.Linear(channels, classes)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def averaged(logits_MVK: torch.Tensor, average: str = "probabilities") -> torch.Tensor:
+    """Class scores of videos, (M, K), from the logits of their V clips: the mean probability, or that of the mean logit."""
+    return logits_MVK.softmax(-1).mean(-2) if average == "probabilities" else logits_MVK.mean(-2).softmax(-1)
+
+
+def _clips(known: Labelled) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every clip by itself: features float64 (N V, C) and labels (N V,)."""
+    labels = np.repeat(known.label, known.value.shape[1])
+    return torch.from_numpy(known.value).flatten(0, 1).double(), torch.from_numpy(labels)
+
+
+@torch.no_grad()
+def _score(layer: nn.Module, test_MVC: torch.Tensor, average: str) -> np.ndarray:
+    return averaged(layer(test_MVC), average).numpy()
+
+
+def fit(known: Labelled, classes: int) -> nn.Module:
+    """:func:`logistic_regression` on every clip, standardised by the training clips' mean and deviation: features -> logits."""
+    train, labels = _clips(known)
     mean, deviation = train.mean(0), train.std(0) + 1e-6
-    labels = torch.from_numpy(np.repeat(label_N, train_NVC.shape[1]))
     layer = logistic_regression((train - mean) / deviation, labels, classes)
-    with torch.no_grad():
-        scores = layer((torch.from_numpy(test_MVC).double() - mean) / deviation)
-        return scores.softmax(2).mean(1).numpy()
+    with torch.no_grad():  # the same on features as they are
+        layer.bias.sub_(layer.weight @ (mean / deviation))
+        layer.weight.div_(deviation)
+    return layer
 
 
-def few_shot(features: Features, classes: int, shots: tuple[int, ...], draws: int, seed: int) -> dict[int, list[float]]:
-    """Top-1 of probes on ``shots`` training videos of each class, for each of ``draws`` draws: shots -> ``draws`` accuracies.
+def fit_and_score(known: Labelled, test_MVC: np.ndarray, classes: int, average: str = "probabilities") -> np.ndarray:
+    """The convex probe's scores of videos, (M, classes)."""
+    return _score(fit(known, classes), torch.from_numpy(test_MVC).double(), average)
+
+
+def sgd(known: Labelled, classes: int, lr: float, seed: int) -> nn.Module:
+    """The authors' probe: SGD with momentum 0.9 and no weight decay on features as they are, in an order from (seed, epoch)."""
+    train, labels = _clips(known)
+    layer = _zeros(train.shape[1], classes).double()
+    optimiser = torch.optim.SGD(layer.parameters(), lr, momentum=0.9)
+    for epoch in range(SGD_EPOCHS):
+        optimiser.param_groups[0]["lr"] = lr * 0.1 ** sum(epoch >= drop for drop in SGD_DROPS)
+        order = torch.from_numpy(generator("probe", seed, epoch).permutation(len(train)))
+        for rows in order.split(SGD_BATCH):
+            optimiser.zero_grad()
+            F.cross_entropy(layer(train[rows]), labels[rows]).backward()
+            optimiser.step()
+    return layer
+
+
+def sgd_probe(
+    known: Labelled, held_N: np.ndarray, test_MVC: np.ndarray, classes: int, config: EvalConfig
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Scores (M, classes) of :func:`sgd` on all training videos with that of ``--probe-lr`` which does best on the held-out
+    ones (bool (N,)) after training without them; and what was tried. Of one learning rate nothing is chosen."""
+    tried = {}
+    for lr in config.probe_lr if len(config.probe_lr) > 1 else ():
+        layer = sgd(Labelled(known.value[~held_N], known.label[~held_N]), classes, lr, config.seed)
+        scores = _score(layer, torch.from_numpy(known.value[held_N]).double(), config.average)
+        tried[lr] = metrics.accuracies(np.nan_to_num(scores), known.label[held_N])["top1"]
+    lr = max(tried, key=lambda lr: tried[lr]) if tried else config.probe_lr[0]
+    scores = _score(sgd(known, classes, lr, config.seed), torch.from_numpy(test_MVC).double(), config.average)
+    rule = {"epochs": SGD_EPOCHS, "schedule": SGD_DROPS, "batch": SGD_BATCH, "wd": 0}
+    return scores, {"lr": lr, "val_top1": tried, **rule}
+
+
+def few_shot(known: Labelled, asked: Labelled, classes: int, config: EvalConfig) -> dict[int, list[float]]:
+    """Top-1 of convex probes on ``--shots`` training videos of each class, for each draw: shots -> ``--draws`` accuracies.
 
     Draw n takes the first videos of each class in an order from (seed, n, class), so that 5 videos hold the 1 of the same draw.
     Shots above the smallest class are left out; raises InputError where that is all of them.
     """
-    label_N = features.train_label_N
-    present = np.unique(label_N)
-    smallest = min(int((label_N == c).sum()) for c in present)
-    found: dict[int, list[float]] = {count: [] for count in shots if count <= smallest}
+    present = np.unique(known.label)
+    smallest = min(int((known.label == c).sum()) for c in present)
+    found: dict[int, list[float]] = {count: [] for count in config.shots if count <= smallest}
     if not found:
-        raise InputError(f"--shots {' '.join(map(str, shots))}: the smallest class of --train-split has {smallest} videos")
-    for draw in range(draws):
-        order = {c: generator("few-shot", seed, draw, int(c)).permutation(np.flatnonzero(label_N == c)) for c in present}
+        shots = " ".join(map(str, config.shots))
+        raise InputError(f"--shots {shots}: the smallest class of --train-split has {smallest} videos")
+    for draw in range(config.draws):
+        order = {
+            c: generator("few-shot", config.seed, draw, int(c)).permutation(np.flatnonzero(known.label == c)) for c in present
+        }
         for count, accuracies in found.items():
             chosen = np.concatenate([order[c][:count] for c in present])
-            scores = fit_and_score(features.train_NVC[chosen], label_N[chosen], features.test_MVC, classes)
-            accuracies.append(metrics.accuracies(scores, features.test_label_M)["top1"])
+            few = Labelled(known.value[chosen], known.label[chosen])
+            scores = fit_and_score(few, asked.value, classes, config.average)
+            accuracies.append(metrics.accuracies(scores, asked.label)["top1"])
     return found

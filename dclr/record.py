@@ -313,6 +313,12 @@ class Record:
         h, w = flow_size(*self.size)
         return self.flow_levels.decode(indices, 2 * h, w, grey=True), self.flow_scale_N[np.asarray(indices)]
 
+    def energy_grid(self) -> np.ndarray:
+        """How much moves in each cell of each frame: float16 (N, 8, 8), grey levels."""
+        if self.grid_NGG is None:
+            raise self._without("energy")
+        return self.grid_NGG
+
     def _without(self, cue: str) -> FormatError:
         have = ", ".join(self.meta["cues"]) or "none"
         return FormatError(f"{self.key}: no cue {cue!r} in it (it has: {have}); make the shards with --cues {cue}")

@@ -11,20 +11,38 @@ from typing import Any
 
 import numpy as np
 
-from dclr import checkpoint, distributed
+from dclr import checkpoint, distributed, page
 from dclr.compare import ACCURACIES, compare, read_result
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError, refuse_used
-from dclr.evaluate import EvalConfig
+from dclr.evaluate import MODES, RESULT, EvalConfig
 from dclr.hardware import pick_device
 
-FREE = {"out", "workers", "cache", "cache_size", "features", "force"}  # may differ in a result that is kept
+FREE = {"out", "workers", "cache", "cache_size", "features", "save_minutes", "force"}  # may differ in a result that is kept
 CLIP = {"frames", "stride", "size"}
+PLACES = {"seed", "train_split", "test_split", "out"}  # not of a mean
 
 
-def repeat(
-    config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], evaluate: Callable[[EvalConfig], dict[str, Any]]
-) -> dict[str, Any]:
+Evaluate = Callable[[EvalConfig], dict[str, Any]]
+
+
+def everything(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], evaluate: Callable[[str], Evaluate]) -> None:
+    """Every mode, each into a folder of its name in ``config.out``, on the same features; what is done is kept, and
+    ``report.html`` has them all. ``evaluate`` says the evaluation of a mode."""
+    out = Path(config.out)
+    folders = [out / mode for mode in MODES]
+    for mode, folder in zip(MODES, folders, strict=True):
+        one = replace(config, mode=mode, out=str(folder), features=config.features or str(out / "features"))
+        distributed.setup(pick_device())
+        if not distributed.from_first(finished(one, folds, seeds) if distributed.rank() == 0 else None):
+            repeat(one, folds, seeds, evaluate(mode))
+        distributed.wait()
+    if distributed.rank() == 0:
+        print(compare([out]))
+        print(page.write(out, folders))
+
+
+def repeat(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], evaluate: Evaluate) -> dict[str, Any]:
     """``evaluate`` for each fold (splits train0N and test0N, as ``python -m preprocess`` names UCF101's and HMDB51's) and seed,
     each into a folder of its own in ``config.out``, whose result.json has the mean of every accuracy and, as ``deviation``, its
     standard deviation (of a sample). Without folds and with one seed it is ``evaluate`` alone.
@@ -38,7 +56,7 @@ def repeat(
             raise InputError(f"{flag} {' '.join(map(str, given))}: expected each once")
     out = Path(config.out)
     if not config.force:
-        refuse_used(out, "result.json")
+        refuse_used(out, RESULT)
     every: Sequence[int | None] = folds or [None]
     runs = []
     for fold, seed in itertools.product(every, seeds):
@@ -60,17 +78,22 @@ def repeat(
     return _mean(config, folds, seeds, runs, results) if distributed.rank() == 0 else {}
 
 
-def finished(config: EvalConfig) -> dict[str, Any] | None:
+def finished(config: EvalConfig, folds: Sequence[int] = (), seeds: Sequence[int] = (0,)) -> dict[str, Any] | None:
     """The result in ``config.out``, None where there is none (or ``--force``); raises InputError for one of other options."""
-    path = Path(config.out) / "result.json"
+    path = Path(config.out) / RESULT
     if config.force or not path.exists():
         return None
     result = read_result(path.parent)
-    for name, wanted in json.loads(json.dumps(asdict(config))).items():
-        ours = name in CLIP and wanted is None  # the checkpoint's, which made it too
-        if name not in FREE and not ours and result["options"].get(name) != wanted:
+    wanted, made = json.loads(json.dumps(asdict(config))), result["options"]
+    if "folds" in made or folds or len(seeds) > 1:  # a mean
+        wanted = {name: value for name, value in wanted.items() if name not in PLACES} | {
+            "folds": list(folds), "seeds": list(seeds)
+        }  # fmt: skip
+    for name, value in wanted.items():
+        ours = name in CLIP and value is None  # the checkpoint's, which made it too
+        if name not in FREE and not ours and made.get(name) != value:
             raise InputError(
-                f"{path}: made with {name.replace('_', '-')} {result['options'].get(name)}, not {wanted}; name another --out, "
+                f"{path}: made with {name.replace('_', '-')} {made.get(name)}, not {value}; name another --out, "
                 "or --force makes it anew"
             )
     print(f"{path}: it is there, and kept")
@@ -97,11 +120,12 @@ def _mean(
         "skipped": sorted({key for result in results for key in result["skipped"]}),
         **{name: results[0][name] for name in ("classes", "label", "arch", "width", "set", "versions")},
         "weights": sorted({result["weights"] for result in results}),
-        "options": {n: v for n, v in results[0]["options"].items() if n not in ("seed", "train_split", "test_split", "out")}
+        "options": {n: v for n, v in results[0]["options"].items() if n not in PLACES}
         | {"folds": list(folds), "seeds": list(seeds)},
     }
-    temporary = checkpoint.temporary(out / "result.json")
+    temporary = checkpoint.temporary(out / RESULT)
     temporary.write_text(json.dumps(mean, indent=1) + "\n")
-    temporary.replace(out / "result.json")
+    temporary.replace(out / RESULT)
     print(compare([*(Path(run.out) for run in runs), out]))
+    print(page.write(out, [out, *(Path(run.out) for run in runs)]))
     return mean

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dclr.model import Encoder, Views
+from dclr.metrics import interval
 from dclr.views import MEAN, STD
 
 matplotlib.use("Agg")
@@ -20,17 +20,14 @@ SHOWN = 4  # videos, and frames of each, in the picture of maps
 
 
 @torch.no_grad()
-def activation_maps(encoder: Encoder, views: Views, out: Path) -> Path:
-    """Write a PNG: for up to four clips the views that are trained (v, s, d, each (B, 3, T, H, W)), below them A(v), A(s), A(d)
-    over the frames of v.
+def activation_maps(active: Callable[[torch.Tensor, str], torch.Tensor], views: Mapping[str, torch.Tensor], out: Path) -> Path:
+    """Write a PNG: for up to four clips the views that are there (of v, s, d, each (B, 3, T, H, W)), below them A(v), A(s),
+    A(d) over the frames of v. Returns ``out``.
 
-    The maps are mean-1 activation maps of the encoder as it evaluates (BatchNorm by running statistics). Returns ``out``.
+    ``active`` says the mean-1 activation map (B, T', H', W') of clips that are the named view, as its network evaluates.
     """
-    was_training = encoder.training
-    encoder.eval()
     clips = {name: view[:SHOWN].float() for name, view in views.items()}
-    maps = {name: encoder.map(clip, name) for name, clip in clips.items()}
-    encoder.train(was_training)
+    maps = {name: active(clip, name) for name, clip in clips.items()}
     size = clips["v"].shape[2:]
     large = {name: F.interpolate(m.unsqueeze(1), size, mode="trilinear").squeeze(1).cpu() for name, m in maps.items()}
     seen = {name: _visible(clip.cpu(), name) for name, clip in clips.items()}
@@ -62,7 +59,8 @@ def _visible(clips_BCTHW: torch.Tensor, view: str) -> torch.Tensor:
 
 
 def neighbours(rows: Sequence[Sequence[tuple[np.ndarray, str]]], out: Path) -> Path:
-    """Write a PNG of queries and, beside each, the videos mined for it: uint8 (H, W, 3) pictures and their titles."""
+    """Write a PNG of queries and, beside each, the videos mined for it or nearest to it: uint8 (H, W, 3) pictures and their
+    titles; one that begins with "same" is green, with "other" red."""
     columns = max(len(row) for row in rows)
     figure, axes = plt.subplots(len(rows), columns, figsize=(1.5 * columns, 1.4 * len(rows)), squeeze=False)
     for line, row in zip(axes, rows, strict=True):
@@ -70,7 +68,7 @@ def neighbours(rows: Sequence[Sequence[tuple[np.ndarray, str]]], out: Path) -> P
             axis.axis("off")
         for axis, (picture, title) in zip(line, row, strict=False):
             axis.imshow(picture)
-            axis.set_title(title, fontsize=6)
+            axis.set_title(title, fontsize=6, color={"same": "green", "other": "red"}.get(title.split(":")[0], "black"))
     figure.tight_layout(pad=0.3)
     return _write(figure, out)
 
@@ -86,6 +84,49 @@ def confusion_matrix(counts_CC: np.ndarray, names: Sequence[str], out: Path) -> 
     axis.set_xlabel("named")
     axis.set_ylabel("true")
     figure.colorbar(image, fraction=0.046, label="share of the true class")
+    figure.tight_layout()
+    return _write(figure, out)
+
+
+def class_bars(counts_CC: np.ndarray, names: Sequence[str], out: Path) -> Path:
+    """Write a PNG: each class's share of right answers with Wilson's interval, the best first, and its number of videos."""
+    videos_C = counts_CC.sum(1)
+    present = np.flatnonzero(videos_C)
+    share_C = counts_CC.diagonal() / np.maximum(videos_C, 1)
+    order = present[np.argsort(-share_C[present], kind="stable")]
+    limits = np.array([interval(share_C[c], int(videos_C[c])) for c in order])
+    figure, axis = plt.subplots(figsize=(max(4.0, 0.22 * len(order) + 1), 3.2))
+    around = np.abs(limits.T - share_C[order])
+    axis.bar(range(len(order)), share_C[order], yerr=around, color="tab:blue", ecolor="0.5", capsize=2)
+    axis.set_xticks(range(len(order)), [f"{names[c]} ({videos_C[c]})" for c in order], rotation=90, fontsize=6)
+    axis.set_ylim(0, 1)
+    axis.set_ylabel("share named right")
+    figure.tight_layout()
+    return _write(figure, out)
+
+
+def bars(groups: Mapping[str, Mapping[str, float]], out: Path) -> Path:
+    """Write a PNG of numbers in 0..1 by name, side by side for each group (name -> numbers)."""
+    names = list(next(iter(groups.values())))
+    figure, axis = plt.subplots(figsize=(max(4.0, 0.45 * len(names) + 1), 3.6))
+    width = 0.8 / len(groups)
+    for n, (group, numbers) in enumerate(groups.items()):
+        axis.bar(np.arange(len(names)) + (n + 0.5) * width - 0.4, [numbers[name] for name in names], width, label=group)
+    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    axis.set_ylim(0, 1)
+    axis.legend(fontsize=7)
+    figure.tight_layout()
+    return _write(figure, out)
+
+
+def curves(lines: Sequence[Mapping[str, float]], names: Sequence[str], out: Path) -> Path:
+    """Write a PNG of scalars over steps: one panel a name, of the lines ("step" and scalars) that have it."""
+    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.6), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        axis.plot(*zip(*points, strict=True) if points else ((), ()), marker="." if len(points) < 30 else None)
+        axis.set_title(name, fontsize=8)
+        axis.set_xlabel("step", fontsize=7)
     figure.tight_layout()
     return _write(figure, out)
 

@@ -17,33 +17,40 @@ from dclr.config import PretrainConfig
 from dclr.data.fetch import Cache
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
-from dclr.evaluate import EvalConfig, Pooled, Setting, labelled, over_videos
+from dclr.evaluate import EvalConfig, Pooled, Setting, forward, labelled, over_videos
 from dclr.model import DCLR
 from dclr.report import SHOWN
+
+LINES = "metrics.jsonl"
 
 
 class Watch:
     """A run's scalars: TensorBoard's events, and a line a step in ``metrics.jsonl``. What was written after the step ``after``
-    that a resumed run goes on from is dropped."""
+    that a resumed run goes on from is dropped (everything where it is 0)."""
 
     def __init__(self, out: Path, after: int):
         self._writer = SummaryWriter(out, purge_step=after + 1 if after else None)
-        path = out / "metrics.jsonl"
-        lines = path.read_text().splitlines() if after and path.exists() else []
-        whole = [line for line in lines if line.endswith("}")]
-        self._lines = path.open("w")
-        self._lines.writelines(f"{line}\n" for line in whole if json.loads(line)["step"] <= after)
-        self._lines.flush()
+        kept = [line for line in read_lines(out) if line["step"] <= after]
+        self._file = (out / LINES).open("w")
+        self._file.writelines(json.dumps(line) + "\n" for line in kept)
+        self._file.flush()
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
-        self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
-        self._lines.flush()
+        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._file.flush()
 
     def close(self) -> None:
         self._writer.close()
-        self._lines.close()
+        self._file.close()
+
+
+def read_lines(out: Path) -> list[dict[str, float]]:
+    """The whole lines of a run's metrics.jsonl, which a kill may have cut."""
+    path = out / LINES
+    text = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in text if line.endswith("}")]
 
 
 class Videos:
@@ -100,10 +107,11 @@ def knn_setting(
 def online_knn(model: DCLR, setting: Setting) -> dict[str, float]:
     """Top-1 and top-5 of the weighted k-NN on f_q's pooled features of one clip a video; every rank calls it."""
     norm.use_view(model.f_q, "v")
-    module = Pooled(setting.trunk.module)
-    (gallery, label), (queries, expected) = (
-        over_videos(module, setting, samples, 1, 1, "k-NN", lambda f: f[0]) for samples in (setting.train_N, setting.test_N)
+    module = Pooled(setting.trunk.module).eval()
+    (gallery, known_N), (queries, asked_M) = (
+        over_videos(setting, samples, 1, 1, "k-NN", lambda batch: forward(module, setting, batch["rgb"][0])[0])
+        for samples in (setting.train_N, setting.test_N)
     )
     model.train()
-    scores = metrics.knn(gallery, label, queries, len(setting.classes))
-    return {f"knn/{name}": value for name, value in metrics.accuracies(scores, expected).items()}
+    scores = metrics.knn(gallery, setting.label(known_N), queries, len(setting.classes))
+    return {f"knn/{name}": value for name, value in metrics.accuracies(scores, setting.label(asked_M)).items()}

@@ -173,9 +173,40 @@ def train_shapes(clip: ClipConfig, clips: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def eval_shapes(clip: ClipConfig, clips: int, crops: int) -> dict[str, tuple[int, ...]]:
+def eval_shapes(clip: ClipConfig, clips: int, crops: int, moving: bool = False) -> dict[str, tuple[int, ...]]:
     """The pictures that :func:`eval_clips` makes."""
-    return {"rgb": (clips * crops, clip.frames, clip.size, clip.size, 3)}
+    shape = (clips * crops, clip.frames, clip.size, clip.size)
+    return {"rgb": (*shape, 3)} | ({"moving": shape} if moving else {})
+
+
+def moving_cells(grid_NGG: np.ndarray, indices_T: np.ndarray, stride: int) -> np.ndarray:
+    """Where something moves in the frames of a clip, by the stored energy: bool (T, G, G).
+
+    A cell's energy is its mean over the stored frames from the clip's frame before to the one after. Cells above Otsu's
+    threshold of all of the clip's cells (the split into two classes of least variance; Otsu 1979) move; in a clip without any
+    energy none does.
+    """
+    around = indices_T[:, None] + np.arange(1 - stride, stride + 1)
+    energy = np.nan_to_num(grid_NGG[around.clip(0, len(grid_NGG) - 1)].astype(np.float32), posinf=0, neginf=0).clip(0).mean(1)
+    if not energy.max() > 0:
+        return np.zeros(energy.shape, bool)
+    levels = np.rint(energy * (255 / energy.max())).astype(np.uint8)
+    threshold, _ = cv2.threshold(levels.reshape(1, -1), 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    return levels > threshold
+
+
+def crop_cells(
+    cells_TGG: np.ndarray, frame: tuple[int, int], box: tuple[int, int, int, int], out_TSS: np.ndarray
+) -> np.ndarray:
+    """The part of a grid of cells over frames of ``frame`` = (height, width) that lies in ``box``, one value a pixel of the
+    crop: written into ``out_TSS`` (T, S, S), and returned. Cell i spans the rows from ``i * height // G`` on."""
+    lines = []
+    for side, start, length in zip(frame, box[:2], box[2:], strict=True):
+        pixel_S = (start + (np.arange(out_TSS.shape[-1]) + 0.5) * length / out_TSS.shape[-1]).astype(int)
+        ends = np.arange(1, cells_TGG.shape[-1]) * side // cells_TGG.shape[-1]
+        lines.append(np.searchsorted(ends, pixel_S, side="right"))
+    out_TSS[:] = cells_TGG[:, lines[0][:, None], lines[1]]
+    return out_TSS
 
 
 def train_clips(
@@ -216,17 +247,28 @@ def train_clips(
 
 
 def eval_clips(
-    record: Record, clip: ClipConfig, clips: int, crops: int = 1, pictures: dict[str, np.ndarray] | None = None
+    record: Record,
+    clip: ClipConfig,
+    clips: int,
+    crops: int = 1,
+    moving: bool = False,
+    pictures: dict[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """``clips`` uniform clips of a video, no flip, each cut ``crops`` times: rgb uint8 (clips * crops, T, S, S, 3), all of a
-    clip side by side."""
+    clip side by side. With ``moving`` also that, uint8 (clips * crops, T, S, S), 1 where something moves
+    (:func:`moving_cells`); raises FormatError for a sample without the cue "energy"."""
     indices = np.concatenate([frame_indices(s, len(record), clip) for s in uniform_starts(len(record), clip, clips)])
     frames = record.frames(indices)  # a frame in two clips is decoded once
-    rgb = pictures["rgb"] if pictures else np.empty(eval_shapes(clip, clips, crops)["rgb"], np.uint8)
-    for number, box in enumerate(eval_crops(*record.size, crops)):
-        for n in range(clips):
-            crop_resize(frames[n * clip.frames : (n + 1) * clip.frames], box, False, rgb[n * crops + number])
-    return {"rgb": rgb} | identity(record)
+    if pictures is None:
+        pictures = {name: np.empty(shape, np.uint8) for name, shape in eval_shapes(clip, clips, crops, moving).items()}
+    for n in range(clips):
+        part = slice(n * clip.frames, (n + 1) * clip.frames)
+        cells = moving_cells(record.energy_grid(), indices[part], clip.stride) if moving else None
+        for number, box in enumerate(eval_crops(*record.size, crops)):
+            crop_resize(frames[part], box, False, pictures["rgb"][n * crops + number])
+            if cells is not None:
+                crop_cells(cells, record.size, box, pictures["moving"][n * crops + number])
+    return pictures | identity(record)
 
 
 def identity(record: Record) -> dict[str, np.ndarray]:

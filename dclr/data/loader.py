@@ -332,6 +332,7 @@ def eval_loader(
     *,
     clips: int,
     crops: int = 1,
+    moving: bool = False,
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
@@ -339,14 +340,15 @@ def eval_loader(
     cache: Cache | None = None,
     on_error: str = "stop",
 ) -> Iterator[Sample]:
-    """One video a batch, every selected video exactly once over the ranks: rgb uint8 (1, clips * crops, T, S, S, 3) and names.
-    With ``on_error="skip"`` a video that cannot be read is left out."""
+    """One video a batch, every selected video exactly once over the ranks: rgb uint8 (1, clips * crops, T, S, S, 3), with
+    ``moving`` where it moves, uint8 (1, clips * crops, T, S, S), and names. With ``on_error="skip"`` a video that cannot be
+    read is left out."""
     _check(shards, cache, on_error)
     if crops not in CROPS:
         raise InputError(f"--crops {crops}: expected 1 (the middle) or 3 (along the long side)")
     rows = EvalRows(plan.eval_share(samples_N, rank, world))
-    make = partial(_eval_clips, clip=clip, clips=clips, crops=crops)
-    cut = CutClips(shards, kind, eval_shapes(clip, clips, crops), make)
+    make = partial(_eval_clips, clip=clip, clips=clips, crops=crops, moving=moving)
+    cut = CutClips(shards, kind, eval_shapes(clip, clips, crops, moving), make)
     return _batches(rows, ReadRecords(shards, on_error == "skip", None, cache), cut, 1, workers)
 
 

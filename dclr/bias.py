@@ -1,0 +1,159 @@
+"""Where a network looks: what it still names when motion, or the scene, is taken out of the test clips.
+
+A linear probe is fitted on the whole training clips, for each kind of label that the set has, and asked about test clips of
+which something is missing, beside the same network with random weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dclr import metrics, report
+from dclr.data.loader import eval_loader
+from dclr.data.plan import generator
+from dclr.evaluate import EvalConfig, Setting, forward, prepare
+from dclr.features import extract
+from dclr.hardware import peak_memory_gb
+from dclr.probe import Labelled, both, fit_and_score, neighbours
+from dclr.report import table
+from dclr.result import overlays, save_result
+from dclr.views import MEAN
+
+FILL = torch.tensor([round(255 * mean) for mean in MEAN], dtype=torch.uint8)  # the colour that normalisation takes to 0
+SWAPPED = "swapped"  # the split of the embedded set whose motions are those of its test split, over other scenes
+NEAREST = 10  # training videos that are asked whether they agree with a test video
+
+
+def static(batch: dict[str, Any]) -> torch.Tensor:
+    """The middle frame of each clip, repeated: nothing moves."""
+    rgb_NTSSC = batch["rgb"][0]
+    middle = rgb_NTSSC.shape[1] // 2
+    return rgb_NTSSC[:, middle : middle + 1].expand_as(rgb_NTSSC)
+
+
+def shuffled(batch: dict[str, Any]) -> torch.Tensor:
+    """The frames of each clip in an order from (key, clip)."""
+    rgb_NTSSC = batch["rgb"][0]
+    key, frames = batch["key"][0], rgb_NTSSC.shape[1]
+    orders = [generator("bias", key, n).permutation(frames) for n in range(len(rgb_NTSSC))]
+    return torch.stack([clip[torch.from_numpy(order)] for clip, order in zip(rgb_NTSSC, orders, strict=True)])
+
+
+def backwards(batch: dict[str, Any]) -> torch.Tensor:
+    """The frames of each clip from the last to the first."""
+    return batch["rgb"][0].flip(1)
+
+
+def still_part(batch: dict[str, Any]) -> torch.Tensor:
+    """What moves is blanked: cells of the stored motion energy (dclr/data/clips.py, moving_cells) turn to the mean colour."""
+    return torch.where(batch["moving"][0].bool().unsqueeze(-1), FILL, batch["rgb"][0])
+
+
+def moving_part(batch: dict[str, Any]) -> torch.Tensor:
+    """What does not move, the background, is blanked."""
+    return torch.where(batch["moving"][0].bool().unsqueeze(-1), batch["rgb"][0], FILL)
+
+
+ALTERED: dict[str, Callable[[dict[str, Any]], torch.Tensor]] = {
+    "static": static,
+    "shuffled": shuffled,
+    "reversed": backwards,
+    "motion blanked": still_part,
+    "background blanked": moving_part,
+}
+
+
+def bias(config: EvalConfig) -> dict[str, Any]:
+    """Extract, try, save; returns the result: ``KIND: CONDITION``, the probe's top-1 on the test videos under each condition,
+    and ``KIND: neighbours``, the share of the nearest training videos that agree with a test video; ``random`` has the same of
+    random weights."""
+    setting = prepare(config)
+    kinds = [setting.kind] if config.label else [kind for kind in setting.shards.labels if _labels_all(setting, kind)]
+    conditions = list(ALTERED) if "energy" in setting.shards.manifest.options.get("cues", []) else list(ALTERED)[:3]
+    found = measure(setting, kinds, conditions)
+    baseline = {} if config.pretrained == "random" else measure(setting.with_random_weights(), kinds, conditions)
+    if found is None or baseline is None:
+        return {}
+    chance = {f"{kind}: chance": 1 / len(setting.shards.manifest.classes[kind]) for kind in kinds}
+    print(lines(found, baseline, kinds))
+    if len(conditions) < len(ALTERED):
+        print(f"nothing is blanked: {config.shards} has no cue energy (python -m preprocess ... --cues diff,energy makes it)")
+    features = both(setting)
+    assert features is not None  # as measure has shown
+    pictures = [
+        report.bars({"random weights": baseline, "this network": found} if baseline else {"random weights": found},
+                    setting.out / "bias.png"),
+        examples(setting, conditions),
+        neighbours(setting, *features),
+        overlays(setting, setting.test_N),
+    ]  # fmt: skip
+    extra = {"random": baseline, "chance": chance, "peak_memory_gb": round(peak_memory_gb(), 2)}
+    return save_result(setting, found, len(features[1].sample), extra, pictures)
+
+
+def _labels_all(setting: Setting, kind: str) -> bool:
+    every = np.concatenate([setting.train_N, setting.val_N, setting.test_N])
+    return bool((setting.shards.labels[kind][every] >= 0).all())
+
+
+def measure(setting: Setting, kinds: list[str], conditions: list[str]) -> dict[str, float] | None:
+    """The numbers of one network by name, on rank 0; None on others."""
+    config, shards = setting.config, setting.shards
+    features = both(setting)
+
+    def ask(module: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        return torch.stack([forward(module, setting, ALTERED[name](batch)) for name in conditions])
+
+    altered = extract(
+        setting, setting.test_N, config.test_clips, config.crops, "altered test features", ask, " ".join(conditions)
+    )
+    swapped = None
+    if SWAPPED in shards.manifest.splits and SWAPPED not in (*config.train_split, *config.test_split):
+        swapped = extract(setting, shards.select([SWAPPED]), config.test_clips, config.crops, "test features, scenes swapped")
+    if features is None or altered is None:
+        return None
+    train, test = features
+    tests = {"whole": test.value, **{name: altered.value[:, n] for n, name in enumerate(conditions)}}
+    found = {}
+    place_Mk, _ = metrics.nearest(test.value.mean(1), train.value.mean(1), NEAREST)
+    for kind in kinds:
+        label, classes = shards.labels[kind], len(shards.manifest.classes[kind])
+        known = Labelled(train.value, label[train.sample])
+        asked = [(name, values, test.sample) for name, values in tests.items()]
+        asked += [("scenes swapped", swapped.value, swapped.sample)] if swapped else []
+        scores = fit_and_score(known, np.concatenate([values for _, values, _ in asked]), classes, config.average)
+        ends = np.cumsum([len(samples) for _, _, samples in asked])[:-1]
+        for (name, _, samples), part in zip(asked, np.split(scores, ends), strict=True):
+            found[f"{kind}: {name}"] = metrics.accuracies(part, label[samples])["top1"]
+        found[f"{kind}: neighbours"] = float((known.label[place_Mk] == label[test.sample][:, None]).mean())
+    return found
+
+
+def lines(found: dict[str, float], baseline: dict[str, float], kinds: list[str]) -> str:
+    """A table in per cent: a row a condition, a column a kind of label and network."""
+    names = [name.removeprefix(f"{kinds[0]}: ") for name in found if name.startswith(f"{kinds[0]}: ")]
+    sides = {"": found} | ({", random weights": baseline} if baseline else {})
+    rows = [["test clips", *(f"{kind}{side}" for kind in kinds for side in sides)]]
+    for name in names:
+        rows.append([name, *(f"{100 * numbers[f'{kind}: {name}']:.1f}" for kind in kinds for numbers in sides.values())])
+    return table(rows)
+
+
+def examples(setting: Setting, conditions: list[str]) -> Path:
+    """Write conditions.png: four frames of a test clip under each condition."""
+    loader = eval_loader(
+        setting.shards, setting.test_N[:1], setting.clip, clips=1, moving=len(conditions) == len(ALTERED), cache=setting.cache,
+        on_error="skip",
+    )  # fmt: skip
+    rows = []
+    for batch in loader:
+        for name in ("whole", *conditions):
+            clip = batch["rgb"][0][0] if name == "whole" else ALTERED[name](batch)[0]
+            at = np.linspace(0, len(clip) - 1, report.SHOWN).astype(int)
+            rows.append([(clip[t].numpy(), f"{name}, frame {t}") for t in at])
+    return report.neighbours(rows, setting.out / "conditions.png")

@@ -1,0 +1,59 @@
+"""What an evaluation has found of each video so far, on disk: a killed one goes on where it was."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+SECONDS = 30  # between files
+
+
+class Pieces:
+    """Files of some samples' results each, in ``folder`` (None keeps nothing). Every rank adds its own, under the number of a
+    sample that it alone has; what stands under a final name is whole. A disk that is full costs the file, not the run."""
+
+    def __init__(self, folder: Path | None):
+        self.folder = folder
+        self._pending: dict[int, np.ndarray] = {}
+        self._since = time.monotonic()
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, sample: int, result: np.ndarray) -> None:
+        """Keep the result of a sample: on the disk within :data:`SECONDS`, while results come."""
+        if self.folder is None:
+            return
+        self._pending[sample] = result
+        if time.monotonic() - self._since < SECONDS:
+            return
+        path = self.folder / f"{sample:012d}.safetensors"
+        unfinished = path.with_suffix(".tmp")
+        numbers = np.array(list(self._pending), np.int64)
+        try:
+            save_file({"sample": numbers, "result": np.stack(list(self._pending.values()))}, unfinished)
+            unfinished.replace(path)
+        except (SafetensorError, OSError) as error:
+            print(f"warning: what was found so far could not be kept in {self.folder} ({error})", file=sys.stderr)
+        self._pending, self._since = {}, time.monotonic()
+
+    def read(self) -> dict[int, np.ndarray]:
+        """What is on the disk; a file that cannot be read is found anew."""
+        found: dict[int, np.ndarray] = {}
+        for path in sorted(self.folder.glob("*.safetensors")) if self.folder else ():
+            try:
+                piece = load_file(path)
+                found |= dict(zip(piece["sample"].tolist(), piece["result"], strict=True))
+            except (SafetensorError, OSError, ValueError, KeyError):
+                path.unlink()
+        return found
+
+    @staticmethod
+    def remove(folder: Path) -> None:
+        """What was kept is of no more use."""
+        shutil.rmtree(folder, ignore_errors=True)
