@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from dclr import metrics, report
+from dclr.compare import table
 from dclr.data.loader import eval_loader
 from dclr.data.plan import generator
 from dclr.evaluate import EvalConfig, Setting, forward, prepare
-from dclr.features import extract
+from dclr.features import Features, extract
 from dclr.hardware import peak_memory_gb
 from dclr.probe import Labelled, both, fit_and_score, neighbours
-from dclr.report import table
 from dclr.result import overlays, save_result
 from dclr.views import MEAN
 
@@ -75,16 +75,18 @@ def bias(config: EvalConfig) -> dict[str, Any]:
     setting = prepare(config)
     kinds = [setting.kind] if config.label else [kind for kind in setting.shards.labels if _labels_all(setting, kind)]
     conditions = list(ALTERED) if "energy" in setting.shards.manifest.options.get("cues", []) else list(ALTERED)[:3]
-    found = measure(setting, kinds, conditions)
-    baseline = {} if config.pretrained == "random" else measure(setting.with_random_weights(), kinds, conditions)
-    if found is None or baseline is None:
+    features = both(setting)
+    found = measure(setting, features, kinds, conditions)
+    baseline: dict[str, float] | None = {}
+    if config.pretrained != "random":
+        before = setting.with_random_weights()
+        baseline = measure(before, both(before), kinds, conditions)
+    if features is None or found is None or baseline is None:
         return {}
     chance = {f"{kind}: chance": 1 / len(setting.shards.manifest.classes[kind]) for kind in kinds}
     print(lines(found, baseline, kinds))
     if len(conditions) < len(ALTERED):
         print(f"nothing is blanked: {config.shards} has no cue energy (python -m preprocess ... --cues diff,energy makes it)")
-    features = both(setting)
-    assert features is not None  # as measure has shown
     pictures = [
         report.bars({"random weights": baseline, "this network": found} if baseline else {"random weights": found},
                     setting.out / "bias.png"),
@@ -101,17 +103,19 @@ def _labels_all(setting: Setting, kind: str) -> bool:
     return bool((setting.shards.labels[kind][every] >= 0).all())
 
 
-def measure(setting: Setting, kinds: list[str], conditions: list[str]) -> dict[str, float] | None:
-    """The numbers of one network by name, on rank 0; None on others."""
+def measure(
+    setting: Setting, features: tuple[Features, Features] | None, kinds: list[str], conditions: list[str]
+) -> dict[str, float] | None:
+    """The numbers of one network by name, on rank 0, which has its ``features``; None on others."""
     config, shards = setting.config, setting.shards
-    features = both(setting)
 
     def ask(module: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         return torch.stack([forward(module, setting, ALTERED[name](batch)) for name in conditions])
 
     altered = extract(
-        setting, setting.test_N, config.test_clips, config.crops, "altered test features", ask, " ".join(conditions)
-    )
+        setting, setting.test_N, config.test_clips, config.crops, "altered test features", ask, " ".join(conditions),
+        moving=len(conditions) == len(ALTERED),
+    )  # fmt: skip
     swapped = None
     if SWAPPED in shards.manifest.splits and SWAPPED not in (*config.train_split, *config.test_split):
         swapped = extract(setting, shards.select([SWAPPED]), config.test_clips, config.crops, "test features, scenes swapped")

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from dclr.backbones import ARCHITECTURES, build
 from dclr.backbones.layers import Backbone
+from dclr.compare import table
 from dclr.data.clips import ClipConfig
 from dclr.errors import InputError
 from dclr.model import Encoder
@@ -85,13 +86,13 @@ def _checked(path: Path, state: Any) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Trunk:
     """A backbone to evaluate: the module, its ``arch`` and ``width``, the ``clip`` (frames, stride, size) it learned on (empty
-    where nothing says so), and ``matched``, rows of a table of what was found in the file."""
+    where nothing says so), and ``matched``, a table of what was found in the file."""
 
     module: Backbone
     arch: str
     width: int
     clip: dict[str, int]
-    matched: Sequence[Sequence[str]] = (("tensors", "random weights"),)
+    matched: str = "random weights"
 
 
 def load_trunk(path: Path) -> Trunk:
@@ -99,16 +100,15 @@ def load_trunk(path: Path) -> Trunk:
 
     Raises InputError for a file as :func:`read` does, and for one that does not hold a whole trunk, naming the first mismatch.
     """
-    tensors, config = _weights(path)
-    return _trunk(path, tensors, config)
+    return _trunk(path, *_weights(path))
 
 
 def load_encoder(path: Path | str) -> Encoder:
     """The trained encoder in ``path``, in evaluation mode: :meth:`Encoder.embed` and :meth:`Encoder.map`. It has the heads that
     the file has: all five in ours and the authors', none beside other trunks. Raises InputError as :func:`load_trunk` does."""
     path = Path(path)
-    tensors, config = _weights(path)
-    trunk = _trunk(path, tensors, config)
+    tensors, config, aside = _weights(path)
+    trunk = _trunk(path, tensors, config, aside)
     heads = tuple(ring for ring in RINGS if any(name.startswith(f"heads.{ring}.") for name in tensors))
     last = tensors.get(f"heads.{heads[0]}.2.weight") if heads else None
     dimensions = 128 if last is None or last.dim() != 2 else len(last)
@@ -136,8 +136,9 @@ def random_trunk(arch: str, width: int, seed: int) -> Trunk:
         return Trunk(build(arch, width), arch, width, {})
 
 
-def _weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """The encoder's tensors by the trunk's names, and what the file says of the network and its clips (maybe nothing)."""
+def _weights(path: Path) -> tuple[Tensors, dict[str, Any], list[str]]:
+    """The encoder's tensors by the trunk's names, what the file says of the network and its clips (maybe nothing), and the
+    names of the tensors that lie beside the encoder."""
     config: dict[str, Any] = {}
     if path.suffix == ".safetensors" and path.is_file():
         try:
@@ -166,14 +167,17 @@ def _weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
         claimed, held = value.numel() * value.element_size(), value.untyped_storage().nbytes()
         if claimed > held:  # one number said to fill a tensor that no memory holds
             raise InputError(f"{path}: {name} claims {claimed} bytes, and the file has {held} for it")
+    aside: list[str] = []
     for prefix in PREFIXES:
         inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         if inside:  # what lies beside it is another encoder, or queues; ours has the heads there
-            state = inside | {name: value for name, value in state.items() if name.startswith("heads.")}
-    return {AUTHORS_HEAD.sub(r"heads.\1.", name): value for name, value in state.items()}, config
+            heads = {name: value for name, value in state.items() if name.startswith("heads.")}
+            aside += [name for name in state if not name.startswith((prefix, "heads."))]
+            state = inside | heads
+    return {AUTHORS_HEAD.sub(r"heads.\1.", name): value for name, value in state.items()}, config, aside
 
 
-def _trunk(path: Path, tensors: Tensors, config: Mapping[str, Any]) -> Trunk:
+def _trunk(path: Path, tensors: Tensors, config: Mapping[str, Any], aside: Sequence[str]) -> Trunk:
     width = next((len(tensors[name]) for name in FIRST if name in tensors and tensors[name].dim() == 1), 0)
     said = config.get("arch", config.get("architecture"))
     if said is not None and said not in list(ARCHITECTURES):
@@ -207,14 +211,21 @@ def _trunk(path: Path, tensors: Tensors, config: Mapping[str, Any]) -> Trunk:
         ClipConfig(**clip)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(f"{path}: what it says of its clips is not readable: {error}") from None
-    beside = ", ".join(dict.fromkeys(n.rsplit(".", 2)[0] for n in rest)) or "nothing"
+    rest += aside
+    beside = ", ".join(dict.fromkeys(_group(n) for n in rest)) or "nothing"
     rows = [
         ["tensors", "", f"{best} of width {width}"],
         ["matched", str(len(wanted)), "all of the trunk"],
         ["missing", "0", "a classifier is trained anew"],
         ["unexpected", str(len(rest)), f"left aside: {beside}"],
     ]
-    return Trunk(module.eval(), best, width, clip, rows)
+    return Trunk(module.eval(), best, width, clip, table(rows))
+
+
+def _group(name: str) -> str:
+    """What a tensor that is left aside belongs to: a head, a classifier, another encoder."""
+    parts = name.split(".")
+    return ".".join(parts[: 2 if parts[0] in ("heads", "module") else 1])
 
 
 def _check_values(path: Path, tensors: Tensors, names: Iterable[str]) -> None:

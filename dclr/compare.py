@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dclr.errors import InputError, exit_on_input_error
-from dclr.report import table
 
 COLUMNS = ("run", "mode", "label", "pretrained", "arch", "width", "videos")
 ACCURACIES = re.compile(r"top1|top5|mean_class|R@\d+|\d+-shot|[^:]+: .+")  # the last are bias's
@@ -47,6 +47,13 @@ def compare(folders: list[Path]) -> str:
 def _within(folder: Path) -> list[Path]:
     inside = [path.parent for path in sorted(folder.glob("*/result.json"))]
     return [folder] if (folder / "result.json").exists() or not inside else inside
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Plain text columns; the first row is the head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dclr import checkpoint, distributed, norm, report
+from dclr import checkpoint, distributed, norm
 from dclr.backbones import check
 from dclr.checkpoint import Trunk
 from dclr.data.clips import CROPS, ClipConfig
@@ -201,7 +201,7 @@ def prepare(config: EvalConfig) -> Setting:
     make_folder(Path(config.out))
     distributed.setup(device)
     if distributed.rank() == 0:
-        print(f"{config.pretrained}\n{report.table(trunk.matched)}")
+        print(f"{config.pretrained}\n{trunk.matched}")
     return prepared(setting)
 
 

@@ -59,7 +59,7 @@ def export(checkpoint: Path, out: Path) -> None:
     else:
         _onnx(trunk, unfinished)
     unfinished.replace(out)
-    print(f"{trunk.matched} -> {out}")
+    print(f"{trunk.matched}\n-> {out}")
 
 
 def _onnx(trunk: Trunk, out: Path) -> None:

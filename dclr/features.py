@@ -35,10 +35,11 @@ class Features:
 
 
 def extract(
-    setting: Setting, samples_N: np.ndarray, clips: int, crops: int, title: str, found: Found | None = None, what: str = ""
-) -> Features | None:
+    setting: Setting, samples_N: np.ndarray, clips: int, crops: int, title: str, found: Found | None = None, what: str = "",
+    moving: bool = False,
+) -> Features | None:  # fmt: skip
     """The features of these samples on rank 0, None on others: of ``clips`` uniform clips times ``crops`` a video, or what
-    ``found`` says, whose name is ``what``.
+    ``found``, whose name is ``what``, says of them (and with ``moving`` of where they move).
 
     They are kept in ``--features`` (``features`` in ``--out`` by default), in a file named by the hash of all that decides them
     (:func:`name`), and are read from it the next time. Raises FloatingPointError where they are not finite.
@@ -55,9 +56,7 @@ def extract(
     module = place(Pooled(setting.trunk.module), setting.device).eval()
     ask = found or (lambda net, batch: forward(net, setting, batch["rgb"][0]))
     kept = path.with_suffix(".part")
-    values, samples = over_videos(
-        setting, samples_N, clips, crops, title, lambda batch: ask(module, batch), kept, moving=bool(what)
-    )
+    values, samples = over_videos(setting, samples_N, clips, crops, title, lambda batch: ask(module, batch), kept, moving)
     if not first:
         return None
     if not np.isfinite(values).all():

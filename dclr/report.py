@@ -136,10 +136,3 @@ def _write(figure: plt.Figure, out: Path) -> Path:
     figure.savefig(out, dpi=110)
     plt.close(figure)
     return out
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Plain text columns; the first row is the head."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

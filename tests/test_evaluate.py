@@ -3,19 +3,25 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import refuse, scalars, succeed
+from safetensors.numpy import load_file
 
-from dclr import metrics, probe
+from dclr import evaluate as evaluation
+from dclr import metrics, pieces, probe
 from dclr.compare import compare
+from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
-from dclr.evaluate import EvalConfig
-from dclr.features import Features
+from dclr.evaluate import EvalConfig, held_out, over_videos
+from dclr.probe import Labelled
 
+GOOD = EvalConfig(mode="linear", shards="s", out="o", train_split=("a",), test_split=("b",), pretrained="x.pt")
 TINY = ["-fpc", "4", "-cs", "32", "--precision", "fp32", "-j", "0", "--test-clips", "2", "-cpv", "2"]
 
 
@@ -30,11 +36,16 @@ def evaluate(mode: str, shards: Path, out: Path, *more: object, ranks: int = 0) 
 def test_the_linear_probe_is_the_same_over_one_to_three_processes(
     checkpoint: Path, synthetic_set: Path, tmp_path: Path
 ) -> None:
-    """32 test videos do not divide by 3: each is counted once all the same."""
+    """32 test videos do not divide by 3: each is counted once all the same, and its scores do not depend on its rank."""
     results = [
         evaluate("linear", synthetic_set, tmp_path / str(n), "--pretrained", checkpoint, "--label", "scene", ranks=n)
         for n in (0, 2, 3)
     ]
+    scores = [load_file(tmp_path / str(n) / "scores.safetensors") for n in (0, 2, 3)]
+    for found in scores:
+        assert len(found["sample"]) == len(set(found["sample"])) == 32
+        np.testing.assert_array_equal(found["sample"], scores[0]["sample"])
+        np.testing.assert_allclose(found["scores"], scores[0]["scores"], atol=1e-5)
     for result in results:
         assert result["videos"] == 32 and result["classes"] == 8 and result["label"] == "scene"
         assert np.sum(result["confusion"]) == 32
@@ -60,8 +71,9 @@ def test_what_is_tried_with_frozen_features(checkpoint: Path, synthetic_set: Pat
     kept = tmp_path / "features"
     common = ("--pretrained", checkpoint, "--label", "scene", "--features", kept)
     linear = evaluate("linear", synthetic_set, tmp_path / "linear", *common, ranks=2)
-    [file] = kept.iterdir()
-    before = file.stat().st_mtime_ns
+    files = sorted(kept.iterdir())
+    before = [file.stat().st_mtime_ns for file in files]
+    assert len(files) == 2  # of the training and of the test split
     knn = evaluate("knn", synthetic_set, tmp_path / "knn", *common)
     assert knn["videos"] == 32 == np.sum(knn["confusion"]) and knn["weights"] == linear["weights"] and len(knn["set"]) == 64
     retrieval = evaluate("retrieval", synthetic_set, tmp_path / "retrieval", *common)
@@ -69,7 +81,7 @@ def test_what_is_tried_with_frozen_features(checkpoint: Path, synthetic_set: Pat
     assert recalls == sorted(recalls) and 0 < recalls[0] < recalls[-1] <= 1 and "top1" not in retrieval
     few = evaluate("fewshot", synthetic_set, tmp_path / "few", *common, "--shots", 1, 3, 60, "--draws", 3)
     assert len(few["draws"]["1"]) == 3 and few["3-shot"] == np.mean(few["draws"]["3"]) and "60-shot" not in few
-    assert [file] == list(kept.iterdir()) and file.stat().st_mtime_ns == before
+    assert files == sorted(kept.iterdir()) and [file.stat().st_mtime_ns for file in files] == before
     again = evaluate("retrieval", synthetic_set, tmp_path / "again", "--pretrained", checkpoint, "--label", "scene")
     assert [again[f"R@{k}"] for k in metrics.RECALLS] == recalls
     said = compare([tmp_path / name for name in ("linear", "knn", "retrieval", "few")]).splitlines()
@@ -87,7 +99,7 @@ def test_what_is_tried_with_frozen_features(checkpoint: Path, synthetic_set: Pat
         "chance",
     ]
     assert said[-1].split()[7] == "-" and said[-1].count("±") == 2
-    file.write_bytes(b"nothing")
+    files[0].write_bytes(b"nothing")
     options = ("--train-split", "train", "--test-split", "test", "--out", tmp_path / "damaged", *TINY)
     assert "not features that train_eval.py kept" in refuse(
         "train_eval.py", "knn", "--shards", synthetic_set, *options, *common
@@ -99,26 +111,112 @@ def test_few_shot_probes_take_that_many_of_each_class(monkeypatch: pytest.Monkey
     rng = np.random.default_rng(0)
     labels = np.arange(24) % 3
     train = (np.eye(3)[labels][:, None] * 2 + rng.normal(size=(24, 2, 3))).astype(np.float32)
-    features = Features(train, labels, train, labels)
-    found = probe.few_shot(features, 3, (1, 4, 9), 4, 0)
-    assert found.keys() == {1, 4} and found == probe.few_shot(features, 3, (1, 4), 4, 0)
+    known = Labelled(train, labels)
+
+    def few_shot(shots: tuple[int, ...], draws: int, seed: int) -> dict[int, list[float]]:
+        return probe.few_shot(known, known, 3, replace(GOOD, shots=shots, draws=draws, seed=seed))
+
+    found = few_shot((1, 4, 9), 4, 0)
+    assert found.keys() == {1, 4} and found == few_shot((1, 4), 4, 0)
     assert np.mean(found[4]) > 0.7 and np.mean(found[4]) >= np.mean(found[1])
-    assert found[1] != probe.few_shot(features, 3, (1,), 4, 1)[1]
+    assert found[1] != few_shot((1,), 4, 1)[1]
     seen = []
     fit = probe.fit_and_score
-    monkeypatch.setattr(probe, "fit_and_score", lambda *given: seen.append(given) or fit(*given))
-    probe.few_shot(features, 3, (1, 4), 1, 0)
-    (one, label_of_one, *_), (four, label_of_four, *_) = seen
-    assert label_of_one.tolist() == [0, 1, 2] and np.bincount(label_of_four).tolist() == [4, 4, 4]
-    assert {video.tobytes() for video in one} < {video.tobytes() for video in four}
+    monkeypatch.setattr(probe, "fit_and_score", lambda few, *more: seen.append(few) or fit(few, *more))
+    few_shot((1, 4), 1, 0)
+    one, four = seen
+    assert one.label.tolist() == [0, 1, 2] and np.bincount(four.label).tolist() == [4, 4, 4]
+    assert {video.tobytes() for video in one.value} < {video.tobytes() for video in four.value}
     with pytest.raises(InputError, match="the smallest class of --train-split has 8 videos"):
-        probe.few_shot(features, 3, (9,), 1, 0)
+        few_shot((9,), 1, 0)
 
 
 def test_retrieval_by_hand() -> None:
     gallery = np.array([[1.0, 0], [0.9, 0.1], [0, 2], [0, 0], [-1, 0]])
     found = metrics.retrieval(gallery, np.array([0, 1, 2, 2, 1]), np.array([[3.0, 0], [0, 1], [0.1, -1]]), np.array([1, 2, 0]))
     assert found == pytest.approx({"R@1": 2 / 3, "R@5": 1, "R@10": 1, "R@20": 1, "R@50": 1})
+
+
+def test_the_authors_probe_and_its_learning_rate() -> None:
+    """SGD comes near the convex probe, and the rate is the one that does best on what is held out, never on the test videos."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    features = (np.eye(3)[labels][:, None] + rng.normal(size=(60, 2, 3)) * 0.4 + 3).astype(np.float32)
+    known, held = Labelled(features, labels), np.arange(60) >= 45
+    config = replace(GOOD, probe="sgd", probe_lr=(100.0, 0.1), val=0.25)
+    scores, tried = probe.sgd_probe(known, held, features, 3, config)
+    assert tried["lr"] == 0.1 and tried["val_top1"][100.0] < tried["val_top1"][0.1] == 1
+    np.testing.assert_allclose(scores.sum(1), 1)
+    assert metrics.accuracies(scores, labels)["top1"] > 0.95
+    again, _ = probe.sgd_probe(known, held, features, 3, config)
+    np.testing.assert_array_equal(again, scores)
+    one, tried = probe.sgd_probe(known, held, features, 3, replace(config, probe_lr=(0.1,)))
+    np.testing.assert_array_equal(one, scores)  # on all training videos, those that were held out too
+    assert tried["val_top1"] == {}
+
+
+def test_probabilities_or_logits_of_a_videos_clips_are_averaged() -> None:
+    logits = torch.tensor([[[9.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]]])  # one sure clip against two that lean the other way
+    probabilities = torch.stack([clip.softmax(0) for clip in logits[0]]).mean(0)
+    torch.testing.assert_close(probe.averaged(logits)[0], probabilities)
+    torch.testing.assert_close(probe.averaged(logits, "logits")[0], torch.tensor([7 / 3, 0.0]).softmax(0))
+    assert probe.averaged(logits)[0, 0] < 0.55 < 0.9 < probe.averaged(logits, "logits")[0, 0]
+
+
+class Groups:
+    """A set whose videos come in groups, as UCF101's do: five groups of four clips in each of three classes."""
+
+    def __init__(self) -> None:
+        self.keys = [f"Class{c}_v_Class{c}_g{g:02}_c{n:02}" for c in range(3) for g in range(5) for n in range(4)]
+        self.video_N = np.arange(60)
+        self.labels = {"action": np.repeat(np.arange(3), 20)}
+
+
+@pytest.mark.parametrize("share", [0.2, 0.3, 0.99])
+def test_what_is_held_out_is_whole_groups_of_the_training_split(share: float) -> None:
+    shards: Any = Groups()
+    samples = np.arange(60)
+    train, val = held_out(shards, "action", samples, share, 0)
+    assert sorted([*train, *val]) == samples.tolist()
+
+    def groups(part: np.ndarray) -> set[str]:
+        return {shards.keys[n].rsplit("_c", 1)[0] for n in part}
+
+    assert not groups(train) & groups(val)
+    expected = min(-(-share * 20 // 4), 4) * 4  # whole groups until the share is reached, and one stays
+    for label in range(3):
+        assert (shards.labels["action"][val] == label).sum() == expected
+        assert (shards.labels["action"][train] == label).any()
+    np.testing.assert_array_equal(held_out(shards, "action", samples, share, 0)[1], val)
+    assert share == 0.99 or any((held_out(shards, "action", samples, share, seed)[1] != val).any() for seed in (1, 2, 3))
+    assert held_out(shards, "action", samples, 0, 0)[1].size == 0
+
+
+def test_an_extraction_that_is_killed_goes_on(synthetic_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found of a video is not asked for again, and the result is that of an extraction that ran through."""
+    shards = ShardSet(synthetic_set)
+    config = replace(GOOD, train_split=("train",), test_split=("test",), frames=4, size=32, workers=0)
+    device, clip = torch.device("cpu"), config.clip({})
+    trunk, weights = evaluation.random_weights("r2plus1d_10", 4, 0)
+    setting = evaluation.labelled(config, trunk, weights, shards, None, clip, device, torch.float32)
+    asked: list[int] = []
+
+    def found(batch: dict[str, Any], until: int = 99) -> torch.Tensor:
+        if len(asked) == until:
+            raise KeyboardInterrupt
+        asked.append(int(batch["sample"]))
+        return batch["rgb"][0].float().mean((1, 2, 3))
+
+    straight = over_videos(setting, setting.test_N, 2, 1, "straight", found)
+    monkeypatch.setattr(pieces, "SECONDS", 0)
+    asked.clear()
+    with pytest.raises(KeyboardInterrupt):
+        over_videos(setting, setting.test_N, 2, 1, "cut", lambda batch: found(batch, 10), tmp_path / "kept")
+    (tmp_path / "kept" / "000000000099.safetensors").write_bytes(b"cut by the kill")
+    resumed = over_videos(setting, setting.test_N, 2, 1, "resumed", found, tmp_path / "kept")
+    assert sorted(asked) == setting.test_N.tolist()  # each once in both
+    for one, other in zip(straight, resumed, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("ranks", [0, 2])
@@ -148,6 +246,16 @@ def test_accuracies_by_hand() -> None:
     assert metrics.accuracies(many, np.array([5]))["top5"] == 1 and metrics.accuracies(many, np.array([4]))["top5"] == 0
 
 
+@pytest.mark.parametrize("hits", [0, 7, 32])
+def test_wilsons_interval_is_where_the_score_test_stops_rejecting(hits: int) -> None:
+    share, videos = hits / 32, 32
+    for limit in metrics.interval(share, videos):
+        if 0 < limit < 1:
+            assert abs(share - limit) == pytest.approx(1.96 * np.sqrt(limit * (1 - limit) / videos))
+    low, high = metrics.interval(share, videos)
+    assert 0 <= low <= share <= high <= 1 and high - low > 0.09
+
+
 def test_the_probe_reaches_the_minimum_of_its_objective() -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(60, 5, generator=generator).double(), torch.arange(60) % 3
@@ -162,7 +270,7 @@ def test_the_probe_separates_what_is_separable() -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(30) % 3
     features = (np.eye(3)[labels][:, None] * 4 + rng.normal(size=(30, 2, 3))).astype(np.float32)
-    scores = probe.fit_and_score(features, labels, features, 3)
+    scores = probe.fit_and_score(Labelled(features, labels), features, 3)
     np.testing.assert_allclose(scores.sum(1), 1)
     assert metrics.accuracies(scores, labels)["top1"] > 0.9
 
@@ -176,12 +284,17 @@ def test_the_probe_separates_what_is_separable() -> None:
         ({"test_clips": 0}, "test-clips 0"),
         ({"dropout": 1.0}, "dropout 1.0"),
         ({"shots": (0, 5)}, "shots 0 5"),
+        ({"average": "votes"}, "expected one of probabilities, logits"),
+        ({"head": "mlp"}, "expected one of linear, bn"),
+        ({"bn": "shuffle"}, "expected one of sync, local, frozen"),
+        ({"patience": 2}, "--patience needs --val"),
+        ({"probe_lr": (1.0, 5.0)}, "of several one is chosen on --val"),
+        ({"val": 1.0}, "a share of the training videos below 1"),
     ],
 )
 def test_configurations_that_cannot_work_are_refused(wrong: dict, says: str) -> None:
-    good = {"mode": "linear", "shards": "s", "out": "o", "train_split": ("a",), "test_split": ("b",), "pretrained": "x.pt"}
     with pytest.raises(InputError, match=says):
-        EvalConfig(**(good | wrong))
+        replace(GOOD, **wrong)
 
 
 class Escape:
