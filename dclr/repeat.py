@@ -32,7 +32,8 @@ def everything(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], e
     out = Path(config.out)
     folders = [out / mode for mode in MODES]
     for mode, folder in zip(MODES, folders, strict=True):
-        one = replace(config, mode=mode, out=str(folder), features=config.features or str(out / "features"))
+        kept = config.features or str(out / "features")
+        one = replace(config, mode=mode, out=str(folder), features=kept, seed=seeds[0])
         distributed.setup(pick_device())
         if not distributed.from_first(finished(one, folds, seeds) if distributed.rank() == 0 else None):
             repeat(one, folds, seeds, evaluate(mode))

@@ -194,3 +194,45 @@ def test_flow_is_cut_where_the_picture_is_and_scales_and_turns_with_it() -> None
         np.testing.assert_allclose(out[0, 0][inside], expected_x[inside], atol=1.1)
         np.testing.assert_allclose(out[0, 1][inside], expected_y[inside], atol=1.1)
         np.testing.assert_allclose(zoom, [(-1 if flip else 1) * size / w, size / h], rtol=1e-6)
+
+
+def test_cells_with_motion_are_those_around_the_clips_frames() -> None:
+    """One cell moves at a time, from the left to the right: a clip's frame has what moves from its frame before to the next."""
+    grid = np.zeros((16, 8, 8), np.float16)
+    for t in range(16):
+        grid[t, 3, t // 2] = 10
+    grid[:, 0, 0] = 0.5  # noise, which is no motion
+    cells = clips.moving_cells(grid, np.array([4, 6, 8]), 2)
+    assert cells.dtype == bool and cells.shape == (3, 8, 8)
+    for t, found in zip((4, 6, 8), cells, strict=True):
+        assert set(np.flatnonzero(found[3])) == {(t - 1) // 2, t // 2, (t + 2) // 2} and found.sum() == found[3].sum()
+    assert not clips.moving_cells(np.zeros_like(grid), np.array([0, 2]), 2).any()
+    assert clips.moving_cells(grid, np.array([14, 15, 0]), 2).any((1, 2)).all()  # a looped video, at both ends
+
+
+@pytest.mark.parametrize("frame", [(32, 40), (33, 47)])
+def test_cells_are_cut_as_frames_are(frame: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    cells, size = rng.random((2, 8, 8)) < 0.5, 24
+    whole = np.zeros((2, *frame), np.uint8)
+    for i in range(8):
+        for j in range(8):
+            rows, columns = (slice(k * side // 8, (k + 1) * side // 8) for k, side in zip((i, j), frame, strict=True))
+            whole[:, rows, columns] = cells[:, i, j, None, None]
+    for box in clips.eval_crops(*frame, 3):
+        top, left, height, width = box
+        at = [(start + (np.arange(size) + 0.5) * side / size).astype(int) for start, side in ((top, height), (left, width))]
+        found = clips.crop_cells(cells, frame, box, np.empty((2, size, size), np.uint8))
+        np.testing.assert_array_equal(found, whole[:, at[0][:, None], at[1]])
+
+
+def test_what_moves_in_real_clips_lies_in_the_cells(synthetic_set: Path) -> None:
+    """Frames differ more there than elsewhere, though the camera drifts and moves the background too."""
+    shards, clip = ShardSet(synthetic_set), ClipConfig(frames=4, size=28)
+    times = []
+    for sample in shards.select(["test"]):
+        made = clips.eval_clips(shards.read(int(sample)), clip, 2, moving=True)
+        change = np.abs(np.diff(made["rgb"].astype(float), axis=1)).sum(-1)
+        moving = made["moving"][:, 1:].astype(bool)
+        times.append(change[moving].mean() / change[~moving].mean())
+    assert min(times) > 1 and np.median(times) > 3
