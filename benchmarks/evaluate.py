@@ -1,6 +1,6 @@
 """Does an evaluation keep its network busy? ``python benchmarks/evaluate.py [--data DIR] [--arch r2plus1d_10] [--rounds 5]``
 
-On real UCF101 clips, 10 uniform clips a video of 16 frames at 112x112, alternating rounds, medians with the spread of the ratio:
+On real UCF101 clips, 10 uniform clips a video of 16 frames at 112x112, alternating rounds, medians and spread of the ratio:
 
 - extraction: ``train_eval.py``'s features of whole videos, files to features, one loader process beside the network; from its
   first video on, and with the start of the loader process, which an evaluation has once a split;
