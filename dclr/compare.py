@@ -29,13 +29,13 @@ def read_result(folder: Path) -> dict[str, Any]:
 def compare(folders: list[Path]) -> str:
     """A table, one row a run: accuracies in per cent, with their deviation over draws, folds or seeds, and that of guessing.
     A folder of ``train_eval.py all`` stands for those in it."""
-    folders = [run for folder in folders for run in _within(folder)]
-    results = [read_result(folder) for folder in folders]
+    runs = [run for folder in folders for run in _within(folder)]
+    results = [read_result(folder) for _, folder in runs]
     found = dict.fromkeys(name for result in results for name in result if ACCURACIES.fullmatch(name))
     columns = [*COLUMNS, *found, "chance"]
     rows = [columns]
-    for folder, result in zip(folders, results, strict=True):
-        cells = {name: str(result.get(name, "-")) for name in COLUMNS} | {"run": "/".join(folder.parts[-2:])}
+    for (run, _), result in zip(runs, results, strict=True):
+        cells = {name: str(result.get(name, "-")) for name in COLUMNS} | {"run": run}
         for name in columns[len(COLUMNS) :]:
             cells[name] = f"{100 * result[name]:.1f}" if isinstance(result.get(name), float) else "-"
             if name in result.get("deviation", {}):
@@ -44,9 +44,10 @@ def compare(folders: list[Path]) -> str:
     return table(rows)
 
 
-def _within(folder: Path) -> list[Path]:
-    inside = [path.parent for path in sorted(folder.glob("*/result.json"))]
-    return [folder] if (folder / "result.json").exists() or not inside else inside
+def _within(folder: Path) -> list[tuple[str, Path]]:
+    """What a folder is called, and where its result is; those of the folders in it where it has none of its own."""
+    inside = [(f"{folder.name}/{path.parent.name}", path.parent) for path in sorted(folder.glob("*/result.json"))]
+    return [(folder.name, folder)] if (folder / "result.json").exists() or not inside else inside
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

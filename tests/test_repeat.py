@@ -95,7 +95,8 @@ def test_seeds_in_one_command(synthetic_set: Path, tmp_path: Path) -> None:
     said = succeed(*command, *splits, "--seeds", "0", "1")
     mean, one, two = (json.loads((tmp_path / "out" / name / "result.json").read_text()) for name in (".", "seed0", "seed1"))
     assert mean["top1"] == (one["top1"] + two["top1"]) / 2 and one["weights"] != two["weights"]
-    assert "±" in said.splitlines()[-1] and mean["runs"] == ["seed0", "seed1"]
+    assert "±" in said.splitlines()[-2] and mean["runs"] == ["seed0", "seed1"]
+    assert said.splitlines()[-1] == str(tmp_path / "out/report.html")
     assert "it holds result.json" in refuse(*command, *splits, "--seeds", "0", "1")
     before = [(tmp_path / "out" / name / "result.json").stat().st_mtime_ns for name in (".", "seed0", "seed1")]
     succeed(*command, *splits, "--seeds", "0", "1", "--force", ranks=2)
