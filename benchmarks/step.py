@@ -1,30 +1,59 @@
-"""What a training step costs: ``python benchmarks/step.py [--arch r2plus1d_10] [--batch 4] [--rounds 3]``
+"""What a training step costs, as a table in Markdown. On a GPU, everything in one command:
+
+    python benchmarks/step.py --arch r2plus1d_10 r2plus1d_18 --compile --pad --largest
 
 Our step beside the authors' arithmetic (contiguous float32, 18 clip-forwards of work a sample where ours has 14), alternately
-in one process, on random clips of 16x112x112, with the same modules: what differs is layout, precision and passes. In float32
-both are the same mathematics, which is checked. Then where our time goes, and how it stands to the device's matrix rate.
+in one process, on random clips, with the same modules: what differs is layout, precision and passes. In float32 both are the
+same mathematics, which is checked. Utilisation is the arithmetic of a way's own passes over its time and the measured rate of
+a matrix product; the roofline is that arithmetic at that rate, then BatchNorm's and ReLU's traffic at a copy's bandwidth.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import gc
+import math
+import shlex
 import statistics
+import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dclr.backbones import ARCHITECTURES, build
+from dclr.backbones.layers import Conv3d
 from dclr.config import PretrainConfig
+from dclr.data.clips import COLOURS, draw_colours
 from dclr.hardware import peak_memory_gb, pick_device, place, resolve_precision
 from dclr.model import DCLR, Maps, Views
 from dclr.pretrain import make_optimiser
+from dclr.views import make_views
 
-CLIP = (3, 16, 112, 112)
-QUEUE = 64
+QUEUE = 2048
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+GOALS = {("cpu", "ours, fp32"): "2.4", ("cpu", "ours, bf16"): "5.5", ("cuda", "ours, bf16"): "4, 30 %"}
+PASSES = {"batch_norm_backward": 5, "batch_norm": 3, "threshold_backward": 3, "relu": 2}  # over the activation, read or written
+COLUMNS = (
+    "network", "way", "batch", "s a step", "samples/s", "of the authors' (spread)", "goal", "utilisation",
+    "roofline, s: convolutions + BatchNorm and ReLU", "outside convolutions (goal 15 %)", "peak GB",
+)  # fmt: skip
+WAIT = """\
+- the loader's wait (goal 3 % of a step) is speed/data_wait in runs/wait/metrics.jsonl after
+  `python -m preprocess synthetic --videos 9600 --out shards/wait` and
+  `python train_pretrain.py --shards shards/wait --split train -a {} -b {} -j 16 --epochs 2 --out runs/wait`"""
 
 
 class Authors(DCLR):
@@ -38,101 +67,333 @@ class Authors(DCLR):
         return key, {name: extra[name] for name in ("sv", "dv")}, {name: target[name] for name in "sd"}
 
 
-def stepper(model: DCLR, clips: list[Views], ids: torch.Tensor) -> Callable[[], float]:
-    """A whole training step: losses, backward, optimiser, queue."""
-    optimiser = make_optimiser(model, PretrainConfig(shards="", out="", split=("",)))
-
-    def step() -> float:
-        output = model(*clips, ids)
-        optimiser.zero_grad(set_to_none=True)
-        output.total.backward()
-        optimiser.step()
-        model.enqueue([output])
-        return float(output.total.detach())
-
-    return step
-
-
-def timed(step: Callable[[], float]) -> tuple[float, float]:
+def timed(run: Callable[[], object], times: int = 1) -> float:
+    """Seconds of one ``run`` of ``times`` in a row, from an idle device to an idle device."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
     began = time.perf_counter()
-    total = step()  # reads the loss: a GPU is done
-    return time.perf_counter() - began, total
+    for _ in range(times):
+        run()
+    wait()
+    return (time.perf_counter() - began) / times
+
+
+def fastest(run: Callable[[], object]) -> float:
+    """Seconds of ``run`` in the best of ten tries, after two that warm up."""
+    return min([timed(run, 10 if torch.cuda.is_available() else 1) for _ in range(12)][2:])
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large product: what the device can do at most."""
+    """FLOP/s of a large product: what the device can do at most. Float32 on a GPU is with TF32, as cuDNN's convolutions are."""
     side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in "ab")
-    rates = []
-    for _ in range(10):
-        began = time.perf_counter()
-        float((a @ b)[0, 0])
-        rates.append(2 * side**3 / (time.perf_counter() - began))
-    return max(rates)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    seconds = fastest(lambda: a @ b)
+    torch.backends.cuda.matmul.allow_tf32 = False  # as it was: the losses are in true float32
+    return 2 * side**3 / seconds
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes/s, read and written, of a copy that no cache holds."""
+    a, b = (torch.zeros(2 ** (30 if device.type == "cuda" else 28), dtype=torch.uint8, device=device) for _ in "ab")
+    return 2 * a.nbytes / fastest(lambda: a.copy_(b))
+
+
+class Way:
+    """One way to take a training step, and what was measured of it: ``loss`` of the first, ``seconds``, ``peak`` GB."""
+
+    def __init__(self, name: str, model: DCLR, clips: Sequence[Views], dtype: torch.dtype):
+        self.name, self.model, self.clips, self.dtype = name, model, clips, dtype
+        self.model.precision = dtype
+        self.optimiser = make_optimiser(model, PretrainConfig(shards="", out="", split=("",)))
+        self.seconds, self.loss, self.peak = list[float](), math.nan, math.nan
+
+    @property
+    def batch(self) -> int:
+        return len(self.clips[0]["v"])
+
+    def speed(self) -> float:
+        """Samples a second."""
+        return self.batch / statistics.median(self.seconds)
+
+    def step(self) -> torch.Tensor:
+        """The trainer's step (dclr/pretrain.py): losses, backward, gradient norm, optimiser, queue. Nothing is read back."""
+        output = self.model(*self.clips, torch.arange(self.batch))
+        output.total.backward()
+        gradient = nn.utils.clip_grad_norm_(self.model.f_q.parameters(), math.inf)
+        self.optimiser.found_inf = (~torch.isfinite(gradient)).float()  # type: ignore[attr-defined]
+        self.optimiser.step()
+        self.model.enqueue([output])
+        self.optimiser.zero_grad(set_to_none=True)
+        return output.total.detach()
+
+    def warm(self) -> None:
+        """The first step, with half the batch until it fits; true float32 where it is float32, so that losses can be compared.
+        On a GPU then a second one, whose peak is kept: without what the other ways hold."""
+        while math.isnan(self.peak):
+            torch.backends.cudnn.allow_tf32 = False
+            try:
+                self.loss, self.peak = float(self.step()), 0
+            except torch.OutOfMemoryError:
+                if self.batch == 1:
+                    raise
+                self.clips = [{view: x[: self.batch // 2] for view, x in views.items()} for views in self.clips]
+            finally:
+                torch.backends.cudnn.allow_tf32 = True  # torch's default, which the trainer leaves
+            self.optimiser.zero_grad(set_to_none=True)
+            let_go()
+        if torch.cuda.is_available():
+            mine = [x for views in self.clips for x in views.values()]
+            mine += [*self.model.state_dict().values(), *self.model.f_q.parameters()]  # the latter once more: their momentum
+            others = torch.cuda.memory_allocated() - sum(x.nbytes for x in mine)
+            torch.cuda.reset_peak_memory_stats()
+            timed(self.step)
+            self.peak = (torch.cuda.max_memory_allocated() - others) / 1e9
+
+    def measure(self) -> None:
+        """A round: on a GPU five steps in a row, after one that takes back the memory left by the way before."""
+        if torch.cuda.is_available():
+            self.step()
+        self.seconds.append(timed(self.step, 5 if torch.cuda.is_available() else 1))
+
+
+def let_go() -> None:
+    """Give memory that nothing refers to back to the device."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+class Traffic(TorchDispatchMode):
+    """Elements that BatchNorm and ReLU read and write: each activation times its :data:`PASSES`, were no two of them fused."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.elements += next((n * args[0].numel() for name, n in PASSES.items() if name in func._schema.name), 0)
+        return func(*args, **(kwargs or {}))
+
+
+def count(trunk: nn.Module, shape: tuple[int, ...]) -> np.ndarray:
+    """FLOP and elements of :class:`Traffic` of a clip (3, T, H, W), int64 (2, 2): forward; forward and backward."""
+    with FlopCounterMode(display=False) as flops, Traffic() as traffic:
+        out = trunk(torch.randn(1, *shape))
+        forward = flops.get_total_flops(), traffic.elements
+        out.mean().backward()
+    return np.array([forward, (flops.get_total_flops(), traffic.elements)])
+
+
+def pad(trunk: nn.Module) -> None:
+    """Fill up R(2+1)D's middle widths (45, 230, 460, 921) with zeros to multiples of 8, in place: the same function, and it
+    stays the same in training, since the zeros' gradients are zeros."""
+
+    def grow(module: nn.Module, name: str, axis: int, more: int) -> None:
+        old = getattr(module, name)
+        new = F.pad(old.detach(), [0, 0] * (old.dim() - 1 - axis) + [0, more])
+        setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+
+    for pair in trunk.modules():
+        if isinstance(pair, nn.Sequential) and len(pair) > 3 and isinstance(pair[0], Conv3d) and isinstance(pair[3], Conv3d):
+            more = -len(pair[0].weight) % 8
+            for name in [name for name, x in pair[1].state_dict().items() if x.dim()]:
+                grow(pair[1], name, 0, more)
+            grow(pair[0], "weight", 0, more)
+            grow(pair[3], "weight", 1, more)
+
+
+def time_by_operator(events: Iterable[Any], on_gpu: bool) -> dict[str, float]:
+    """Each operator's own time in profiled ``events``. On a GPU that is the time of the kernels that it launches, whose own
+    names seldom say what they do; kernels that no operator launched are "others"."""
+    host = [event for event in events if event.device_type == DeviceType.CPU and not event.is_user_annotation]
+    if not on_gpu:
+        return {event.key: event.self_cpu_time_total for event in host}
+    found = {event.key: event.self_device_time_total for event in host if event.self_device_time_total}
+    kernels = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
+    return found | {"others": max(0.0, sum(event.self_device_time_total for event in kernels) - sum(found.values()))}
+
+
+def outside_convolutions(way: Way, on_gpu: bool) -> str:
+    """The share of a step's time outside convolutions, forward and backward; where the time goes is printed."""
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiled:
+        timed(way.step)
+    spent = time_by_operator(profiled.key_averages(), on_gpu)
+    total = sum(spent.values())
+    if not total:
+        return "no trace"  # a GPU whose counters this user may not read
+    inside = sum(t for name, t in spent.items() if name.startswith(("aten::", "mkldnn::")) and "conv" in name)
+    parts = ", ".join(f"{name} {spent[name] / total:.0%}" for name in sorted(spent, key=lambda name: -spent[name])[:8])
+    busy = f" ({total / 1e6 / statistics.median(way.seconds):.0%} of a step the GPU is busy)" if on_gpu else ""
+    print(f"  {way.name}{busy}: {parts}")
+    return f"{1 - inside / total:.0%}"
+
+
+def host_waits(run: Callable[[], object]) -> int:
+    """How often the host waits for the GPU in ``run``."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        run()
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("called a synchronizing CUDA operation" in str(warning.message) for warning in said)
+
+
+def random_batch(batch: int, frames: int, size: int) -> dict[str, torch.Tensor]:
+    """What the loader hands over of two clips a video (dclr/data/clips.py), with random pictures."""
+    draws = [draw_colours(np.random.default_rng(n)) for n in range(batch * 4)]
+    return {
+        "rgb": torch.randint(256, (batch, 2, frames, size, size, 3), dtype=torch.uint8),
+        "frames": torch.arange(0, 2 * frames, 2).repeat(batch, 2, 1),
+        "still": torch.randint(frames, (batch, 2)),
+        "colours": torch.from_numpy(np.stack(draws)).view(batch, 2, 2, COLOURS),
+    }
+
+
+class Bench:
+    """One network: its ways measured alternately, then the largest batch. ``rows`` of the table and ``notes`` to it."""
+
+    def __init__(self, arch: str, args: argparse.Namespace, device: torch.device):
+        self.arch, self.args, self.device, self.rows, self.notes = arch, args, device, list[str](), list[str]()
+        self.on_gpu, self.half = device.type == "cuda", resolve_precision("auto", device)
+        self.rates = {dtype: matrix_rate(device, dtype) for dtype in dict.fromkeys((torch.float32, self.half))}
+        self.bandwidth, self.shape = copy_rate(device), (3, args.clip[0], args.clip[1], args.clip[1])
+        self.work = count(build(arch, args.width), self.shape)
+        rates = ", ".join(f"{rate / 1e12:.2f} TFLOP/s in {NAMES[dtype]}" for dtype, rate in self.rates.items())
+        self.note(f"{self.work[0, 0] / 1e9:.1f} GFLOP a clip forward; measured {rates}, {self.bandwidth / 1e9:.0f} GB/s")
+        torch.manual_seed(0)
+        self.first = DCLR(build(arch, args.width), QUEUE).train().to(device)
+        filling = F.normalize(torch.randn(QUEUE, 128), dim=1).to(device)
+        self.first.queue.enqueue({ring: filling for ring in self.first.queue.rings}, torch.arange(-QUEUE, 0, device=device))
+
+    def note(self, text: str) -> None:
+        self.notes.append(f"- {self.arch}: {text}")
+        print(self.notes[-1], flush=True)
+
+    def clips(self, batch: int) -> list[Views]:
+        """Views of the two clips of ``batch`` videos, channels last."""
+        shape, layout = (batch, *self.shape), torch.channels_last_3d
+        return [{v: torch.randn(shape, device=self.device).contiguous(memory_format=layout) for v in "vsd"} for _ in "qk"]
+
+    def ours(self, name: str, clips: Sequence[Views], padded: bool = False, compiled: bool = False) -> Way:
+        model = copy.deepcopy(self.first)
+        for encoder in (model.f_q, model.f_k):
+            if padded:
+                pad(encoder.backbone)
+            if compiled:  # a graph a view, with and without gradient and tracking: more than dynamo's limit
+                torch._dynamo.config.recompile_limit = 64
+                encoder.backbone.compile(fullgraph=True, dynamic=False, mode=self.args.compile)
+        return Way(f"ours, {name}", place(model, self.device), clips, torch.float32 if name == "fp32" else self.half)
+
+    def run(self, batch: int) -> tuple[int, float]:
+        """Measure every way; returns the batch of our eager step, and the authors' samples a second."""
+        half, clips, model = NAMES[self.half], self.clips(batch), copy.deepcopy(self.first)
+        model.__class__ = Authors
+        plain = [{view: x.contiguous() for view, x in views.items()} for views in clips]
+        authors, single = Way("authors' arithmetic", model, plain, torch.float32), self.ours("fp32", clips)
+        eager = single if half == "fp32" else self.ours(half, clips)
+        ways = list(dict.fromkeys((authors, single, eager)))
+        for padded in (False, True) if self.args.pad else (False,):
+            name = f"{half}, padded" if padded else half
+            if padded:
+                ways.append(self.ours(name, clips, padded))
+            if self.args.compile:
+                ways.append(self.ours(f"{name}, compiled ({self.args.compile})", clips, padded, compiled=True))
+        for way in [*ways]:
+            try:
+                seconds = timed(way.warm)
+                print(f"  {way.name}: batch {way.batch}, first loss {way.loss:.6f}, after {seconds:.0f} s", flush=True)
+            except Exception as error:
+                if "compiled" not in way.name:
+                    raise
+                ways.remove(way)  # a compiler's mistake does not cost the other ways their rows
+                self.note(f"{way.name} does not work: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        if authors.batch == single.batch:
+            self.note(f"fp32 is the same mathematics to {abs(single.loss / authors.loss - 1):.1e} (goal 1e-4)")
+        for _ in range(self.args.rounds):
+            for way in ways:
+                way.measure()
+        self.views(eager)
+        for way in ways:
+            outside = "" if way is authors else outside_convolutions(way, self.on_gpu)
+            ratios = sorted(way.batch / b * a / authors.batch for a, b in zip(authors.seconds, way.seconds, strict=True))
+            self.row(way, f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})", outside)
+        return eager.batch, authors.speed()
+
+    def largest(self, batch: int, authors: float) -> None:
+        """A row of our step with ``batch``, which fits, doubled for as long as that fits."""
+        let_go()
+        way = self.ours(f"{NAMES[self.half]}, the largest batch", self.clips(2 * batch))
+        way.warm()
+        if way.batch > batch:
+            del way
+            return self.largest(2 * batch, authors)
+        for _ in range(self.args.rounds):
+            way.measure()
+        self.row(way, f"{way.speed() / authors:.2f}", "")
+
+    def views(self, way: Way) -> None:
+        """Note the share of ``way``'s step that colours and views take, and how often the host waits for a GPU."""
+        batch = random_batch(way.batch, *self.shape[1:3])
+        make = lambda: [make_views(batch, clip, "rgbdiff", self.device) for clip in (0, 1)]  # noqa: E731
+        seconds = min([timed(make) for _ in range(4)][1:])
+        share = seconds / (seconds + statistics.median(way.seconds))
+        self.note(f"colours and views take {seconds:.4f} s, {share:.1%} of a step of {way.name} (goal 10 %)")
+        if self.on_gpu:
+            self.note(
+                f"the host waits for the GPU {host_waits(way.step)} times a step, {host_waits(make)} in the views (goal 0)"
+            )
+
+    def row(self, way: Way, ratio: str, outside: str) -> None:
+        """Add ``way`` to the table: f_q takes 3 views forward and backward, f_k the rest forward."""
+        seconds, keys = statistics.median(way.seconds), 9 if isinstance(way.model, Authors) else 5
+        flops, elements = (int(n) * way.batch for n in keys * self.work[0] + 3 * self.work[1])
+        least = flops / self.rates[way.dtype], elements * way.dtype.itemsize / self.bandwidth
+        cells = (
+            self.arch, way.name, way.batch, f"{seconds:.3g}", f"{way.speed():.3g}", ratio,
+            GOALS.get((self.device.type, way.name), ""), f"{least[0] / seconds:.0%}",
+            f"{least[0]:.3g} + {least[1]:.3g}, {sum(least) / seconds:.0%} of the step", outside,
+            f"{way.peak:.1f}" if way.peak else "",
+        )  # fmt: skip
+        self.rows.append(f"| {' | '.join(map(str, cells))} |")
+        print(self.rows[-1], flush=True)
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, cuDNN {torch.backends.cudnn.version()}"
+    known = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = (line.partition(": ")[2] for line in known if line.startswith("model name"))
+    return f"{next(names, 'a processor')}, {torch.get_num_threads()} threads, no GPU"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", default="r2plus1d_10", choices=list(ARCHITECTURES))
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--arch", nargs="+", default=["r2plus1d_10"], choices=list(ARCHITECTURES))
+    parser.add_argument("--batch", type=int, help="64 on a GPU, 4 on the CPU")
     parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
-    device = pick_device()
-    half = resolve_precision("auto", device)
-    torch.manual_seed(0)
-    first = DCLR(build(args.arch), QUEUE).to(device).train()
-    filling = torch.nn.functional.normalize(torch.randn(QUEUE, 128), dim=1).to(device)
-    first.queue.enqueue({ring: filling for ring in first.queue.rings}, torch.arange(1000, 1000 + QUEUE, device=device))
-    clips = [{view: torch.randn(args.batch, *CLIP, device=device) for view in "vsd"} for _ in "qk"]
-    last = [{v: x.contiguous(memory_format=torch.channels_last_3d) for v, x in views.items()} for views in clips]
-    ids = torch.arange(args.batch)
-
-    def ours(dtype: torch.dtype) -> Callable[[], float]:
-        model = place(copy.deepcopy(first), device)
-        model.precision = dtype
-        return stepper(model, last, ids)
-
-    authors = copy.deepcopy(first)
-    authors.__class__ = Authors
-    ways = {"authors' arithmetic": stepper(authors, clips, ids), "ours, fp32": ours(torch.float32)}
-    if half != torch.float32:
-        ways[f"ours, {str(half)[6:]}"] = ours(half)
-    totals = {name: step() for name, step in ways.items()}  # the first step warms up; from the same weights
-    print(f"{args.arch}, batch {args.batch}, {device}, {torch.get_num_threads()} threads; losses of the first step:")
-    print("  " + ", ".join(f"{name} {total:.6f}" for name, total in totals.items()))
-    same = abs(totals["ours, fp32"] - totals["authors' arithmetic"]) / totals["authors' arithmetic"]
-    print(f"  fp32: the same mathematics to {same:.1e} (goal 1e-4)")
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(args.rounds):
-        for name, step in ways.items():
-            seconds[name].append(timed(step)[0])
-    for name, found in seconds.items():
-        ratios = sorted(a / b for a, b in zip(seconds["authors' arithmetic"], found, strict=True))
-        median = statistics.median(found)
-        print(
-            f"{name}: {median:.2f} s a step, {args.batch / median:.2f} samples/s, {statistics.median(ratios):.2f} "
-            f"({ratios[0]:.2f}-{ratios[-1]:.2f}) of the authors'"
-        )
-    best = list(ways)[-1]
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        first.f_q.backbone(clips[0]["v"][:1])
-    work = counter.get_total_flops() * args.batch * (3 * 3 + 5)  # a backward pass is twice a forward one
-    rate = matrix_rate(device, half)
-    share = work / statistics.median(seconds[best]) / rate
-    print(f"{work / args.batch / 1e9:.0f} GFLOP a sample; {rate / 1e12:.2f} TFLOP/s measured: utilisation {share:.0%} ({best})")
-    activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
-    with profile(activities=[activity]) as profiled:
-        ways[best]()
-    events = profiled.key_averages()
-
-    def own(event: object) -> float:
-        return float(getattr(event, "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"))
-
-    total = sum(own(event) for event in events)
-    parts = sorted(((own(event) / total, str(event.key)) for event in events), reverse=True)
-    inside = sum(part for part, name in parts if "conv" in name.lower())
-    print(f"outside convolutions: {1 - inside:.0%} of {best} (goal 15 %); " + ", ".join(f"{n} {p:.0%}" for p, n in parts[:8]))
-    print(f"peak memory {peak_memory_gb():.1f} GB")
+    parser.add_argument("--clip", type=int, nargs=2, default=(16, 112), metavar=("T", "S"), help="frames and side (16 112)")
+    parser.add_argument("--width", type=int, default=64, help="channels of the first stage")
+    parser.add_argument("--compile", nargs="?", const="default", metavar="MODE", help="also torch.compile of the trunk")
+    parser.add_argument("--pad", action="store_true", help="also with middle widths padded to multiples of 8")
+    parser.add_argument("--largest", action="store_true", help="also the largest batch that fits, on a GPU")
+    parser.add_argument("--cudnn-benchmark", action="store_true", help="cuDNN tries its algorithms at the first step")
+    args, device = parser.parse_args(), pick_device()
+    if args.largest and device.type != "cuda":
+        parser.error("--largest needs a GPU")
+    torch.backends.cudnn.benchmark = args.cudnn_benchmark
+    batch, rows, notes = args.batch or (64 if device.type == "cuda" else 4), list[str](), list[str]()
+    for arch in args.arch:
+        bench = Bench(arch, args, device)
+        found = bench.run(batch)
+        if args.largest:
+            bench.largest(*found)
+        rows, notes = rows + bench.rows, notes + bench.notes
+        del bench
+        let_go()
+    if device.type == "cpu":
+        notes.append(f"- peak memory of the process, over all ways: {peak_memory_gb():.1f} GB")
+    print(f"\n## `python benchmarks/step.py {shlex.join(sys.argv[1:])}` ({date.today()})\n")
+    print(f"{device_name(device)}, torch {torch.__version__}; clips of {args.clip[0]}x{args.clip[1]}x{args.clip[1]}.\n")
+    print("\n".join([f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|", *rows, "", *notes]))
+    print(WAIT.format(args.arch[0], batch))
 
 
 if __name__ == "__main__":

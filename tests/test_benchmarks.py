@@ -1,0 +1,107 @@
+"""The benchmark of a training step at a tiny size, and those of its parts that only a GPU's run would show to be wrong."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from typing import Any
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import EventList, FunctionEvent
+
+from dclr.backbones import build
+
+spec = importlib.util.spec_from_file_location("step", REPOSITORY / "benchmarks" / "step.py")
+assert spec and spec.loader
+bench = importlib.util.module_from_spec(spec)
+sys.modules["step"] = bench
+spec.loader.exec_module(bench)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, and what the device can do at most is not measured."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(bench, "fastest", lambda run: 1.0)
+
+
+def test_a_tiny_run_prints_the_table(quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    size = "--batch 2 --rounds 1 --clip 8 32 --width 4 --pad"
+    monkeypatch.setattr(sys, "argv", ["step.py", *size.split()])
+    bench.main()
+    heading, *table = capsys.readouterr().out.partition("## ")[2].splitlines()
+    assert size in heading
+    rows = [line.split(" | ") for line in table if line.startswith("| ")]
+    assert len({len(row) for row in rows}) == 1
+    assert [row[1] for row in rows[:3]] == ["way", "authors' arithmetic", "ours, fp32"] and rows[-1][1].endswith(", padded")
+    assert all(0 < float(row[9].rstrip("%")) < 100 for row in rows[2:])
+    notes = "\n".join(table)
+    assert "the same mathematics" in notes and "colours and views" in notes and "the loader's wait" in notes
+
+
+def event(number: int, name: str, begin: int, end: int, device: DeviceType = DeviceType.CPU, **more: Any) -> FunctionEvent:
+    return FunctionEvent(number, name, 1, begin, end, use_device="cuda", device_type=device, stack=[], **more)
+
+
+def test_a_kernels_time_is_its_operators() -> None:
+    """What the profiler makes of a step on a GPU: operators, their kernels once more as events, and an annotation on both."""
+    conv, inner = event(1, "aten::convolution_backward", 0, 10), event(2, "aten::copy_", 2, 4)
+    norm, note = event(3, "aten::native_batch_norm", 11, 20), event(4, "Optimizer.step", 21, 30, is_user_annotation=True)
+    kernels = [(conv, "sm90_xmma_wgrad", 60), (inner, "elementwise", 10), (norm, "bn_fw", 20), (note, "Optimizer.step", 50)]
+    for operator, name, duration in kernels:
+        operator.append_kernel(name, 0, duration)
+    events = [conv, inner, norm, note]
+    for number, (name, duration) in enumerate([*((name, duration) for _, name, duration in kernels), ("triton_fused", 10)]):
+        on_note = name == note.name
+        events.append(event(10 + number, name, 100, 100 + duration, DeviceType.CUDA, is_user_annotation=on_note))
+    every = EventList(events, use_device="cuda")
+    every._build_tree()
+    spent = bench.time_by_operator(every.key_averages(), on_gpu=True)
+    expected = {"aten::convolution_backward": 60, "aten::copy_": 10, "aten::native_batch_norm": 20, "others": 10}
+    assert spent == expected
+
+
+def test_padding_is_the_same_function_in_training_too() -> None:
+    torch.manual_seed(0)
+    trunk, padded = build("r2plus1d_10", 4).double(), build("r2plus1d_10", 4).double()
+    padded.load_state_dict(trunk.state_dict())
+    bench.pad(padded)
+    middle = [module for module in padded.modules() if isinstance(module, torch.nn.Sequential) and len(module) > 3]
+    assert len(middle) == 9 and all(module.get_parameter("0.weight").shape[0] % 8 == 0 for module in middle)
+    clips, outs = torch.randn(2, 3, 8, 32, 32, dtype=torch.float64), []
+    for module in (trunk, padded):
+        optimiser = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+        for _ in range(3):
+            optimiser.zero_grad()
+            out = module(clips)
+            out.square().mean().backward()
+            optimiser.step()
+        outs += [out.detach(), module.eval()(clips).detach()]
+    torch.testing.assert_close(outs[:2], outs[2:])
+
+
+def test_work_counted_of_one_convolution() -> None:
+    layers = torch.nn.Conv3d(3, 5, 1, bias=False), torch.nn.BatchNorm3d(5), torch.nn.ReLU()
+    multiplied, elements = 2 * 3 * 5 * 4 * 6 * 6, 5 * 4 * 6 * 6
+    found = bench.count(torch.nn.Sequential(*layers), (3, 4, 6, 6))
+    assert found.tolist() == [[multiplied, 5 * elements], [2 * multiplied, 13 * elements]]  # no gradient of the clip
+
+
+def test_batches_are_halved_and_doubled_to_what_fits(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(way: Any) -> torch.Tensor:
+        if way.batch > 6:
+            raise torch.OutOfMemoryError
+        return torch.zeros(())
+
+    monkeypatch.setattr(bench.Way, "step", step)
+    arguments = argparse.Namespace(width=4, clip=(8, 32), rounds=1, compile=None, pad=False)
+    measured = bench.Bench("r2plus1d_10", arguments, torch.device("cpu"))
+    way = measured.ours("fp32", measured.clips(16))
+    way.warm()
+    assert way.batch == 4
+    measured.largest(1, authors=1.0)
+    assert measured.rows[-1].split(" | ")[2] == "4"
