@@ -27,21 +27,39 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def compare(folders: list[Path]) -> str:
-    """A table, one row a run: accuracies in per cent, with their deviation over draws, folds or seeds, and that of guessing.
-    A folder of ``train_eval.py all`` stands for those in it."""
-    runs = [run for folder in folders for run in _within(folder)]
-    results = [read_result(folder) for _, folder in runs]
-    found = dict.fromkeys(name for result in results for name in result if ACCURACIES.fullmatch(name))
+    """A table, one row a run: accuracies in per cent, with their deviation over draws, folds or seeds, and that of guessing;
+    and another of bias reports, one column a network. A folder of ``train_eval.py all`` stands for those in it."""
+    runs = [(name, read_result(folder)) for parent in folders for name, folder in _within(parent)]
+    bias = [(name, result) for name, result in runs if result["mode"] == "bias"]
+    plain = [(name, result) for name, result in runs if result["mode"] != "bias"]
+    return "\n\n".join(table(rows(some)) for rows, some in ((_rows, plain), (_bias_rows, bias)) if some)
+
+
+def _rows(runs: list[tuple[str, dict[str, Any]]]) -> list[list[str]]:
+    found = dict.fromkeys(name for _, result in runs for name in result if ACCURACIES.fullmatch(name))
     columns = [*COLUMNS, *found, "chance"]
     rows = [columns]
-    for (run, _), result in zip(runs, results, strict=True):
+    for run, result in runs:
         cells = {name: str(result.get(name, "-")) for name in COLUMNS} | {"run": run}
         for name in columns[len(COLUMNS) :]:
-            cells[name] = f"{100 * result[name]:.1f}" if isinstance(result.get(name), float) else "-"
+            cells[name] = f"{100 * result[name]:.1f}" if name in result else "-"
             if name in result.get("deviation", {}):
                 cells[name] += f" ± {100 * result['deviation'][name]:.1f}"
         rows.append([cells[name] for name in columns])
-    return table(rows)
+    return rows
+
+
+def _bias_rows(runs: list[tuple[str, dict[str, Any]]]) -> list[list[str]]:
+    columns = {}
+    for run, result in runs:
+        columns[run] = {name: value for name, value in result.items() if ACCURACIES.fullmatch(name)}
+        if result.get("random"):
+            columns[f"{run}, random weights"] = result["random"]
+    names = dict.fromkeys(name for numbers in columns.values() for name in numbers)
+    rows = [["test clips", *columns]]
+    for name in names:
+        rows.append([name, *(f"{100 * numbers[name]:.1f}" if name in numbers else "-" for numbers in columns.values())])
+    return rows
 
 
 def _within(folder: Path) -> list[tuple[str, Path]]:

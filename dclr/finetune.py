@@ -74,6 +74,7 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
     goes on from its newest valid checkpoint, bit for bit. Raises SystemExit with PREEMPTED where a signal ended it.
     """
     setting = prepare(config)
+    distributed.wait()  # makes the group for the last wait, which is for rank 0's checkpoint
     device, out, rank, world = setting.device, setting.out, distributed.rank(), distributed.world()
     loader = TrainLoader(
         setting.shards, setting.train_N, setting.clip, clips=1, batch=config.batch, seed=config.seed,
@@ -152,6 +153,7 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
                 saver.wait()
                 if rank == 0:
                     print(f"stopped by a signal after step {done}; the same command goes on from {out / LAST}")
+                distributed.wait()
                 raise SystemExit(PREEMPTED)
     saver.wait()
     if watch:

@@ -65,7 +65,9 @@ def test_the_report_of_a_checkpoint_beside_random_weights(checkpoint: Path, tmp_
     assert len(list((tmp_path / "features").iterdir())) == 8  # train, test, altered, swapped; twice
     for name in ("bias", "conditions", "neighbours", "maps"):
         assert (tmp_path / f"one/{name}.png").stat().st_size > 1000
-    assert "scene: static" in compare([tmp_path / "one"])
+    rows = {line.split("  ")[0]: line.split()[-2:] for line in compare([tmp_path / "one"]).splitlines()}
+    for name in names:
+        assert rows[name] == [f"{100 * result[name]:.1f}", f"{100 * result['random'][name]:.1f}"]
     succeed("train_eval.py", "bias", *common[:-1], tmp_path / "anew", "--out", tmp_path / "two", ranks=2)
     two = json.loads((tmp_path / "two/result.json").read_text())
     assert [two[name] for name in names] == [result[name] for name in names] and two["random"] == result["random"]
