@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dclr.compare import ACCURACIES, read_result
+from dclr.compare import ACCURACIES, compare, read_result
 
 TITLES = {
     "confusion.png": "Confusion matrix",
@@ -23,15 +23,17 @@ TITLES = {
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:1100px;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .8em;border-bottom:1px solid #ccc;text-align:left}
 td+td{font-variant-numeric:tabular-nums}figure{margin:1.5em 0}img{max-width:100%}figcaption,small{color:#666}
-summary{cursor:pointer}"""
+summary{cursor:pointer}pre{overflow-x:auto;font-size:12px}"""
 
 
 def write(out: Path, folders: Sequence[Path]) -> Path:
-    """Write ``out/report.html`` from the result.json and the pictures of each folder; returns its path."""
+    """Write ``out/report.html`` from the result.json and the pictures of each folder, a table of all of them first; returns
+    its path."""
     parts = [_section(folder, read_result(folder)) for folder in folders]
     title = html.escape(out.resolve().name)
     document = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-    document += f"</head><body><h1>{title}</h1>{''.join(parts)}</body></html>\n"
+    summary = f"<pre>{html.escape(compare(list(folders)))}</pre>" if len(folders) > 1 else ""
+    document += f"</head><body><h1>{title}</h1>{summary}{''.join(parts)}</body></html>\n"
     path = out / "report.html"
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(document, encoding="utf-8")

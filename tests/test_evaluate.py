@@ -55,6 +55,7 @@ def test_the_linear_probe_is_the_same_over_one_to_three_processes(
             results[0][n] for n in ("top1", "top5", "mean_class", "confusion")
         ]
     assert (tmp_path / "0/confusion.png").stat().st_size > 1000
+    assert scalars(tmp_path / "2")["result/top1"] == [pytest.approx(results[0]["top1"])]
 
 
 def test_statistics_are_reestimated_on_rgb_before_the_probe(checkpoint: Path, synthetic_set: Path, tmp_path: Path) -> None:
