@@ -2,9 +2,14 @@
 
 import itertools
 import json
+import os
 import pickle
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +140,59 @@ def test_an_evaluation_reads_every_video_once(synthetic_set: Path, world: int) -
     assert all(b["rgb"].shape == (1, 9, 4, 16, 16, 3) for b in seen)
     with pytest.raises(InputError, match="--crops 5"):
         eval_loader(shards, test, CLIP, clips=3, crops=5)
+
+
+def test_more_processes_than_samples_are_refused(synthetic_set: Path) -> None:
+    shards = ShardSet(synthetic_set)
+    few = shards.select(["train"])[:3]
+    with pytest.raises(InputError, match=r"8 processes and 3 samples selected.*start fewer processes or choose more splits"):
+        TrainLoader(shards, few, CLIP, clips=2, batch=8, seed=0, world=8)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("end", ["raises", "is killed"])
+def test_a_worker_heeds_no_signal_and_ends_with_its_trainer(synthetic_set: Path, tmp_path: Path, end: str) -> None:
+    """Signals go to a whole process group; the trainer then still has batches to take."""
+    (tmp_path / "trains.py").write_text(
+        "import multiprocessing, sys\n"
+        "from test_loader import loader\n"
+        "if __name__ == '__main__':\n"
+        f"    some = loader({str(synthetic_set)!r}, workers=1)\n"
+        "    batches = iter(some)\n"
+        "    next(batches)\n"
+        "    print(multiprocessing.active_children()[0].pid, flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "    print(len(list(batches)), flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "    raise RuntimeError\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
+    trainer = subprocess.Popen(
+        [sys.executable, tmp_path / "trains.py"], env=environment, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert trainer.stdin and trainer.stdout
+        worker = int(trainer.stdout.readline())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(worker, number)
+        print(file=trainer.stdin, flush=True)
+        assert trainer.stdout.readline() == "7\n" and alive(worker)
+        if end == "is killed":
+            trainer.kill()
+        trainer.communicate("\n", timeout=60)
+    finally:
+        trainer.kill()
+    until = time.monotonic() + 30  # torch's worker looks for its parent every five seconds
+    while alive(worker) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not alive(worker)
 
 
 def test_the_stages_are_picklable_and_small(synthetic_set: Path) -> None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +39,7 @@ from dclr.storage import RemoteFolder
 
 STATE = 1  # version of TrainLoader.state_dict
 ON_ERROR = ("stop", "skip")
+FOR_THE_TRAINER = {signal.SIGTERM, signal.SIGINT}  # it ends a run by them, and needs its workers until then
 
 
 @dataclass(frozen=True)
@@ -190,25 +194,51 @@ def _one_core(worker: int) -> None:
     keep_freed_memory()
 
 
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """What is started inside is born with these signals blocked, and never dies of them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_TRAINER)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(worker: int) -> None:
+    """Ctrl-C, torchrun and Slurm signal the trainer's whole process group, and a worker that died of it would take the
+    trainer's checkpoint along. So it heeds only what the trainer itself sends, which is how multiprocessing ends its children;
+    that the trainer is gone torch's own loop sees."""
+
+    def heed() -> None:
+        while signal.sigwaitinfo(FOR_THE_TRAINER).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=heed, daemon=True).start()
+    _one_core(worker)
+
+
 def _batches(
     rows: torch.utils.data.IterableDataset, read: ReadRecords, cut: CutClips, batch: int, workers: int
 ) -> Iterator[Sample]:
     """What comes out of the pipeline, ``batch`` samples at a time."""
     pages = Pages(workers, batch * sum(math.prod(shape) for shape in cut.shapes.values())) if workers else None
-    loader = wds.WebLoader(
+    loader = torch.utils.data.DataLoader(
         wds.DataPipeline(rows, read, replace(cut, pages=pages), stack),
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_one_core,
+        worker_init_fn=_start_worker,
         multiprocessing_context="spawn" if workers else None,  # fork does not mix with CUDA, OpenCV or threads
         prefetch_factor=PREFETCH if workers else None,
     )
-    for made in loader:
+    with _signals_blocked():
+        batches = iter(loader)
+    for made in batches:
         yield received(made, pages)
 
 
-def _as_it_is(batch: Sample) -> Sample:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
@@ -251,7 +281,8 @@ class TrainLoader:
         on_error: ``"stop"`` raises InputError for a sample that cannot be read; ``"skip"`` replaces it, :attr:`skipped` has
             those that this rank met.
     Raises:
-        InputError: ``batch`` does not divide by ``world`` or exceeds the samples, or ``cache`` for a set on this machine.
+        InputError: ``batch`` does not divide by ``world``, it or ``world`` exceeds the samples, or ``cache`` for a set on this
+            machine.
     """
 
     def __init__(
@@ -274,6 +305,11 @@ class TrainLoader:
         on_error: str = "stop",
     ):
         _check(shards, cache, on_error)
+        if world > len(samples_N) * passes:
+            raise InputError(
+                f"{world} processes and {len(samples_N) * passes} samples selected: each process takes part in every batch, so "
+                "start fewer processes or choose more splits"
+            )
         self.plan = Plan(samples_N, shards.shard_N[samples_N], seed, batch, passes, last)
         self.plan.rows(0, rank, world)
         self.step, self.epochs = 0, epochs
