@@ -9,6 +9,7 @@ import sys
 import zipfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dclr.errors import InputError
 
 NAME = re.compile(r"step-(\d{9})\.pt")
 LAST = "last.pt"  # the newest, under a name that does not change
+ABANDONED = ".abandoned"
 
 
 def on_cpu(value: Any) -> Any:
@@ -32,7 +34,9 @@ def on_cpu(value: Any) -> Any:
 
 class Saver:
     """Writes ``step-000000123.pt`` and ``last.pt``, the same file, into ``folder``; keeps the last ``keep`` and every one whose
-    step is a multiple of ``milestone``. A disk that is full or read-only costs that checkpoint, never the run."""
+    step is a multiple of ``milestone``. Files of that step and above are of a course that the run has left (it went back past
+    damaged ones, or by ``--resume``): they stay as ``NAME.abandoned``. A disk that is full or read-only costs that checkpoint,
+    never the run."""
 
     def __init__(self, folder: Path, keep: int, milestone: int):
         self.folder, self.keep, self.milestone = folder, keep, milestone
@@ -54,6 +58,10 @@ class Saver:
         path = self.folder / f"step-{step:09d}.pt"
         link = self.folder / f".{LAST}.tmp"
         try:
+            for left in found(self.folder):
+                if number(left) >= step:
+                    left.rename(left.with_name(left.name + ABANDONED))
+                    print(f"{left} is set aside as {left.name}{ABANDONED}: the run went back to before it", file=sys.stderr)
             checkpoint.save(path, state)
             link.unlink(missing_ok=True)
             try:
@@ -66,7 +74,8 @@ class Saver:
                     old.unlink()
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError for a disk that is full
             for rest in (link, checkpoint.temporary(path)):
-                rest.unlink(missing_ok=True)
+                with suppress(OSError):
+                    rest.unlink()
             print(
                 f"warning: the checkpoint of step {step} could not be written to {self.folder} ({error}): the run goes on, "
                 f"and the newest that is kept is {next((old.name for old in found(self.folder)), 'none')}",
@@ -89,26 +98,35 @@ def found(folder: Path) -> list[Path]:
 
 def resume(folder: Path, which: str) -> dict[str, Any] | None:
     """The state to go on from: with ``auto`` the newest valid one in ``folder`` (damaged ones are told on standard error and
-    passed over), None where there is none; with a file's name that one; with ``never`` None.
+    passed over), None where there is none; with ``never`` None. With a file's name that one, or the newest in ``folder`` where
+    that is of a run which was started from it: torchrun's restart goes on.
 
     Raises InputError for a folder that holds a run that is not to be resumed, or whose checkpoints are all damaged.
     """
-    if which not in ("auto", "never"):
-        return valid(Path(which))
-    paths = found(folder) or [path for path in [folder / LAST] if path.exists()]
+    paths = [*found(folder), *(path for path in [folder / LAST] if path.exists())]
     if which == "never" and paths:
         raise InputError(
             f"--out {folder}: it holds {paths[0].name} of an earlier run; leave --resume never out, or name another"
         )
+    newest = _newest(paths)
+    if which not in ("auto", "never"):
+        if newest is None or newest["config"].get("resume") != which:
+            return valid(Path(which))
+        print(f"--resume {which}: {folder} holds the run that was started from it, which goes on")
+    elif paths and newest is None:
+        raise InputError(
+            f"--out {folder}: none of its {len(paths)} checkpoints can be read; name another folder or remove them"
+        )
+    return newest
+
+
+def _newest(paths: list[Path]) -> dict[str, Any] | None:
+    """The state in the first valid one of ``paths``; the others before it are told."""
     for path in paths:
         try:
             return valid(path)
         except InputError as error:
             print(f"warning: passed over: {error}", file=sys.stderr)
-    if paths:
-        raise InputError(
-            f"--out {folder}: none of its {len(paths)} checkpoints can be read; name another folder or remove them"
-        )
     return None
 
 

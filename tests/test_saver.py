@@ -60,10 +60,51 @@ def test_the_newest_valid_one_is_resumed(tmp_path: Path, capsys: pytest.CaptureF
         saver.resume(tmp_path, str(tmp_path / "step-000000007.pt"))
     with pytest.raises(InputError, match=r"holds step-000000099.pt of an earlier run"):
         saver.resume(tmp_path, "never")
-    for path in saver.found(tmp_path):
+    for path in [*saver.found(tmp_path), tmp_path / LAST]:
         path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match="none of its 4 checkpoints can be read"):
+    with pytest.raises(InputError, match="none of its 5 checkpoints can be read"):
         saver.resume(tmp_path, "auto")
+
+
+def test_last_is_resumed_where_every_other_is_damaged(tmp_path: Path) -> None:
+    """On a file system without hard links it is a copy."""
+    filled(tmp_path, range(1, 4))
+    for path in saver.found(tmp_path):
+        whole = path.read_bytes()
+        path.unlink()
+        path.write_bytes(whole[:-100])
+    assert saver.resume(tmp_path, "auto")["step"] == 3  # type: ignore[index]
+
+
+def test_a_run_that_went_back_keeps_what_it_writes_and_sets_aside_what_lies_above(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled(tmp_path, range(1, 7), keep=3, milestone=4)  # 6, 5, 4
+    writer = Saver(tmp_path, 1, 4)  # resumed from another folder's step 2, say
+    for step in (3, 5):
+        writer.save(step, state(10 * step))
+        writer.wait()
+        assert checkpoint.load(saver.found(tmp_path)[0])["step"] == 10 * step
+        assert saver.resume(tmp_path, "auto")["step"] == 10 * step  # type: ignore[index]
+    aside = sorted(tmp_path.glob("*.abandoned"))
+    assert [checkpoint.load(path)["step"] for path in aside] == [4, 5, 6]
+    assert "step-000000006.pt is set aside" in capsys.readouterr().err
+
+
+def test_a_run_that_was_started_from_a_file_goes_on(tmp_path: Path) -> None:
+    """torchrun starts the same command again: it goes on from the run's own newest checkpoint, which is not another run's."""
+    start, out = tmp_path / "start.pt", tmp_path / "run"
+    out.mkdir()
+    checkpoint.save(start, state(2))
+    for step, began, expected in ((9, "auto", 2), (4, str(start), 4), (6, str(start), 6)):
+        writer = Saver(out, 2, 100)
+        writer.save(step, state(step) | {"config": {"resume": began}})
+        writer.wait()
+        assert saver.resume(out, str(start))["step"] == expected  # type: ignore[index]
+    damage(saver.found(out)[0])
+    assert saver.resume(out, str(start))["step"] == 4  # type: ignore[index]
+    start.unlink()  # an own checkpoint of this folder, no longer kept
+    assert saver.resume(out, str(start))["step"] == 4  # type: ignore[index]
 
 
 @pytest.mark.parametrize("call", ["fsync", "link"])
