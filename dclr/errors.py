@@ -19,10 +19,27 @@ def exit_on_input_error() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun every rank finds the same mistake
+        # before torchrun's ranks have met, each finds the same mistake; later a damaged shard is met by one of them alone
+        met = getattr(sys.modules.get("dclr.distributed"), "met", False)  # not imported here: preprocess runs without torch
+        if met or os.environ.get("LOCAL_RANK", "0") == "0":
             said = str(error).strip().splitlines()[-1]  # a loader worker puts its traceback in front
             print(f"error: {said}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+_told: set[Path] = set()
+
+
+@contextmanager
+def spared(folder: Path) -> Iterator[None]:
+    """What is written into ``folder`` inside is left out where the disk is full or unwritable: that costs a warning, one for
+    each folder, and never the run."""
+    try:
+        yield
+    except OSError as error:
+        if folder not in _told:
+            _told.add(folder)
+            print(f"warning: {folder}: {error}; what cannot be written there is left out, and the run goes on", file=sys.stderr)
 
 
 def make_folder(out: Path, flag: str = "--out") -> None:
