@@ -50,6 +50,14 @@ def place(module: M, device: torch.device) -> M:
     return module.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
+def sent(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``x`` on ``device``, without waiting for what a GPU has still to do: only from pinned memory does it copy while the host
+    goes on. torch keeps that memory until the copy is done."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x)
+    return x.to(device, non_blocking=True)
+
+
 def peak_memory_gb() -> float:
     """The most main memory this process ever held, in GB (10**9 bytes); on a GPU, the most its allocator held."""
     if torch.cuda.is_available():
@@ -73,6 +81,11 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "fp16" and device.type != "cuda":
         raise InputError("--precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
     return PRECISIONS[name]
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """What ``--precision`` calls it."""
+    return next(name for name, other in PRECISIONS.items() if other == dtype)
 
 
 @lru_cache

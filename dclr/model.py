@@ -22,6 +22,7 @@ from dclr.backbones.layers import Backbone
 from dclr.data.plan import generator
 from dclr.distributed import joined, permuted, world
 from dclr.errors import InputError
+from dclr.hardware import sent
 from dclr.queue import RINGS, Queue
 
 MOMENTUM = 0.999
@@ -191,7 +192,7 @@ class DCLR(nn.Module):
             {name: term.detach() for name, term in mean_terms.items()},
             mean_stats,
             keys,
-            video_B.to(q["v"].device),
+            sent(video_B, q["v"].device),
             mined[0],
         )
 
@@ -215,7 +216,7 @@ class DCLR(nn.Module):
             maps = {name: losses.mean_one(a) for name, a in target.items()} if method.decoupling else {}
             query, raw = self.f_q(q, maps)
 
-        allowed_BK = self.queue.allowed(video_B.to(device, non_blocking=True))
+        allowed_BK = self.queue.allowed(sent(video_B, device))
         p = {ab[0]: losses.neighbour_probability(e, self.queue[ab], allowed_BK) for ab, e in extra.items()}  # p_s and p_d
         full = self.queue.valid_K.all()  # mining is off until every entry is valid
         dropped_B = self.dropped(video_B, step)
@@ -241,12 +242,13 @@ class DCLR(nn.Module):
 
         The key clip's maps come out of its own pass; the query clip's s and d take the one extra pass, which updates no
         statistics. With ``--bn shuffle`` both passes see whole videos of the joined batch in another order, and what comes out
-        is put back (fault 2).
+        is put back (fault 2). With BatchNorm statistics per view the two passes are the same arithmetic; with shared ones
+        (``--bn-views shared``) the key pass normalises v, s and d together, and the extra pass s and d alone.
         """
         order = inverse = None
         if self.f_k.statistics.mode == "shuffle":
             drawn = generator("shuffle", self.method.seed, step).permutation(len(q["v"]) * world())
-            order = torch.from_numpy(drawn).to(q["v"].device)
+            order = sent(torch.from_numpy(drawn), q["v"].device)
             inverse = order.argsort()
         key, _ = self.f_k({name: permuted(view, order) for name, view in k.items()}, None if self.method.decoupling else {})
         others = {name: permuted(view, order) for name, view in q.items() if name != "v"}
@@ -259,4 +261,4 @@ class DCLR(nn.Module):
         if self.method.loss != "masked":
             return None
         draws = [generator("masked", self.method.seed, step, video).random() < 0.9 for video in video_B.tolist()]
-        return torch.tensor(draws, device=self.queue.valid_K.device)
+        return sent(torch.tensor(draws), self.queue.valid_K.device)

@@ -1,13 +1,19 @@
 """A batch on the device: colour, blur, normalise; then the views v, s, d of every clip.
 
 Legend: B videos, C = 3 colours, T frames, H W pixels. All draws were made on the CPU (dclr/data/clips.py); here is only
-arithmetic, one draw a clip and the same for all its frames.
+arithmetic, one draw a clip and the same for all its frames. Nothing here waits for a GPU: the batch is pinned on its way
+(:func:`dclr.hardware.sent`), constants are made once, and kornia is given its factors as tensors that are filled on the device
+(a plain number it would copy there and wait; its blur fills by itself).
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import kornia
 import torch
+
+from dclr.hardware import sent
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, in RGB
 STD = (0.229, 0.224, 0.225)
@@ -19,10 +25,15 @@ def to_clip(rgb_BTHWC: torch.Tensor) -> torch.Tensor:
     return rgb_BTHWC.permute(0, 4, 1, 2, 3).float() / 255
 
 
+@lru_cache
+def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """These values on the device, made once: that copies them from the host, which waits."""
+    return torch.tensor(values, device=device, dtype=dtype)
+
+
 def normalise(clip_BCTHW: torch.Tensor) -> torch.Tensor:
     """0..1 -> ImageNet's mean 0, deviation 1."""
-    shape = (1, 3, 1, 1, 1)
-    mean, std = clip_BCTHW.new_tensor(MEAN).view(shape), clip_BCTHW.new_tensor(STD).view(shape)
+    mean, std = (constant(x, clip_BCTHW.device, clip_BCTHW.dtype).view(1, 3, 1, 1, 1) for x in (MEAN, STD))
     return (clip_BCTHW - mean) / std
 
 
@@ -34,7 +45,8 @@ def shift_hue(frames_NCHW: torch.Tensor, turn: float) -> torch.Tensor:
     r, g, b = frames_NCHW.unbind(1)
     safe = torch.where(chroma > 0, chroma, 1)
     hue6 = torch.where(value == r, (g - b) / safe, torch.where(value == g, (b - r) / safe + 2, (r - g) / safe + 4))
-    k = torch.remainder(hue6.unsqueeze(1) + 6 * turn + frames_NCHW.new_tensor([5, 3, 1]).view(1, 3, 1, 1), 6)
+    channel = constant((5, 3, 1), frames_NCHW.device, frames_NCHW.dtype).view(1, 3, 1, 1)
+    k = torch.remainder(hue6.unsqueeze(1) + 6 * turn + channel, 6)
     return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
@@ -43,11 +55,13 @@ def jitter(frames_NCHW: torch.Tensor, colours: list[float]) -> torch.Tensor:
     brightness, contrast, saturation, hue, *order = colours[:8]
     for step in order:
         if step == 0 and brightness != 1:
-            frames_NCHW = kornia.enhance.adjust_brightness_accumulative(frames_NCHW, brightness)
+            frames_NCHW = kornia.enhance.adjust_brightness_accumulative(frames_NCHW, frames_NCHW.new_full((), brightness))
         elif step == 1 and contrast != 1:
-            frames_NCHW = kornia.enhance.adjust_contrast_with_mean_subtraction(frames_NCHW, contrast)
+            factor = frames_NCHW.new_full((), contrast)
+            frames_NCHW = kornia.enhance.adjust_contrast_with_mean_subtraction(frames_NCHW, factor)
         elif step == 2 and saturation != 1:
-            frames_NCHW = kornia.enhance.adjust_saturation_with_gray_subtraction(frames_NCHW, saturation)
+            factor = frames_NCHW.new_full((), saturation)
+            frames_NCHW = kornia.enhance.adjust_saturation_with_gray_subtraction(frames_NCHW, factor)
         elif step == 3 and hue != 0:
             frames_NCHW = shift_hue(frames_NCHW, hue)
     return frames_NCHW
@@ -100,29 +114,37 @@ def rgb_difference(v_BCTHW: torch.Tensor) -> torch.Tensor:
 def stored_motion(batch: dict[str, torch.Tensor], clip: int, device: torch.device) -> torch.Tensor:
     """The dynamic view out of a stored cue, float32 (B, 3, T, H, W): the difference in -1..1 three times, or flow as
     (u, v, |(u, v)|) in pixels of the crop a stored frame."""
-    cue = batch["cue"][:, clip].to(device, non_blocking=True).float() - 128
+    cue = sent(batch["cue"][:, clip], device).float() - 128
     if "scale" not in batch:
         return (cue / 127).unsqueeze(1).expand(-1, 3, -1, -1, -1)  # BTHW -> B3THW
-    scale_BT2 = batch["scale"][:, clip].to(device, non_blocking=True)
+    scale_BT2 = sent(batch["scale"][:, clip], device)
     flow = (cue * scale_BT2[..., None, None]).transpose(1, 2)  # BT2HW -> B2THW
     return torch.cat([flow, flow.square().sum(1, keepdim=True).sqrt()], 1)
 
 
 def make_views(
-    batch: dict[str, torch.Tensor], clip: int, dynamic: str, device: torch.device, part: slice = slice(None)
+    batch: dict[str, torch.Tensor],
+    clip: int,
+    dynamic: str,
+    device: torch.device,
+    part: slice = slice(None),
+    names: str = "vsd",
 ) -> dict[str, torch.Tensor]:
-    """The views of clip number ``clip`` of the videos ``part``, all by default, of a training batch (dclr/data/loader.py).
+    """The views ``names`` (v, and any of s and d) of clip number ``clip`` of the videos ``part``, all by default, of a training
+    batch (dclr/data/loader.py).
 
     Returns:
         v, s, d: float32 (B, 3, T, H, W) on ``device``: the RGB clip; one of its frames T times, with colours of its own;
         its motion, one of :data:`DYNAMICS`: from the colours of v, or from the stored cue that came with the batch.
     """
     batch = {name: value[part] for name, value in batch.items()}
-    rgb = to_clip(batch["rgb"][:, clip].to(device, non_blocking=True))
-    colours, frames = batch["colours"][:, clip], batch["frames"][:, clip].to(device)
-    v = photometry(rgb, colours[:, 0])
-    still = rgb[torch.arange(len(rgb), device=device), :, batch["still"][:, clip].to(device)].unsqueeze(2)
-    s = photometry(still, colours[:, 1]).expand_as(v)
-    d = stored_motion(batch, clip, device) if DYNAMICS[dynamic] else rgb_difference(v)
-    d = hold_seams(d, frames, first_is_second=dynamic == "rgbdiff")
-    return {name: view.contiguous(memory_format=torch.channels_last_3d) for name, view in zip("vsd", (v, s, d), strict=True)}
+    rgb, colours = to_clip(sent(batch["rgb"][:, clip], device)), batch["colours"][:, clip]
+    views = {"v": photometry(rgb, colours[:, 0])}
+    if "s" in names:
+        still_B = sent(batch["still"][:, clip], device)
+        still = rgb[torch.arange(len(rgb), device=device), :, still_B].unsqueeze(2)
+        views["s"] = photometry(still, colours[:, 1]).expand_as(rgb)
+    if "d" in names:
+        d = stored_motion(batch, clip, device) if DYNAMICS[dynamic] else rgb_difference(views["v"])
+        views["d"] = hold_seams(d, sent(batch["frames"][:, clip], device), first_is_second=dynamic == "rgbdiff")
+    return {name: view.contiguous(memory_format=torch.channels_last_3d) for name, view in views.items()}
