@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     )
     watch.add_argument("--knn-every", type=int, default=10, metavar="EPOCHS")
     save = top.add_argument_group("checkpoints")
-    save.add_argument("--resume", default="auto", help="auto (the newest valid one in --out), never, or a file")
+    save.add_argument("--resume", default="auto", help="auto (the newest valid one in --out), never, or a file to begin from")
     save.add_argument("--keep", type=int, default=2, metavar="K", help="the last K checkpoints")
     save.add_argument("--milestone", type=int, default=50, metavar="EPOCHS", help="and that of every so many epochs")
     save.add_argument(

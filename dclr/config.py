@@ -38,7 +38,8 @@ FREE = (
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Everything that decides a pretraining run; kept in its checkpoints and its config.json."""
+    """Everything that decides a pretraining run; kept in its checkpoints and its config.yaml, with ``precision`` as what
+    ``auto`` came to on its hardware and ``resume`` as the file that it began from, if any."""
 
     shards: str
     out: str
@@ -160,6 +161,8 @@ class PretrainConfig:
         for field in fields(self):
             ours, theirs = getattr(self, field.name), saved.get(field.name, field.default)
             theirs = tuple(theirs) if isinstance(theirs, list) else theirs
+            if field.name == "precision" and theirs == "auto":
+                continue  # an older version kept what was given, and nobody knows what that came to
             if field.name not in FREE and ours != theirs:
                 raise InputError(
                     f"--{field.name.replace('_', '-')} {ours}: the run in {self.out} was made with {theirs}; "

@@ -7,11 +7,14 @@ import math
 import os
 import signal
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import nn
 from tqdm import tqdm
 
 from dclr import distributed, norm, report
@@ -19,8 +22,8 @@ from dclr.backbones import build
 from dclr.config import PretrainConfig
 from dclr.data.loader import TrainLoader, all_skipped, open_set
 from dclr.data.manifest import require_cue, require_size
-from dclr.errors import InputError, make_folder
-from dclr.hardware import peak_memory_gb, pick_device, place, resolve_precision, revision
+from dclr.errors import InputError, make_folder, spared
+from dclr.hardware import peak_memory_gb, pick_device, place, precision_name, resolve_precision, revision
 from dclr.model import DCLR, Output
 from dclr.queue import default_length
 from dclr.saver import LAST, Saver, resume
@@ -31,6 +34,7 @@ LOG_EVERY = 10  # steps
 SAVE, STOP = 1, 2  # what a rank may wish after a step
 BAD = "bad-keys.txt"
 PREEMPTED = 75  # exit code after a signal: EX_TEMPFAIL, try again
+ONE_SIGNAL = 5.0  # seconds in which signals are one: torchrun sends on to its ranks what Slurm has sent them already
 
 
 def learning_rate(base: float, schedule: tuple[int, ...], epoch: int) -> float:
@@ -66,23 +70,63 @@ def make_optimiser(model: DCLR, config: PretrainConfig) -> torch.optim.SGD:
 
 
 class Preemption:
-    """SIGTERM or SIGINT ends the run after the step it is in, with a checkpoint; a second one ends it at once."""
+    """SIGTERM or SIGINT ends the run after the step it is in, with a checkpoint; one that comes more than :data:`ONE_SIGNAL`
+    after the first ends it at once."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self._since = False, 0.0
 
     def __enter__(self) -> Preemption:
         self._before = {number: signal.signal(number, self._caught) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if not self.asked:  # else the same signal may still come again, while the process ends
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def _caught(self, number: int, _: object) -> None:
-        if self.asked:
+        if not self.asked:
+            self.asked, self._since = True, time.monotonic()
+        elif time.monotonic() - self._since > ONE_SIGNAL:
             os._exit(PREEMPTED)
-        self.asked = True
+
+
+def train_step(
+    config: PretrainConfig,
+    parallel: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    batch: dict[str, Any],
+    step: int,
+    bad: torch.Tensor,
+) -> tuple[list[Output], dict[str, torch.Tensor], torch.Tensor]:
+    """Losses, gradient and update of this rank's share of a batch, part by part; nothing in it waits for a GPU.
+
+    ``bad``, int64 () on the device, counts steps whose loss or gradient is not finite. With a scaler the gradient of a finite
+    loss may overflow: the scaler sees it by itself, leaves the step out and lowers its scale.
+
+    Returns:
+        each part's output, the views of the last part's q clips, and the gradient's norm before it is clipped.
+    """
+    share, outputs = len(batch["video"]) // config.accumulate, []
+    optimiser.zero_grad(set_to_none=True)
+    for part in range(config.accumulate):
+        mine = slice(part * share, (part + 1) * share)
+        q, k = (make_views(batch, clip, config.dynamic, bad.device, mine, config.method.views) for clip in (0, 1))
+        with distributed.unsynchronised(parallel, part + 1 < config.accumulate):
+            outputs.append(parallel(q, k, batch["video"][mine], step, part == 0))
+            scaler.scale(outputs[-1].total / config.accumulate).backward()
+    scaler.unscale_(optimiser)
+    gradient = nn.utils.clip_grad_norm_(parallel.parameters(), config.clip_grad or math.inf)  # f_k's have none
+    finite = torch.stack([output.total.detach() for output in outputs]).isfinite().all()
+    if not scaler.is_enabled():
+        finite &= gradient.isfinite()
+        optimiser.found_inf = (~gradient.isfinite()).float()  # type: ignore[attr-defined]
+    bad += ~finite
+    scaler.step(optimiser)
+    scaler.update()
+    return outputs, q, gradient
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -90,6 +134,7 @@ def pretrain(config: PretrainConfig) -> Path:
     way out, and SystemExit with :data:`PREEMPTED` where a signal ended it."""
     device, out = pick_device(), Path(config.out)
     dtype = resolve_precision(config.precision, device)
+    config = replace(config, precision=precision_name(dtype))  # so that it is kept, and compared where the run is resumed
     shards, cache = open_set(config.shards, config.on_error, config.cache, config.cache_size)
     require_size(shards, config.size)
     if config.clip.cue:
@@ -98,12 +143,13 @@ def pretrain(config: PretrainConfig) -> Path:
         require_cue(shards, "energy")
     samples_N = shards.select(config.split)
     distributed.setup(device)
+    distributed.wait()  # makes the group for the last wait, which is for rank 0's checkpoint
     rank, world = distributed.rank(), distributed.world()
     loader = TrainLoader(
         shards, samples_N, config.clip, clips=2, batch=config.batch, seed=config.seed, epochs=config.epochs,
         last=config.last_batch, rank=rank, world=world, workers=config.workers, cache=cache, on_error=config.on_error,
     )  # fmt: skip
-    last_step, share = len(loader) * config.epochs, config.batch // world // config.accumulate
+    last_step = len(loader) * config.epochs
     length = config.queue or default_length(len(samples_N), config.batch)
     saved = distributed.from_first(resume(out, config.resume) if rank == 0 else None)
 
@@ -117,6 +163,8 @@ def pretrain(config: PretrainConfig) -> Path:
     first_step = 0
     if saved is not None:
         config.check_resumed(saved["config"])
+        if config.resume == "auto":
+            config = replace(config, resume=saved["config"].get("resume", "auto"))
         first_step = _restore(saved, model, optimiser, scaler, loader)
     parallel = distributed.parallel(model)
     make_folder(out)
@@ -127,7 +175,8 @@ def pretrain(config: PretrainConfig) -> Path:
             over = ": it is finished; a larger --epochs goes on" if first_step >= last_step else ""
             print(f"resumed after step {first_step} of {last_step}{over}")
         if first_step < last_step:
-            (out / "config.yaml").write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
+            with spared(out):
+                (out / "config.yaml").write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
             watch = Watch(out, first_step)
             _introduce(config, loader, len(samples_N), length, dtype, device)
     if first_step >= last_step:
@@ -135,7 +184,7 @@ def pretrain(config: PretrainConfig) -> Path:
 
     began, waited, since, due = time.perf_counter(), 0.0, first_step, time.monotonic() + 60 * config.save_minutes
     videos = Videos(shards, samples_N)
-    bad, shown = torch.zeros((), device=device), list[str]()  # steps that were left out, and the keys since the last look
+    bad, shown = torch.zeros((), dtype=torch.int64, device=device), list[str]()  # steps, and the keys since the last look
     batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
     with (
         Preemption() as preemption,
@@ -148,21 +197,7 @@ def pretrain(config: PretrainConfig) -> Path:
             rate = pretraining_rate(config, step / len(loader))
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            optimiser.zero_grad(set_to_none=True)
-            outputs = []
-            for part in range(config.accumulate):
-                mine = slice(part * share, (part + 1) * share)
-                views = [make_views(batch, clip, config.dynamic, device, mine) for clip in (0, 1)]
-                with distributed.unsynchronised(parallel, part + 1 < config.accumulate):
-                    outputs.append(parallel(*views, batch["video"][mine], step, part == 0))
-                    scaler.scale(outputs[-1].total / config.accumulate).backward()
-            scaler.unscale_(optimiser)
-            gradient = torch.nn.utils.clip_grad_norm_(model.f_q.parameters(), config.clip_grad or math.inf)
-            if not scaler.is_enabled():  # a scaler looks by itself, and lowers its scale
-                optimiser.found_inf = (~torch.isfinite(gradient)).float()  # type: ignore[attr-defined]
-                bad += optimiser.found_inf  # type: ignore[attr-defined]
-            scaler.step(optimiser)
-            scaler.update()
+            outputs, views, gradient = train_step(config, parallel, optimiser, scaler, batch, step, bad)
             done = step + 1
             ends = done % len(loader) == 0
             if ends or done % LOG_EVERY == 0:
@@ -174,7 +209,7 @@ def pretrain(config: PretrainConfig) -> Path:
             wish = STOP if preemption.asked else SAVE if ends or time.monotonic() >= due else 0
             wish = distributed.agree(wish)
             if wish or done % LOG_EVERY == 0:
-                _stop_if_bad(int(bad), shown, out, done)
+                _stop_if_bad(distributed.agree(int(bad)), shown, saver, done)
                 shown.clear()
             if neighbours and ends and (done % (config.knn_every * len(loader)) == 0 or done == last_step):
                 found = online_knn(model, neighbours)
@@ -201,10 +236,11 @@ def pretrain(config: PretrainConfig) -> Path:
                     bar.set_postfix(short, refresh=False)
             if ends and watch:
                 model.f_q.eval()
-                report.activation_maps(model.f_q.map, {name: views[0][name] for name in config.method.views}, out / "maps.png")
+                watch.picture(done, "maps", partial(report.activation_maps, model.f_q.map, views))
                 model.f_q.train()
                 if outputs[-1].mined.any():
-                    report.neighbours(videos.pictures(outputs[-1].mined, *mined), out / "neighbours.png")
+                    rows = videos.pictures(outputs[-1].mined, *mined)
+                    watch.picture(done, "neighbours", partial(report.neighbours, rows))
             if wish:
                 norm.average(model)
                 due = time.monotonic() + 60 * config.save_minutes
@@ -213,7 +249,8 @@ def pretrain(config: PretrainConfig) -> Path:
             if wish == STOP and done < last_step:
                 saver.wait()
                 if rank == 0:
-                    print(f"stopped by a signal after step {done}; the same command goes on from {out / LAST}")
+                    print(f"stopped by a signal after step {done}; the same command goes on from {out / LAST}", flush=True)
+                distributed.wait()  # until rank 0 has written: torchrun ends it as soon as another one leaves
                 raise SystemExit(PREEMPTED)
     saver.wait()
     if watch:
@@ -222,16 +259,21 @@ def pretrain(config: PretrainConfig) -> Path:
     return out / LAST
 
 
-def _stop_if_bad(bad: int, shown: list[str], out: Path, done: int) -> None:
-    """Raises FloatingPointError, on every rank, where a gradient was not finite; none of those steps reached the weights."""
+def _stop_if_bad(bad: int, shown: list[str], saver: Saver, done: int) -> None:
+    """Raises FloatingPointError, on every rank, where a loss or gradient was not finite; no such step reached the weights."""
     if not bad:
         return
+    out = saver.folder
     keys = [key for part in distributed.joined_objects(shown) for key in part]
     if distributed.rank() == 0:
-        (out / BAD).write_text("\n".join(keys) + "\n")
+        with spared(out):
+            (out / BAD).write_text("\n".join(keys) + "\n")
+    saver.wait()
+    distributed.wait()  # as where a signal ends the run
     raise FloatingPointError(
-        f"the gradient was not finite in {bad} of the last steps up to {done}, and none of them reached the weights; the last "
-        f"good checkpoint stays; {out / BAD} names the videos since the last look; try --precision fp32 or a smaller --lr"
+        f"the loss or its gradient was not finite in {bad} of the last steps up to {done}, and none of them reached the "
+        f"weights; the last good checkpoint stays; {out / BAD} names the videos since the last look; try --precision fp32 or a "
+        "smaller --lr"
     )
 
 

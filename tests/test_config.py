@@ -10,6 +10,7 @@ import train_pretrain
 from dclr.checkpoint import load
 from dclr.config import PretrainConfig, from_file
 from dclr.errors import InputError
+from dclr.model import Method
 
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
 
@@ -50,6 +51,30 @@ def test_every_field_survives_the_way_through_a_file(tmp_path: Path) -> None:
     args = vars(train_pretrain.parser().parse_args(from_file(tmp_path / "c.yaml")))
     found = {name: tuple(args[name]) if name in ("schedule", "without") else args[name] for name in config.as_dict()}
     assert PretrainConfig(**found | {"split": tuple(args["split"].split(",")), "knn_split": ()}) == config
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, Method()),
+        ({"seed": 3}, Method(seed=3)),
+        ({"mined": 2}, Method(mined=2)),
+        ({"without": ("static",)}, Method(views="vd")),
+        ({"without": ("dynamic",)}, Method(views="vs")),
+        ({"without": ("static", "dynamic")}, Method(views="v", mined=0)),
+        ({"without": ("decoupling",)}, Method(decoupling=False)),
+        ({"without": ("mining",)}, Method(mined=0)),
+        ({"without": ("alignment",)}, Method(alignment=0)),
+        ({"objective": "moco"}, Method(views="v", mined=0)),
+        ({"objective": "moco", "symmetric": True}, Method(views="v", mined=0, symmetric=True)),
+        ({"loss": "masked"}, Method(loss="masked")),
+        ({"loss": "mean-log"}, Method(loss="mean-log")),
+        ({"align_target": "equal"}, Method(align_target="equal")),
+        ({"symmetric": True}, Method(symmetric=True)),
+    ],
+)
+def test_every_switch_is_a_field_of_the_method(flags: dict, expected: Method) -> None:
+    assert PretrainConfig(shards="s", out="o", split=("train",), **flags).method == expected
 
 
 @pytest.mark.parametrize(

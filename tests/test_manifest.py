@@ -1,5 +1,6 @@
 """Opening a shard set: selection by split, and every way its files can be wrong."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -10,7 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dclr.data.manifest import Manifest, Names, ShardSet, parse_columns, read_index, require_cue, require_size, split_list
+from dclr.data.manifest import (
+    Manifest,
+    Names,
+    ShardSet,
+    pack_columns,
+    parse_columns,
+    read_index,
+    require_cue,
+    require_size,
+    split_list,
+)
 from dclr.errors import InputError
 from dclr.record import pack_array
 from dclr.storage import open_folder
@@ -45,6 +56,17 @@ def test_a_split_that_does_not_exist_lists_those_that_do(synthetic_set: Path) ->
         ShardSet(synthetic_set).select(["train01"])
     with pytest.raises(InputError, match="expected names"):
         split_list(" , ")
+
+
+def test_a_split_without_samples_is_refused(copied: Path) -> None:
+    names = sorted(path.name for path in copied.glob("shard-*.jsonl"))
+    entries = [entry for name in names for entry in read_index(open_folder(copied), name)[1]]
+    (copied / "index.npz").write_bytes(index := pack_columns(entries, ["empty", "test", "train"], ["motion", "scene"]))
+    splits = {"empty": 0, "test": 32, "train": 64}
+    edit_manifest(lambda m: m.update(splits=splits, index_sha256=hashlib.sha256(index).hexdigest()))(copied)
+    assert len(ShardSet(copied).select(["train"])) == 64
+    with pytest.raises(InputError, match=r"no split 'empty'.*empty \(0\), test \(32\), train \(64\)"):
+        ShardSet(copied).select(["train", "empty"])
 
 
 def test_a_crop_above_the_stored_side_is_refused(synthetic_set: Path) -> None:

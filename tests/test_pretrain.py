@@ -4,11 +4,14 @@ import copy
 import json
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 import yaml
 from conftest import SMALL, refuse, run, scalars, succeed
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dclr import hardware
 from dclr.backbones import build
 from dclr.checkpoint import load, load_trunk
 from dclr.config import PretrainConfig
@@ -26,6 +29,10 @@ def test_a_run_leaves_checkpoint_curves_config_and_picture(checkpoint: Path) -> 
     assert {"last.pt", "config.yaml", "maps.png", "neighbours.png", "metrics.jsonl"} <= {p.name for p in folder.iterdir()}
     assert not list(folder.glob(".*"))
     found = scalars(folder)
+    events = EventAccumulator(str(folder), {"images": 0}).Reload()
+    for name in ("maps", "neighbours"):
+        assert [event.step for event in events.Images(name)] == [8, 16]
+        assert events.Images(name)[-1].width == cv2.imread(str(folder / f"{name}.png")).shape[1]
     assert {f"loss/{name}" for name in ("total", "L_vv", "L_vs", "L_vd", "L_sv", "L_dv", "align")} <= set(found)
     assert {"speed/clips_per_second", "speed/data_wait", "optimiser/lr", "optimiser/gradient_norm"} <= set(found)
     assert {"contrast/top1_vs", "contrast/top5_dv", "contrast/entropy_v", "memory/peak_gb"} <= set(found)
@@ -105,12 +112,13 @@ def test_switches_leave_out_what_they_say(synthetic_set: Path, tmp_path: Path) -
         "--bn-groups",
         "4",
     )
-    less_memory = ("--accumulate", "2", "--checkpoint-gradients")
+    less_memory = ("--accumulate", "2", "--checkpoint-gradients", "--precision", "auto")
     succeed("train_pretrain.py", *common, *bare, *less_memory, "--out", tmp_path / "bare")
     found = scalars(tmp_path / "bare")
     assert {name for name in found if name.startswith("loss/")} == {"loss/total", "loss/L_vv", "loss/L_vd", "loss/L_dv"}
     assert found["contrast/mined"][-1] == 0 and found["contrast/queue_fill"][-1] == 1
-    assert load(tmp_path / "bare" / "last.pt")["config"]["without"] == ["static", "alignment", "mining"]
+    kept = load(tmp_path / "bare" / "last.pt")["config"]
+    assert kept["without"] == ["static", "alignment", "mining"] and kept["precision"] in ("fp32", "bf16")
 
 
 def test_statistics_of_groups_are_averaged_over_processes(synthetic_set: Path, tmp_path: Path) -> None:
@@ -244,7 +252,9 @@ def test_configurations_that_cannot_work_are_refused(wrong: dict, says: str) -> 
         PretrainConfig(shards="s", out="o", split=("train",), **wrong)
 
 
-def test_wrong_input_is_answered_in_one_line(checkpoint: Path, synthetic_set: Path, tmp_path: Path) -> None:
+def test_wrong_input_is_answered_in_one_line(
+    checkpoint: Path, synthetic_set: Path, h264_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def pretrain(*more: object, split: str = "train", shards: Path = synthetic_set) -> str:
         return refuse("train_pretrain.py", "--shards", shards, "--split", split, *SMALL, *map(str, more))
 
@@ -255,6 +265,10 @@ def test_wrong_input_is_answered_in_one_line(checkpoint: Path, synthetic_set: Pa
     assert "trains or tests, not both" in pretrain(*out, "--knn-split", "test,train", "-b", 16)
     assert "above the stored short side 32" in pretrain(*out, "-cs", 64)
     assert "--precision int8" in pretrain(*out, "--precision", "int8", shards=tmp_path)  # flags before files
+    assert "no cue 'flow' (it has: diff, energy)" in pretrain(*out, "--dynamic", "flow", shards=h264_set)
     before = checkpoint.read_bytes()
+    monkeypatch.setattr(hardware, "cpu_has_bf16", lambda: True)  # auto is not what it was where the run began
+    said = pretrain("--out", checkpoint.parent, "-b", "8", "--epochs", "2", "--precision", "auto")
+    assert "--precision bf16: the run in" in said and "was made with fp32" in said
     assert "--batch 64: the run in" in pretrain("--out", checkpoint.parent)  # another run's folder
     assert checkpoint.read_bytes() == before and not (tmp_path / "run").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -21,15 +22,26 @@ from dclr.pretrain import PREEMPTED
 FLAGS = ("--split", "train", *SMALL, "-b", "8", "--queue", "16", "--epochs", "3", "--schedule", "2")  # 24 steps
 
 
-def start(shards: Path, out: Path, ranks: int = 0, *more: str) -> subprocess.Popen[str]:
+def start(
+    shards: Path, out: Path, ranks: int = 0, *more: str, launcher: Path = REPOSITORY / "train_pretrain.py"
+) -> subprocess.Popen[str]:
     """A run in a session of its own, so that its processes can be killed together."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
-    command = [*launch, "train_pretrain.py", "--shards", str(shards), *FLAGS, "--out", str(out), *more]
+    command = [*launch, str(launcher), "--shards", str(shards), *FLAGS, "--out", str(out), *more]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
         [sys.executable, *command], cwd=REPOSITORY, env=environment, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(stat.parent.name))
+    return found
 
 
 def reached(out: Path, step: int, process: subprocess.Popen[str]) -> bool:
@@ -86,10 +98,12 @@ def test_killed_at_random_steps_it_ends_with_the_same_bits(
 
 
 def test_a_signal_saves_and_the_same_command_goes_on(straight: Path, synthetic_set: Path, tmp_path: Path) -> None:
+    """It reaches the loader's worker too, and comes twice."""
     out = tmp_path / "run"
-    process = start(synthetic_set, out, 0, "--save-minutes", "0.0001")
+    process = start(synthetic_set, out, 0, "--save-minutes", "0.0001", "-j", "1")
     assert reached(out, 3, process)
-    process.send_signal(signal.SIGTERM)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.killpg(process.pid, number)
     said = process.communicate()[0]
     assert process.returncode == PREEMPTED and "stopped by a signal after step" in said and "Traceback" not in said
     stopped = load(out / "last.pt")["step"]
@@ -97,6 +111,79 @@ def test_a_signal_saves_and_the_same_command_goes_on(straight: Path, synthetic_s
     said = succeed("train_pretrain.py", "--shards", synthetic_set, *FLAGS, "--out", out)
     assert f"resumed after step {stopped} of 24" in said
     assert_same_weights(straight / "last.pt", out / "last.pt")
+
+
+def script(folder: Path, changes: str) -> Path:
+    """train_pretrain.py with ``changes`` to its modules."""
+    path = folder / "changed.py"
+    path.write_text(
+        "import os, time\n"
+        "import train_pretrain\n"
+        "from dclr import errors, pretrain, saver\n"
+        f"{changes}\n"
+        "if __name__ == '__main__':\n"
+        "    with errors.exit_on_input_error():\n"
+        "        train_pretrain.main()\n"
+    )
+    return path
+
+
+HANGS = """
+pretrain.ONE_SIGNAL = 0.1
+make = pretrain.make_views
+def hanging(*args):
+    if os.path.exists('RUN/last.pt'):
+        open('RUN/hangs', 'w').close()
+        time.sleep(600)
+    return make(*args)
+pretrain.make_views = hanging
+"""
+
+
+def test_a_later_signal_ends_the_run_at_once(synthetic_set: Path, tmp_path: Path) -> None:
+    """A step that hangs never comes to the end that the first signal waits for."""
+    out = tmp_path / "run"
+    hangs = script(tmp_path, HANGS.replace("RUN", str(out)))
+    process = start(synthetic_set, out, 0, "--save-minutes", "0.0001", launcher=hangs)
+    while not (out / "hangs").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.3)
+    said = process.communicate(timeout=30)[0]
+    assert process.returncode == PREEMPTED and "stopped by a signal" not in said and "Traceback" not in said
+
+
+SLOW = """
+save = saver.checkpoint.save
+def slow(path, state):
+    if os.path.exists('RUN/signalled'):
+        time.sleep(2)
+    save(path, state)
+saver.checkpoint.save = slow
+"""
+
+
+@pytest.mark.parametrize("slurm", [True, False])
+def test_ranks_that_are_signalled_leave_together_with_a_checkpoint(slurm: bool, synthetic_set: Path, tmp_path: Path) -> None:
+    """Slurm signals torchrun and its ranks, and torchrun signals them once more. Where they alone are signalled, torchrun ends
+    the others when the first has left: rank 0 may still be writing."""
+    out = tmp_path / "run"
+    slow = script(tmp_path, SLOW.replace("RUN", str(out)) + ("" if slurm else "pretrain.ONE_SIGNAL = 0.1"))
+    process = start(synthetic_set, out, 2, "--save-minutes", "0.0001", launcher=slow)
+    assert reached(out, 3, process)
+    (out / "signalled").touch()
+    ranks = children(process.pid)
+    assert len(ranks) == 2
+    for pid in ranks:
+        os.kill(pid, signal.SIGTERM)
+    if slurm:
+        time.sleep(0.5)  # rank 0 has come to its checkpoint, which takes two seconds
+        process.terminate()
+    said = process.communicate(timeout=120)[0]
+    assert "stopped by a signal after step" in said and load(out / "last.pt")["step"] >= 3
+    assert f"stopped by a signal after step {load(out / 'last.pt')['step']};" in said
 
 
 def test_other_processes_go_on_with_the_same_batches(straight: Path, synthetic_set: Path, tmp_path: Path) -> None:
@@ -124,35 +211,38 @@ def test_a_finished_run_says_so_and_other_settings_are_refused(straight: Path, s
     assert (straight / "last.pt").read_bytes() == before
 
 
-def failing_script(folder: Path, when: str) -> Path:
+FAILS = """
+make = pretrain.make_views
+calls = []
+def failing(*args):
+    calls.append(1)
+    if os.environ['RANK'] == '1' and WHEN:
+        open('FOLDER/failed', 'w').close()
+        raise ERROR('the disk of this machine went away')
+    return make(*args)
+pretrain.make_views = failing
+"""
+
+
+def failing_script(folder: Path, when: str, error: str = "OSError") -> Path:
     """train_pretrain.py whose process of rank 1 raises after as many calls of make_views, two a step, as ``when`` says."""
-    script = folder / "fails.py"
-    script.write_text(
-        "import os\n"
-        "from dclr import pretrain\n"
-        "import train_pretrain\n"
-        "make = pretrain.make_views\n"
-        "calls = []\n"
-        "def failing(*args):\n"
-        "    calls.append(1)\n"
-        f"    if os.environ['RANK'] == '1' and {when}:\n"
-        "        raise OSError('the disk of this machine went away')\n"
-        "    return make(*args)\n"
-        "pretrain.make_views = failing\n"
-        "train_pretrain.main()\n"
-    )
-    return script
+    return script(folder, FAILS.replace("WHEN", when).replace("ERROR", error).replace("FOLDER", str(folder)))
 
 
-def test_a_rank_that_fails_ends_the_others(synthetic_set: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", ["OSError", "errors.InputError"])
+def test_a_rank_that_fails_ends_the_others(error: str, synthetic_set: Path, tmp_path: Path) -> None:
     """One of two processes raises in the middle of an epoch: the run ends with its message, and does not wait for ever."""
-    script = failing_script(tmp_path, "len(calls) > 6")
-    done = run(script, "--shards", synthetic_set, *FLAGS, "--out", tmp_path / "out", ranks=2)
-    assert done.returncode != 0 and "the disk of this machine went away" in done.stderr
+    fails = failing_script(tmp_path, "len(calls) > 6", error)
+    done = run(fails, "--shards", synthetic_set, *FLAGS, "--out", tmp_path / "out", ranks=2)
+    assert time.time() - (tmp_path / "failed").stat().st_mtime < 60
+    assert done.returncode != 0 and "rror: the disk of this machine went away" in done.stderr
 
 
-def test_torchruns_restarts_go_on_from_the_checkpoint(synthetic_set: Path, tmp_path: Path) -> None:
-    script = failing_script(tmp_path, "len(calls) > 20 and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'")
+def test_torchruns_restarts_go_on_from_the_checkpoint(straight: Path, synthetic_set: Path, tmp_path: Path) -> None:
+    """Their own, not the file that the run began from."""
+    fails = failing_script(tmp_path, "len(calls) > 20 and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'")
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
-    said = succeed(*torchrun, script, "--shards", synthetic_set, *FLAGS, "--out", tmp_path / "out")
-    assert "resumed after step 8 of 24" in said and load(tmp_path / "out/last.pt")["step"] == 24
+    more = ("--epochs", "4", "--resume", straight / "step-000000016.pt", "--out", tmp_path / "out")
+    said = succeed(*torchrun, fails, "--shards", synthetic_set, *FLAGS, *more)
+    assert "resumed after step 16 of 32" in said and "resumed after step 24 of 32" in said
+    assert load(tmp_path / "out/last.pt")["step"] == 32
