@@ -25,7 +25,7 @@ from dclr.data.loader import TrainLoader, all_skipped, eval_loader, open_set
 from dclr.data.manifest import ShardSet, require_size
 from dclr.data.plan import generator
 from dclr.errors import InputError, make_folder, refuse_used
-from dclr.hardware import pick_device, place, resolve_precision
+from dclr.hardware import pick_device, place, resolve_precision, sent
 from dclr.pieces import Pieces
 from dclr.views import normalise, to_clip
 
@@ -298,7 +298,7 @@ class Pooled(nn.Module):
 @torch.no_grad()
 def forward(module: nn.Module, setting: Setting, rgb_NTSSC: torch.Tensor) -> torch.Tensor:
     """One video's clips in one pass: uint8 (N, T, S, S, 3) -> float32 (N, ...)."""
-    clips = normalise(to_clip(rgb_NTSSC.to(setting.device)))
+    clips = normalise(to_clip(sent(rgb_NTSSC, setting.device)))
     with torch.autocast(setting.device.type, setting.dtype, enabled=setting.dtype != torch.float32):
         return module(clips.contiguous(memory_format=torch.channels_last_3d)).float()
 

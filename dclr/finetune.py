@@ -22,7 +22,7 @@ from dclr.data.loader import TrainLoader, all_skipped
 from dclr.data.plan import generator
 from dclr.errors import InputError
 from dclr.evaluate import EvalConfig, Setting, forward, over_videos, prepare
-from dclr.hardware import peak_memory_gb, place, revision
+from dclr.hardware import peak_memory_gb, place, revision, sent
 from dclr.pieces import Pieces
 from dclr.pretrain import LOG_EVERY, PREEMPTED, SAVE, STOP, Preemption, learning_rate
 from dclr.probe import averaged
@@ -108,12 +108,12 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
             batch = next(batches)
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(config.lr, config.schedule, step // len(loader))
-            clips = normalise(to_clip(batch["rgb"][:, 0].to(device)))
-            label = batch["label"].to(device)
+            clips = normalise(to_clip(sent(batch["rgb"][:, 0], device)))
+            label = sent(batch["label"], device)
             kept = dropout(model.fc.in_features, config.dropout, config.seed, step, batch["key"]) if config.dropout else None
             with torch.autocast(device.type, setting.dtype, enabled=setting.dtype != torch.float32):
                 logits = parallel(
-                    clips.contiguous(memory_format=torch.channels_last_3d), kept if kept is None else kept.to(device)
+                    clips.contiguous(memory_format=torch.channels_last_3d), None if kept is None else sent(kept, device)
                 )
             loss = F.cross_entropy(logits.float(), label)
             optimiser.zero_grad(set_to_none=True)
@@ -152,7 +152,7 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
             if wish == STOP:
                 saver.wait()
                 if rank == 0:
-                    print(f"stopped by a signal after step {done}; the same command goes on from {out / LAST}")
+                    print(f"stopped by a signal after step {done}; the same command goes on from {out / LAST}", flush=True)
                 distributed.wait()
                 raise SystemExit(PREEMPTED)
     saver.wait()

@@ -133,6 +133,8 @@ def curves(lines: Sequence[Mapping[str, float]], names: Sequence[str], out: Path
 
 def _write(figure: plt.Figure, out: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+    try:
+        figure.savefig(out, dpi=110)
+    finally:
+        plt.close(figure)
     return out

@@ -208,10 +208,11 @@ def test_knn_watches_the_training_and_does_not_change_it(checkpoint: Path, synth
     found = scalars(tmp_path / "one")
     assert len(found["knn/top1"]) == len(found["knn/top5"]) == 2 and said.count("k-NN top-1") == 2
     assert all(one * 32 == round(one * 32) for one in found["knn/top1"])  # shares of the 32 test videos
-    succeed(
-        "train_pretrain.py", *common, "--out", tmp_path / "two", "--resume", tmp_path / "one" / "step-000000008.pt", ranks=2
-    )
-    assert scalars(tmp_path / "two")["knn/top1"][0] == pytest.approx(found["knn/top1"][1], abs=0.1)
+    still = ("--knn-every", "1", "--epochs", "1", "--lr", "1e-9")  # training amplifies rounding until neighbours differ
+    for ranks in (0, 2):
+        succeed("train_pretrain.py", *common, *still, "--out", tmp_path / str(ranks), ranks=ranks)
+    one, two = (scalars(tmp_path / ranks) for ranks in "02")
+    assert one["knn/top5"] == pytest.approx(two["knn/top5"], abs=1 / 32) and one["knn/top1"] == two["knn/top1"]
 
 
 def test_precision_is_resolved_or_refused() -> None:
