@@ -34,7 +34,7 @@ demo: $(VENV)/installed shards/demo/manifest.json
 	for label in motion scene; do \
 	  for from in random dclr; do \
 	    if [ $$from = random ]; then weights="random -a r2plus1d_10 --width 16"; else weights="$(DEMO)/dclr/last.pt"; fi; \
-	    $(BIN)/python train_eval.py linear --shards shards/demo --train-split train --test-split test --label $$label --pretrained $$weights --size 56 -cpv 2 --test-clips 2 --out $(DEMO)/$$from-$$label || exit $$?; \
+	    $(BIN)/python train_eval.py linear --shards shards/demo --train-split train --test-split test --label $$label --pretrained $$weights --size 56 -cpv 2 --test-clips 2 --features $(DEMO)/features --out $(DEMO)/$$from-$$label || exit $$?; \
 	  done; \
 	done
 	$(BIN)/python -m dclr.compare $(DEMO)/random-motion $(DEMO)/dclr-motion $(DEMO)/random-scene $(DEMO)/dclr-scene
