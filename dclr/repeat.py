@@ -59,13 +59,13 @@ def repeat(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], evalu
     if not config.force:
         refuse_used(out, RESULT)
     every: Sequence[int | None] = folds or [None]
-    runs = []
+    features, runs = config.features or str(out / "features"), []  # a seed that draws few shots changes none of them
     for fold, seed in itertools.product(every, seeds):
         parts = ([] if fold is None else [f"fold{fold}"]) + ([f"seed{seed}"] if len(seeds) > 1 else [])
         splits: dict[str, Any] = (
             {} if fold is None else {"train_split": (f"train{fold:02}",), "test_split": (f"test{fold:02}",)}
         )
-        runs.append(replace(config, seed=seed, out=str(out / "-".join(parts)), **splits))
+        runs.append(replace(config, seed=seed, out=str(out / "-".join(parts)), features=features, **splits))
     distributed.setup(pick_device())
     kept = distributed.from_first([finished(run) for run in runs] if distributed.rank() == 0 else None)
     shards = ShardSet(config.shards)
