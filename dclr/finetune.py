@@ -81,7 +81,7 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
         epochs=config.epochs, passes=config.cpv, rank=rank, world=world, workers=config.workers, kind=setting.kind,
         cache=setting.cache, on_error=config.on_error,
     )  # fmt: skip
-    last_step, share = len(loader) * config.epochs, config.batch // world
+    last_step = len(loader) * config.epochs
     if rank == 0 and config.force:
         _remove(out)
     saved = distributed.from_first(resume(out, "auto") if rank == 0 else None)
@@ -133,7 +133,7 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
                     scalars["data/skipped"] = len(all_skipped(loader.skipped, len(setting.train_N), config.max_skipped))
                 if watch:
                     watch.log(done, scalars)
-                    rate = (bar.format_dict["rate"] or 0) * share * world
+                    rate = (bar.format_dict["rate"] or 0) * config.batch
                     bar.set_postfix({"loss": f"{value:.3f}", "clips/s": f"{rate:.1f}"}, refresh=False)
             if ends and len(setting.val_N):
                 scores, samples = score(model, setting, setting.val_N, "validation")
