@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dclr.errors import InputError, exit_on_input_error
+from dclr.errors import InputError, exit_on_input_error, path_flag
 
 COLUMNS = ("run", "mode", "label", "pretrained", "arch", "width", "videos")
 ACCURACIES = re.compile(r"top1|top5|mean_class|R@\d+|\d+-shot|[^:]+: .+")  # the last are bias's
@@ -77,6 +77,6 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m dclr.compare", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="--out folders of train_eval.py")
+    parser.add_argument("runs", nargs="+", type=path_flag, metavar="RUN", help="--out folders of train_eval.py")
     with exit_on_input_error():
         print(compare(parser.parse_args().runs))

@@ -1,30 +1,89 @@
-"""What a user did wrong, said once and clearly: one line, exit code 2, no traceback."""
+"""What a user did wrong, or what a disk did not take, said once and clearly: one line, no traceback."""
 
 from __future__ import annotations
 
+import argparse
+import errno
+import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
+
+from dclr.text import public
+
+NOT_KEPT = 74  # exit code where the disk did not take what was made: EX_IOERR
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 class InputError(ValueError):
     """A mistake in what the user gave. The message names the file, flag or value, what was expected and the way out."""
 
 
+class NotKept(Exception):
+    """The disk did not take what was made. The message names the place, and what is kept."""
+
+
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Turn an :class:`InputError` into one line on standard error and exit code 2; any other error stays a bug."""
+    """Turn an :class:`InputError` into one line on standard error and exit code 2, a disk that is full or read-only into one
+    and :data:`NOT_KEPT`, a training that diverged into one and 1; any other error stays a bug."""
     try:
         yield
-    except InputError as error:
+    except (InputError, NotKept, FloatingPointError) as error:
         # before torchrun's ranks have met, each finds the same mistake; later a damaged shard is met by one of them alone
         met = getattr(sys.modules.get("dclr.distributed"), "met", False)  # not imported here: preprocess runs without torch
         if met or os.environ.get("LOCAL_RANK", "0") == "0":
             said = str(error).strip().splitlines()[-1]  # a loader worker puts its traceback in front
-            print(f"error: {said}", file=sys.stderr)
-        raise SystemExit(2) from None
+            print(f"error: {public(said)}", file=sys.stderr)
+        code = 2 if isinstance(error, InputError) else NOT_KEPT if isinstance(error, NotKept) else 1
+        raise SystemExit(code) from None
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}; what is finished is kept: free some space, or name another folder, and start "
+              "the same command again", file=sys.stderr)  # fmt: skip
+        raise SystemExit(NOT_KEPT) from None
+
+
+def check_values(settings: Any, places: Collection[str] = ()) -> None:
+    """What every dataclass of settings checks first, in its ``__post_init__``: numbers are finite and of a usual size, and no
+    field of ``places`` is empty; ``~`` in those is expanded. Raises InputError naming the flag."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        for item in value if isinstance(value, tuple) else (value,):
+            check_number(field.name, item)
+        if field.name in places and value is not None:
+            object.__setattr__(settings, field.name, place(value, f"--{field.name.replace('_', '-')}"))
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raises InputError where ``value`` is a number that is not finite, or beyond 31 bits (a seed: 63)."""
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{flag} {value}: expected a finite number")
+    most = 2 ** (63 if name.endswith("seed") or name == "seeds" else 31) - 1
+    if isinstance(value, int) and abs(value) > most:
+        raise InputError(f"{flag} {value if abs(value) < 10**40 else '(a huge number)'}: expected at most {most}")
+
+
+def place(text: str, what: str) -> str:
+    """A path or URL as a user gave it, ``~`` expanded; raises InputError for an empty one, which means the current folder."""
+    if not text.strip():
+        raise InputError(f"{what} {text!r}: it is empty, expected a path (. is the current folder)")
+    return text if "://" in text else os.path.expanduser(text)
+
+
+def path_flag(text: str) -> Path:
+    """The type of an argparse flag that names a file or folder of this machine."""
+    try:
+        return Path(place(text, ""))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error).strip()) from None
 
 
 _told: set[Path] = set()

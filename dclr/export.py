@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from dclr.checkpoint import BESIDE, Trunk, load_trunk, temporary
+from dclr.checkpoint import BESIDE, Trunk, load_trunk
 from dclr.data.clips import ClipConfig
-from dclr.errors import InputError, exit_on_input_error, make_folder
+from dclr.errors import InputError, exit_on_input_error, make_folder, path_flag
+from dclr.files import whole
 from dclr.views import MEAN, STD
 
 
@@ -52,13 +53,12 @@ def export(checkpoint: Path, out: Path) -> None:
         raise InputError(f"--out {out}: it exists; name another file or remove it")
     trunk = load_trunk(checkpoint)
     make_folder(out.parent)
-    unfinished = temporary(out)
-    if out.suffix == ".safetensors":
-        tensors = {n: x.contiguous() for n, x in trunk.module.state_dict().items() if not BESIDE.search(n)}
-        unfinished.write_bytes(save(tensors, metadata(trunk)))
-    else:
-        _onnx(trunk, unfinished)
-    unfinished.replace(out)
+    with whole(out) as unfinished:
+        if out.suffix == ".safetensors":
+            tensors = {n: x.contiguous() for n, x in trunk.module.state_dict().items() if not BESIDE.search(n)}
+            unfinished.write_bytes(save(tensors, metadata(trunk)))
+        else:
+            _onnx(trunk, unfinished)
     print(f"{trunk.matched}\n-> {out}")
 
 
@@ -93,9 +93,9 @@ def _onnx(trunk: Trunk, out: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m dclr.export", description=__doc__)
     parser.add_argument(
-        "checkpoint", type=Path, help="of train_pretrain.py, or any weights that train_eval.py --pretrained takes"
+        "checkpoint", type=path_flag, help="of train_pretrain.py, or any weights that train_eval.py --pretrained takes"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="ends in .safetensors or .onnx")
+    parser.add_argument("--out", type=path_flag, required=True, metavar="FILE", help="ends in .safetensors or .onnx")
     args = parser.parse_args()
     with exit_on_input_error():
         export(args.checkpoint, args.out)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
+
+from dclr.files import whole
 
 SECONDS = 30  # between files
 
@@ -22,8 +24,12 @@ class Pieces:
         self.folder = folder
         self._pending: dict[int, np.ndarray] = {}
         self._since = time.monotonic()
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            if folder:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self._told(error)
+            self.folder = None
 
     def add(self, sample: int, result: np.ndarray) -> None:
         """Keep the result of a sample: on the disk within :data:`SECONDS`, while results come."""
@@ -32,15 +38,16 @@ class Pieces:
         self._pending[sample] = result
         if time.monotonic() - self._since < SECONDS:
             return
-        path = self.folder / f"{sample:012d}.safetensors"
-        unfinished = path.with_suffix(".tmp")
         numbers = np.array(list(self._pending), np.int64)
         try:
-            save_file({"sample": numbers, "result": np.stack(list(self._pending.values()))}, unfinished)
-            unfinished.replace(path)
-        except (SafetensorError, OSError) as error:
-            print(f"warning: what was found so far could not be kept in {self.folder} ({error})", file=sys.stderr)
+            with whole(self.folder / f"{sample:012d}.safetensors") as unfinished:
+                unfinished.write_bytes(save({"sample": numbers, "result": np.stack(list(self._pending.values()))}))
+        except OSError as error:
+            self._told(error)
         self._pending, self._since = {}, time.monotonic()
+
+    def _told(self, error: OSError) -> None:
+        print(f"warning: what was found so far could not be kept in {self.folder} ({error.strerror})", file=sys.stderr)
 
     def read(self) -> dict[int, np.ndarray]:
         """What is on the disk; a file that cannot be read is found anew."""

@@ -14,10 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from dclr.errors import InputError, make_folder
+from dclr.errors import place as as_place
+from dclr.files import LOCK, held
+from dclr.text import public
 
 WAITS = (0.1, 0.3, 0.9, 2.7)  # seconds before each further attempt
 
@@ -32,11 +37,10 @@ class Folder:
         self.place = place
 
     def __str__(self) -> str:
-        return self.place
+        return public(self.place)
 
-    def child(self, name: str) -> Folder:
-        """The folder of that name in this one."""
-        return type(self)(f"{self.place.rstrip('/')}/{name}")
+    def _path(self, name: str) -> str:
+        return f"{self.place.rstrip('/')}/{name}" if name else self.place
 
     def files(self) -> dict[str, int]:
         """Relative path -> bytes of every file below, links to files included; empty where there is no such folder."""
@@ -86,15 +90,32 @@ class Folder:
     def write(self, name: str, data: bytes) -> None:
         """Put ``data`` under ``name``: a reader or a crash sees the old file or the new one, never half."""
         with self.staging() as folder:
-            handle, temporary = tempfile.mkstemp(".tmp", f".{name}.", folder)
+            unfinished = folder / f".{name}.{uuid4().hex}.tmp"  # parts of a run write the same plan side by side
             try:
-                with open(handle, "wb") as file:
-                    file.write(data)
-                os.chmod(temporary, 0o644)
-                self.put(name, Path(temporary))
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
+                unfinished.write_bytes(data)
+                self.put(name, unfinished)
+            except BaseException as error:
+                unfinished.unlink(missing_ok=True)
+                if isinstance(error, OSError) and error.errno:
+                    raise OSError(error.errno, error.strerror, self._path(name)) from None
                 raise
+
+    @contextmanager
+    def held(self, part: tuple[int, int] | None = None) -> Iterator[None]:
+        """While inside, no other process of this machine writes here; with ``part`` (i, n) none writes that part, while others
+        may write theirs. Raises InputError as :func:`dclr.files.held` does."""
+        with held(self._locks / LOCK, f"--out {self}", shared=part is not None):
+            if part is None:
+                yield
+                return
+            number, count = part
+            with held(self._locks / f".part-{number}-of-{count}{LOCK}", f"--out {self} --part {number}/{count}"):
+                yield
+
+    @property
+    def _locks(self) -> Path:
+        """The folder of its locks."""
+        return Path(self.place)
 
     def remove(self, name: str) -> None:
         """Delete a file, or a folder with all in it; nothing where it is not there."""
@@ -155,18 +176,20 @@ class RemoteFolder(Folder):
             raise
         except ImportError as error:
             extra = "s3" if self.listable else "http"
-            raise InputError(f"{self.place}: {error}; for this place: pip install 'dclr[{extra}]'") from None
+            raise InputError(f"{self}: {error}; for this place: pip install 'dclr[{extra}]'") from None
         except Exception as error:  # a store has many ways to say no
             said = " ".join(f"{type(error).__name__}: {error}".split())
             how = "AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL" if self.listable else "that the server runs"
-            raise InputError(f"{self._path(name)}: {said}; check the name and {how}") from None
+            raise InputError(public(f"{self._path(name)}: {said}; check the name and {how}")) from None
 
     def _path(self, name: str) -> str:
-        return f"{self.place.rstrip('/')}/{name}" if name else self.place
+        """Where a file is; a web server's query, such as a signature for the whole folder, stays behind its name."""
+        place, mark, query = (self.place, "", "") if self.listable else self.place.partition("?")
+        return (f"{place.rstrip('/')}/{name}" if name else place) + mark + query
 
     def files(self) -> dict[str, int]:
         if not self.listable:
-            raise InputError(f"{self.place}: a web server cannot say what it holds; it serves --shards of a trainer only")
+            raise InputError(f"{self}: a web server cannot say what it holds; it serves --shards of a trainer only")
         with self._asked():
             base = self._system._strip_protocol(self.place).rstrip("/") + "/"
             with suppress(FileNotFoundError):
@@ -187,7 +210,7 @@ class RemoteFolder(Folder):
         part = {} if not start and size is None else {"start": start, "end": None if size is None else start + size}
         with self._asked(name), suppress(FileNotFoundError):
             return self._patiently(name, part, size, check)
-        raise FileNotFoundError(errno.ENOENT, "no such file", self._path(name))
+        raise FileNotFoundError(errno.ENOENT, "no such file", public(self._path(name)))
 
     def _patiently(
         self, name: str, part: dict[str, int | None], size: int | None, check: Callable[[bytes], object] | None
@@ -210,9 +233,8 @@ class RemoteFolder(Folder):
             else:
                 break
             time.sleep(wait)
-        raise InputError(
-            f"{self._path(name)}: the server sends whole files where byte ranges are asked for; use one that knows ranges"
-        )
+        where = public(self._path(name))
+        raise InputError(f"{where}: the server sends whole files where byte ranges are asked for; use one that knows ranges")
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
@@ -226,6 +248,11 @@ class RemoteFolder(Folder):
     def staging(self) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="dclr-") as folder:
             yield Path(folder)
+
+    @property
+    def _locks(self) -> Path:
+        name = sha256(self.place.rstrip("/").encode()).hexdigest()
+        return Path(tempfile.gettempdir(), f"dclr-locks-{os.getuid()}", name)
 
     def put(self, name: str, file: Path) -> None:
         with self._asked():
@@ -245,6 +272,11 @@ class RemoteFolder(Folder):
 
 
 def open_folder(place: str | Path) -> Folder:
-    """The folder that a flag names: a path of this machine, or ``s3://bucket/prefix``."""
-    text = str(place)
+    """The folder that a flag names: a path of this machine (``~`` expanded), or ``s3://bucket/prefix``. Raises InputError where
+    it is empty."""
+    text = as_place(str(place), "the folder")
+    if "://" in text and not text.startswith(("http://", "https://")) and public(text) != text:
+        raise InputError(
+            f"{public(text)}: expected a bucket and a prefix alone; credentials come from AWS_ACCESS_KEY_ID and its kin"
+        )
     return RemoteFolder(text) if "://" in text else Folder(text)

@@ -9,8 +9,8 @@ PORT = re.compile(r"\d*(?=[/?#]|$)")
 
 
 def public(text: str) -> str:
-    """``text`` with every URL in it cut to what may be kept: without ``user:password@``, and without what follows ``?`` or ``#``,
-    where signatures and tokens stand.
+    """``text`` with every URL in it cut to what may be kept: without ``user:password@``, and without what follows ``?`` or
+    ``#``, where signatures and tokens stand.
 
     >>> public("cannot read https://me:secret@host:8080/set/a.tar?X-Amz-Signature=abc: timed out")
     'cannot read https://host:8080/set/a.tar: timed out'
@@ -21,7 +21,7 @@ def public(text: str) -> str:
 def _shown(rest: str) -> str:
     """What follows ``scheme://``: host, port and path."""
     before, asked, after = re.match(r"([^?#]*)([?#]?)(.*)", rest, re.S).groups()  # type: ignore[union-attr]
-    user, colon, word = before.partition("/")[0].partition(":")
+    _user, colon, word = before.partition("/")[0].partition(":")
     if asked and "@" in after and "@" not in before and colon and not PORT.fullmatch(word):
         before, after = after.rpartition("@")[2], ""  # a password with ? or # in it, which belongs written as %3F or %23
         before = re.match(r"[^?#]*", before)[0]  # type: ignore[index]

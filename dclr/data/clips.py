@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from dclr.data.plan import generator
-from dclr.errors import InputError
+from dclr.errors import InputError, check_values
 from dclr.record import Record, video_id
 
 COLOURS = 10  # floats of one photometric draw: brightness, contrast, saturation, hue, their order (4), grey, blur sigma
@@ -40,6 +40,7 @@ class ClipConfig:
     sample_motion: bool = False
 
     def __post_init__(self) -> None:
+        check_values(self)
         for name, least in (("frames", 1), ("stride", 1), ("size", 8)):
             if getattr(self, name) < least:
                 raise InputError(f"clip {name} {getattr(self, name)}: expected at least {least}")

@@ -1,0 +1,115 @@
+"""Files that appear whole or not at all, and places that one process at a time writes to."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from dclr.errors import InputError, make_folder
+
+LOCK = ".lock"
+PATIENCE = 1.0  # seconds in which the holder before may leave: a process that ends, a part that has just finished
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """The name to write ``path`` under; what was written there becomes ``path`` at the end, on the disk first, and nothing is
+    left of it where that fails. An OSError then names the path."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    try:
+        yield unfinished
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        if isinstance(error, OSError) and error.errno and str(error.filename) in ("None", str(unfinished)):
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+
+
+@contextmanager
+def held(lock: Path, what: str, shared: bool = False, wait: bool = False) -> Iterator[None]:
+    """While inside, no other process of this machine is inside with the same ``lock``. It is a file that is made, with its
+    folder, and goes again, with a folder that is still empty. The lock of a process that was killed is free.
+
+    Args:
+        what: what is held, as a user named it, such as ``--out runs/first``.
+        shared: hold it together with others that share it; one that does not is kept out.
+        wait: until it is free, telling for whom. Otherwise InputError names the owner's process and host.
+    Raises:
+        InputError: the lock is another's, or its folder cannot be written to.
+    """
+    kind, made = fcntl.LOCK_SH if shared else fcntl.LOCK_EX, not lock.parent.exists()
+    make_folder(lock.parent)
+    try:
+        file = _acquired(lock, kind, what, wait)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise InputError(f"{what}: cannot be written to ({error.strerror}); free it, or name another folder") from None
+        print(f"warning: {what}: its file system has no locks; let no other run write there", file=sys.stderr)
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of those that share it the last one removes it
+            lock.unlink()
+            if made:
+                lock.parent.rmdir()
+        os.close(file)
+
+
+def _acquired(lock: Path, kind: int, what: str, wait: bool) -> int:
+    """The open, locked file, with this process's host and number in it."""
+    until, told = time.monotonic() + PATIENCE, False
+    while True:
+        file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)  # no child has it
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            if _is(file, lock):
+                os.ftruncate(file, 0)
+                if kind == fcntl.LOCK_EX:
+                    os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+                return file
+        except BlockingIOError:
+            owner = _owner(lock)
+            if not wait and time.monotonic() > until:
+                os.close(file)
+                raise InputError(f"{what}: {owner} is writing there; wait for it, stop it, or name another folder") from None
+            if wait and not told:
+                told = True
+                print(f"{what}: waiting for {owner}, which is making the same", file=sys.stderr)
+        except OSError:  # no locks there, or no room for a word: nobody else can be inside
+            with suppress(OSError):
+                lock.unlink()
+            os.close(file)
+            raise
+        os.close(file)
+        time.sleep(0.1)
+
+
+def _owner(lock: Path) -> str:
+    """Who holds it, or one of those who share it: each of them holds a lock of its own beside it."""
+    for path in (lock, *sorted(lock.parent.glob(f".*{LOCK}"))):
+        with suppress(OSError):
+            if said := path.read_bytes()[:200].decode(errors="replace"):
+                return said
+    return "another process"
+
+
+def _is(file: int, path: Path) -> bool:
+    """Whether the open file still has that name: its holder before removed it as it left."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file), path.stat())
+    return False
