@@ -8,8 +8,9 @@ VideoResNet and I3D layouts (dclr/backbones). The network is recognised by the n
 
 from __future__ import annotations
 
-import os
+import errno
 import re
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from dclr.backbones.layers import Backbone
 from dclr.compare import table
 from dclr.data.clips import ClipConfig
 from dclr.errors import InputError
+from dclr.files import whole
 from dclr.model import Encoder
 from dclr.norm import Statistics
 from dclr.queue import RINGS
@@ -42,21 +44,23 @@ def temporary(path: Path) -> Path:
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write ``state`` (tensors and plain Python) under ``path``: temporary name, fsync, rename."""
-    with temporary(path).open("wb") as file:
-        torch.save({"version": VERSION, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary(path).replace(path)
+    """Write ``state`` (tensors and plain Python) under ``path``, whole or not at all; raises OSError."""
+    with whole(path) as unfinished, unfinished.open("wb") as file:
+        try:
+            torch.save({"version": VERSION, **state}, file)
+        except RuntimeError as error:  # what torch makes of a disk that is full
+            reason = error.__context__
+            raise reason if isinstance(reason, OSError) else OSError(errno.EIO, str(error).splitlines()[0]) from None
 
 
 def read(path: Path) -> Any:
     """What torch wrote into ``path``, on the CPU. Only tensors and plain Python are read (``weights_only``); raises InputError
-    for a file that is missing, damaged, or holds anything else, which it names."""
+    for a file that is missing, damaged, says that it unpacks to more than it has, or holds anything else, which it names."""
     if not path.is_file():
         raise InputError(
             f"{path}: no such checkpoint; expected a file that train_pretrain.py wrote, such as runs/first/last.pt, or weights"
         )
+    require_unpacked(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a hostile or damaged file makes the reader raise, the file is to blame
@@ -65,6 +69,17 @@ def read(path: Path) -> Any:
             raise InputError(f"{path}: it holds {other[1]}, and only tensors are read: save its state_dict alone") from None
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InputError(f"{path}: not a readable checkpoint ({reason})") from None
+
+
+def require_unpacked(path: Path) -> None:
+    """Raises InputError where a zip archive declares more than the file has: torch stores tensors as they are."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            declared, there = sum(member.file_size for member in archive.infolist()), path.stat().st_size
+    except Exception:  # none, or a damaged one: who reads it says so
+        return
+    if declared > there:
+        raise InputError(f"{path}: {there} bytes that say they unpack to {declared}, expected a file of torch.save")
 
 
 def load(path: Path) -> dict[str, Any]:

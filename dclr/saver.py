@@ -9,14 +9,14 @@ import sys
 import zipfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dclr import checkpoint
-from dclr.errors import InputError
+from dclr.errors import InputError, NotKept
+from dclr.files import whole
 
 NAME = re.compile(r"step-(\d{9})\.pt")
 LAST = "last.pt"  # the newest, under a name that does not change
@@ -36,10 +36,11 @@ class Saver:
     """Writes ``step-000000123.pt`` and ``last.pt``, the same file, into ``folder``; keeps the last ``keep`` and every one whose
     step is a multiple of ``milestone``. Files of that step and above are of a course that the run has left (it went back past
     damaged ones, or by ``--resume``): they stay as ``NAME.abandoned``. A disk that is full or read-only costs that checkpoint,
-    never the run."""
+    never the run: :meth:`require` says so at its end."""
 
     def __init__(self, folder: Path, keep: int, milestone: int):
         self.folder, self.keep, self.milestone = folder, keep, milestone
+        self.kept, self._reason = -1, ""  # the step of what last.pt is, since this run began
         self._pool = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
@@ -54,31 +55,41 @@ class Saver:
             self._pending.result()
             self._pending = None
 
+    def require(self, step: int) -> None:
+        """Wait; raises NotKept, naming what is kept, where the checkpoint of ``step`` could not be written."""
+        self.wait()
+        if self.kept != step:
+            raise NotKept(
+                f"{self.folder}: the checkpoint of step {step} could not be written ({self._reason}); the newest that is kept "
+                f"is {self._newest()}: free some space and start the same command again"
+            )
+
+    def _newest(self) -> str:
+        return next((path.name for path in found(self.folder)), "none")
+
     def _write(self, step: int, state: Mapping[str, Any]) -> None:
         path = self.folder / f"step-{step:09d}.pt"
-        link = self.folder / f".{LAST}.tmp"
         try:
             for left in found(self.folder):
                 if number(left) >= step:
                     left.rename(left.with_name(left.name + ABANDONED))
                     print(f"{left} is set aside as {left.name}{ABANDONED}: the run went back to before it", file=sys.stderr)
             checkpoint.save(path, state)
-            link.unlink(missing_ok=True)
-            try:
-                os.link(path, link)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(path, link)
-            link.replace(self.folder / LAST)
+            with whole(self.folder / LAST) as last:
+                last.unlink(missing_ok=True)
+                try:
+                    os.link(path, last)
+                except OSError:  # a file system without hard links
+                    shutil.copyfile(path, last)
+            self.kept = step
             for old in found(self.folder)[self.keep :]:
                 if number(old) % self.milestone:
                     old.unlink()
-        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError for a disk that is full
-            for rest in (link, checkpoint.temporary(path)):
-                with suppress(OSError):
-                    rest.unlink()
+        except OSError as error:
+            self._reason = error.strerror or str(error)
             print(
                 f"warning: the checkpoint of step {step} could not be written to {self.folder} ({error}): the run goes on, "
-                f"and the newest that is kept is {next((old.name for old in found(self.folder)), 'none')}",
+                f"and the newest that is kept is {self._newest()}",
                 file=sys.stderr,
             )
 
@@ -132,12 +143,13 @@ def _newest(paths: list[Path]) -> dict[str, Any] | None:
 
 def valid(path: Path) -> dict[str, Any]:
     """The state in ``path`` with every byte checked against the file's own sums; raises InputError as checkpoint.load does."""
+    checkpoint.require_unpacked(path)
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except FileNotFoundError:
         damaged = None  # load says so
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever a damaged file makes the reader raise
         raise InputError(f"{path}: not a readable checkpoint ({error})") from None
     if damaged:
         raise InputError(f"{path}: not a readable checkpoint ({damaged} in it is damaged)")

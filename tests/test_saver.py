@@ -2,13 +2,16 @@
 
 import errno
 import os
+import random
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import REAL, needs_real_data
 
 from dclr import checkpoint, saver
-from dclr.errors import InputError
+from dclr.errors import InputError, NotKept
 from dclr.saver import LAST, Saver
 
 
@@ -66,6 +69,43 @@ def test_the_newest_valid_one_is_resumed(tmp_path: Path, capsys: pytest.CaptureF
         saver.resume(tmp_path, "auto")
 
 
+def test_whatever_bit_is_damaged_an_older_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
+    """Of the zip's own records every bit decides how it is read: flags, methods, sizes, names, offsets."""
+    filled(tmp_path, range(1, 3))
+    newest = saver.found(tmp_path)[0]
+    whole = newest.read_bytes()
+    (tmp_path / LAST).unlink()
+    with zipfile.ZipFile(newest) as archive:
+        headers = [member.header_offset for member in archive.infolist()]
+        directory = archive.start_dir
+    places = [at + n for at in headers for n in range(30)] + list(range(directory, len(whole)))
+    draw = random.Random(0)
+    for place in draw.sample(places, 400):
+        data = bytearray(whole)
+        data[place] ^= 1 << draw.randrange(8)
+        newest.write_bytes(data)
+        found = saver.resume(tmp_path, "auto")
+        assert found is not None and torch.equal(found["model"]["w"], state(found["step"])["model"]["w"]), place
+
+
+def test_a_file_that_unpacks_to_more_than_it_has_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(tmp_path / "plain.pt", state(1) | {"model": {"w": torch.zeros(4_000_000)}})
+    bomb = tmp_path / "step-000000009.pt"
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed:
+        for member in plain.infolist():
+            packed.writestr(member.filename, plain.read(member))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(InputError, match=r"step-000000009.pt: \d+ bytes that say they unpack to 16\d{6}, expected a file of"):
+        checkpoint.load(bomb)
+
+
+@needs_real_data
+def test_the_reported_zip_bomb_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(InputError, match="unpack to 3"):
+        checkpoint.load_trunk(REAL / "reports/hostile/zipbomb.pt")
+
+
 def test_last_is_resumed_where_every_other_is_damaged(tmp_path: Path) -> None:
     """On a file system without hard links it is a copy."""
     filled(tmp_path, range(1, 4))
@@ -120,10 +160,11 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
         broken.setattr(os, call, full)
         broken.setattr(saver.shutil, "copyfile", full)
         writer.save(3, state(3))
-        writer.wait()
+        with pytest.raises(NotKept, match=r"the checkpoint of step 3 could not be written \(No space left.*kept is step-0"):
+            writer.require(3)
     told = capsys.readouterr().err
     assert "warning: the checkpoint of step 3 could not be written" in told and "No space left" in told
     assert not list(tmp_path.glob(".*")) and checkpoint.load(tmp_path / LAST)["step"] == 2
     writer.save(4, state(4))  # there is space again
-    writer.wait()
+    writer.require(4)
     assert checkpoint.load(tmp_path / LAST)["step"] == 4
