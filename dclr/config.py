@@ -11,10 +11,12 @@ import yaml
 
 from dclr.backbones import check
 from dclr.data.clips import ClipConfig
-from dclr.errors import InputError
+from dclr.errors import InputError, check_values
 from dclr.losses import ALIGNMENT_WEIGHT
 from dclr.model import Method
 from dclr.norm import Statistics
+from dclr.queue import default_length
+from dclr.text import public
 from dclr.views import DYNAMICS
 
 MAX_BYTES = 1 << 16  # of a recipe
@@ -91,6 +93,7 @@ class PretrainConfig:
     save_minutes: float = 15.0
 
     def __post_init__(self) -> None:
+        check_values(self, ("shards", "out", "cache", "resume"))
         for name, least in (("batch", 1), ("epochs", 1), ("frames", 2), ("accumulate", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} {getattr(self, name)}: expected at least {least}")
@@ -113,6 +116,8 @@ class PretrainConfig:
             )
         if self.queue is not None and self.queue < self.batch:
             raise InputError(f"queue {self.queue} is smaller than the batch {self.batch}: expected at least one batch")
+        if self.queue is not None:
+            self.queue_length(0)
         if self.dynamic not in DYNAMICS:
             raise InputError(f"dynamic view {self.dynamic!r}: expected one of {', '.join(DYNAMICS)}")
         if self.objective not in OBJECTIVES or not set(self.without) <= set(PARTS):
@@ -146,6 +151,17 @@ class PretrainConfig:
             seed=self.seed,
         )
 
+    def queue_length(self, videos: int) -> int:
+        """Entries of the queue for a set of so many videos. Raises InputError where all of them would be mined: every loss is 0
+        then."""
+        length = self.queue or default_length(videos, self.batch)
+        if length <= self.method.mined:
+            raise InputError(
+                f"--mined {self.mined}: the queue has {length} entries, all would be positives and every loss 0; expected a "
+                "longer --queue, a larger --batch or more videos, or a smaller --mined"
+            )
+        return length
+
     def statistics(self, world: int) -> Statistics:
         """Over what BatchNorm's statistics are taken, on one of ``world`` processes."""
         groups = (2 if self.bn == "shuffle" and world == 1 else 1) if self.bn_groups is None else self.bn_groups
@@ -158,8 +174,15 @@ class PretrainConfig:
 
     def check_resumed(self, saved: Mapping[str, Any]) -> None:
         """Raises InputError naming what differs from the run that is to be resumed, but for :data:`FREE`."""
+        if self.cos and saved.get("cos") and saved.get("epochs", self.epochs) != self.epochs:
+            raise InputError(
+                f"--epochs {self.epochs}: the run in {self.out} was made with --cos over {saved['epochs']}, which decide its "
+                "learning rate; give that again to resume it, or name another --out"
+            )
         for field in fields(self):
             ours, theirs = getattr(self, field.name), saved.get(field.name, field.default)
+            if field.name == "shards":
+                ours, theirs = public(ours), public(str(theirs))
             theirs = tuple(theirs) if isinstance(theirs, list) else theirs
             if field.name == "precision" and theirs == "auto":
                 continue  # an older version kept what was given, and nobody knows what that came to
@@ -170,8 +193,9 @@ class PretrainConfig:
                 )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values by field, tuples as lists: what :func:`from_file` reads back as YAML."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """Plain values by field, tuples as lists, URLs without secrets: what :func:`from_file` reads back as YAML."""
+        values = asdict(self) | {"shards": public(self.shards)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def from_file(path: Path) -> list[str]:

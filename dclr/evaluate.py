@@ -24,7 +24,7 @@ from dclr.data.fetch import Cache
 from dclr.data.loader import TrainLoader, all_skipped, eval_loader, open_set
 from dclr.data.manifest import ShardSet, require_size
 from dclr.data.plan import generator
-from dclr.errors import InputError, make_folder, refuse_used
+from dclr.errors import InputError, check_values, make_folder, refuse_used
 from dclr.hardware import pick_device, place, resolve_precision, sent
 from dclr.pieces import Pieces
 from dclr.views import normalise, to_clip
@@ -98,6 +98,7 @@ class EvalConfig:
     force: bool = False  # write over a result
 
     def __post_init__(self) -> None:
+        check_values(self, ("shards", "out", "pretrained", "cache", "features"))
         for name, expected in CHOICES.items():
             if getattr(self, name) not in expected:
                 raise InputError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(expected)}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from dclr import checkpoint, distributed, metrics, norm, report
 from dclr.backbones.layers import Backbone
 from dclr.data.loader import TrainLoader, all_skipped
 from dclr.data.plan import generator
-from dclr.errors import InputError
+from dclr.errors import InputError, spared
 from dclr.evaluate import EvalConfig, Setting, forward, over_videos, prepare
 from dclr.hardware import peak_memory_gb, place, revision, sent
 from dclr.pieces import Pieces
@@ -124,10 +123,9 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
             ends = done % len(loader) == 0
             bar.update()
             if done % LOG_EVERY == 0 or ends:
+                _stop_if_bad(model, loss, done, saver)
                 right = (logits.argmax(1) == label).float().mean()
                 value, right = (distributed.total(torch.stack([loss.detach(), right])) / world).tolist()
-                if not math.isfinite(value):
-                    raise FloatingPointError(f"the loss became {value} by step {done}: try --precision fp32 or a smaller --lr")
                 scalars = {"finetune/loss": value, "finetune/top1": right, "finetune/lr": optimiser.param_groups[0]["lr"]}
                 if config.on_error == "skip":
                     scalars["data/skipped"] = len(all_skipped(loader.skipped, len(setting.train_N), config.max_skipped))
@@ -145,15 +143,18 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
                 ended = _stopped(config, best, done // len(loader))
             wish = STOP if preemption.asked else SAVE if ends or time.monotonic() >= due else 0
             if wish := distributed.agree(wish):
+                _stop_if_bad(model, loss, done, saver)
                 norm.average(model)
                 due = time.monotonic() + 60 * config.save_minutes
                 if rank == 0:
                     saver.save(done, _state(setting, model, optimiser, scaler, loader, best))
             if wish == STOP:
                 saver.wait()
-                if rank == 0:
+                if saver.kept == done:
                     print(f"stopped by a signal after step {done}; the same command goes on from {out / LAST}", flush=True)
                 distributed.wait()
+                if rank == 0:
+                    saver.require(done)
                 raise SystemExit(PREEMPTED)
     saver.wait()
     if watch:
@@ -165,7 +166,8 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
     if best["model"]:
         model.load_state_dict(best["model"])
         if rank == 0:
-            checkpoint.save(out / BEST, {"config": _decides(setting), "model": best["model"]})
+            with spared(out):
+                checkpoint.save(out / BEST, {"config": _decides(setting), "model": best["model"]})
         extra = {"val": {"epoch": best["epoch"], "top1": best["top1"], "videos": len(setting.val_N)}}
     kept_scores = out / "scores.part"
     scores, samples = score(model, setting, setting.test_N, "testing", kept_scores)
@@ -176,6 +178,20 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
     result = save_scores(setting, scores, samples, extra | {"peak_memory_gb": round(peak_memory_gb(), 2)}, pictures)
     Pieces.remove(kept_scores)
     return result
+
+
+def _stop_if_bad(model: nn.Module, loss: torch.Tensor, done: int, saver: Saver) -> None:
+    """Raises FloatingPointError, on every rank, where the loss or what it was learned into is not finite: it is never saved."""
+    tensors = [loss, *(x for x in model.state_dict().values() if x.is_floating_point())]
+    bad = sum(torch.stack([x.detach().isfinite().all().logical_not() for x in tensors]).tolist())
+    if not distributed.agree(bad):
+        return
+    saver.wait()
+    distributed.wait()
+    kept = "the last good checkpoint stays" if saver.kept >= 0 else "nothing was saved"
+    raise FloatingPointError(
+        f"the loss or the weights were not finite by step {done}; {kept}: try --precision fp32 or a smaller --lr"
+    )
 
 
 def score(model: Classifier, setting: Setting, samples_N: Any, title: str, kept: Path | None = None) -> tuple[Any, Any]:

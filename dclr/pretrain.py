@@ -7,11 +7,13 @@ import math
 import os
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import nn
@@ -20,12 +22,13 @@ from tqdm import tqdm
 from dclr import distributed, norm, report
 from dclr.backbones import build
 from dclr.config import PretrainConfig
+from dclr.data.fetch import Cache
 from dclr.data.loader import TrainLoader, all_skipped, open_set
-from dclr.data.manifest import require_cue, require_size
-from dclr.errors import InputError, make_folder, spared
+from dclr.data.manifest import ShardSet, require_cue, require_size
+from dclr.errors import InputError, spared
+from dclr.files import LOCK, held
 from dclr.hardware import peak_memory_gb, pick_device, place, precision_name, resolve_precision, revision
 from dclr.model import DCLR, Output
-from dclr.queue import default_length
 from dclr.saver import LAST, Saver, resume
 from dclr.views import make_views
 from dclr.watch import Videos, Watch, knn_setting, online_knn
@@ -142,15 +145,23 @@ def pretrain(config: PretrainConfig) -> Path:
     if config.sample_motion:
         require_cue(shards, "energy")
     samples_N = shards.select(config.split)
+    length = config.queue_length(len(samples_N))
     distributed.setup(device)
+    with held(out / LOCK, f"--out {out}") if distributed.rank() == 0 else nullcontext():
+        return _train(config, shards, cache, samples_N, length, device, dtype)
+
+
+def _train(
+    config: PretrainConfig, shards: ShardSet, cache: Cache | None, samples_N: np.ndarray, length: int, device: torch.device,
+    dtype: torch.dtype,
+) -> Path:  # fmt: skip
     distributed.wait()  # makes the group for the last wait, which is for rank 0's checkpoint
-    rank, world = distributed.rank(), distributed.world()
+    rank, world, out = distributed.rank(), distributed.world(), Path(config.out)
     loader = TrainLoader(
         shards, samples_N, config.clip, clips=2, batch=config.batch, seed=config.seed, epochs=config.epochs,
         last=config.last_batch, rank=rank, world=world, workers=config.workers, cache=cache, on_error=config.on_error,
     )  # fmt: skip
     last_step = len(loader) * config.epochs
-    length = config.queue or default_length(len(samples_N), config.batch)
     saved = distributed.from_first(resume(out, config.resume) if rank == 0 else None)
 
     torch.manual_seed(config.seed)  # the weights; everything else is drawn from (seed, epoch, sample)
@@ -167,7 +178,6 @@ def pretrain(config: PretrainConfig) -> Path:
             config = replace(config, resume=saved["config"].get("resume", "auto"))
         first_step = _restore(saved, model, optimiser, scaler, loader)
     parallel = distributed.parallel(model)
-    make_folder(out)
     saver = Saver(out, config.keep, config.milestone * len(loader))
     watch = None
     if rank == 0:
@@ -211,6 +221,8 @@ def pretrain(config: PretrainConfig) -> Path:
             if wish or done % LOG_EVERY == 0:
                 _stop_if_bad(distributed.agree(int(bad)), shown, saver, done)
                 shown.clear()
+            if wish:
+                norm.average(model)
             if neighbours and ends and (done % (config.knn_every * len(loader)) == 0 or done == last_step):
                 found = online_knn(model, neighbours)
                 if watch:
@@ -242,19 +254,21 @@ def pretrain(config: PretrainConfig) -> Path:
                     rows = videos.pictures(outputs[-1].mined, *mined)
                     watch.picture(done, "neighbours", partial(report.neighbours, rows))
             if wish:
-                norm.average(model)
                 due = time.monotonic() + 60 * config.save_minutes
                 if rank == 0:
                     saver.save(done, _state(config, model, optimiser, scaler, loader))
             if wish == STOP and done < last_step:
                 saver.wait()
-                if rank == 0:
+                if saver.kept == done:
                     print(f"stopped by a signal after step {done}; the same command goes on from {out / LAST}", flush=True)
                 distributed.wait()  # until rank 0 has written: torchrun ends it as soon as another one leaves
+                if rank == 0:
+                    saver.require(done)
                 raise SystemExit(PREEMPTED)
     saver.wait()
     if watch:
         watch.close()
+        saver.require(last_step)
         print(f"peak memory {peak_memory_gb():.2f} GB a process; {out / LAST}, {out / 'maps.png'}")
     return out / LAST
 

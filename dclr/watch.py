@@ -20,6 +20,7 @@ from dclr.data.fetch import Cache
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError, spared
 from dclr.evaluate import EvalConfig, Pooled, Setting, forward, labelled, over_videos
+from dclr.files import whole
 from dclr.model import DCLR
 from dclr.report import SHOWN
 
@@ -36,9 +37,8 @@ class Watch:
         self._writer: SummaryWriter | None = None
         with spared(out):
             kept = [line for line in read_lines(out) if line["step"] <= after]
-            part = self._lines.with_name(f".{LINES}.tmp")  # a full disk leaves the lines that are there
-            part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            part.replace(self._lines)
+            with whole(self._lines) as part:  # a full disk leaves the lines that are there
+                part.write_text("".join(json.dumps(line) + "\n" for line in kept))
             self._writer = SummaryWriter(out, purge_step=after + 1 if after else None)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -115,8 +115,9 @@ def knn_setting(
 ) -> Setting:
     """The evaluation that ``--knn-split`` asks for: the training split is the gallery."""
     options = EvalConfig(
-        mode="knn", shards=config.shards, out=config.out, train_split=config.split, test_split=config.knn_split, pretrained="",
-        test_clips=1, workers=config.workers, on_error=config.on_error, max_skipped=config.max_skipped,
+        mode="knn", shards=config.shards, out=config.out, train_split=config.split, test_split=config.knn_split,
+        pretrained="in training", test_clips=1, workers=config.workers, on_error=config.on_error,
+        max_skipped=config.max_skipped,
     )  # fmt: skip
     trunk = Trunk(model.f_q.backbone, config.arch, config.width, {})
     return labelled(options, trunk, "", shards, cache, replace(config.clip, cue=None), device, dtype)

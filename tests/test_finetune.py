@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, refuse, scalars, succeed
+from conftest import REPOSITORY, refuse, run, scalars, succeed
 from safetensors.numpy import load_file
 
 from dclr import saver
@@ -107,3 +107,13 @@ def test_the_epoch_that_is_tested_is_chosen_on_what_is_held_out(synthetic_set: P
     again = ("--shards", synthetic_set, *SPLITS, *SMALL, "--pretrained", out / "best.pt", "--out", tmp_path / "knn")
     said = succeed("train_eval.py", "knn", *again)
     assert "unexpected  2    left aside: fc" in said
+
+
+def test_what_diverged_is_never_saved(synthetic_set: Path, tmp_path: Path) -> None:
+    """The first step's loss is finite and its weights huge; those of the second are not numbers."""
+    out = tmp_path / "run"
+    done = run(*command(synthetic_set, out, "--lr", "1e30", "--save-minutes", "0.0001"))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: the loss or the weights were not finite by step" in done.stderr.strip().splitlines()[-1]
+    for path in saver.found(out):
+        assert all(torch.isfinite(x).all() for x in load(path)["model"].values() if x.is_floating_point()), path

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from pathlib import Path
 
 import cv2
@@ -232,6 +233,17 @@ def test_precision_is_resolved_or_refused() -> None:
         ({"frames": 1}, "frames 1: expected at least 2"),
         ({"lr": 0.0}, "lr above 0"),
         ({"queue": 8, "batch": 16}, "queue 8 is smaller than the batch 16"),
+        ({"queue": 8, "batch": 8, "mined": 8}, "--mined 8: the queue has 8 entries, all would be positives"),
+        ({"lr": math.inf}, "--lr inf: expected a finite number"),
+        ({"clip_grad": math.nan}, "--clip-grad nan"),
+        ({"wd": math.nan}, "--wd nan"),
+        ({"save_minutes": math.inf}, "--save-minutes inf"),
+        ({"cache_size": math.nan}, "--cache-size nan"),
+        ({"stride": 10**21}, "--stride 10{21}: expected at most 2147483647"),
+        ({"seed": 10**22}, "--seed 10{22}: expected at most 9223372036854775807"),
+        ({"schedule": (10**10,)}, "--schedule 10000000000"),
+        ({"out": ""}, "--out '': it is empty"),
+        ({"cache": " "}, "--cache ' ': it is empty"),
         ({"dynamic": "sound"}, "rgbdiff, cue, flow"),
         ({"objective": "simclr"}, "dclr or moco"),
         ({"without": ("sound",)}, "any of static, dynamic, decoupling, mining, alignment"),
@@ -250,7 +262,13 @@ def test_precision_is_resolved_or_refused() -> None:
 )
 def test_configurations_that_cannot_work_are_refused(wrong: dict, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        PretrainConfig(shards="s", out="o", split=("train",), **wrong)
+        PretrainConfig(**{"shards": "s", "out": "o", "split": ("train",)} | wrong)
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    config = PretrainConfig(shards="~/set", out="~/run", split=("train",), cache="s3://b/~")
+    assert (config.shards, config.out, config.cache) == ("/home/me/set", "/home/me/run", "s3://b/~")
 
 
 def test_wrong_input_is_answered_in_one_line(

@@ -17,6 +17,7 @@ from conftest import REPOSITORY, SMALL, refuse, run, scalars, succeed
 
 from dclr import saver
 from dclr.checkpoint import load
+from dclr.errors import NOT_KEPT
 from dclr.pretrain import PREEMPTED
 
 FLAGS = ("--split", "train", *SMALL, "-b", "8", "--queue", "16", "--epochs", "3", "--schedule", "2")  # 24 steps
@@ -246,3 +247,75 @@ def test_torchruns_restarts_go_on_from_the_checkpoint(straight: Path, synthetic_
     said = succeed(*torchrun, fails, "--shards", synthetic_set, *FLAGS, *more)
     assert "resumed after step 16 of 32" in said and "resumed after step 24 of 32" in said
     assert load(tmp_path / "out/last.pt")["step"] == 32
+
+
+def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(
+    straight: Path, synthetic_set: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    slow = "enqueue = pretrain.DCLR.enqueue\npretrain.DCLR.enqueue = lambda *a: (time.sleep(0.3), enqueue(*a))[1]"
+    process = start(synthetic_set, out, 0, "--save-minutes", "0.0001", launcher=script(tmp_path, slow))
+    assert reached(out, 2, process)
+    said = refuse("train_pretrain.py", "--shards", synthetic_set, *FLAGS, "--out", out)
+    assert f"--out {out}: process {process.pid} on " in said
+    said = process.communicate()[0]
+    assert process.returncode == 0, said
+    assert "abandoned" not in said and not list(out.glob("*.abandoned")) and not (out / ".lock").exists()
+    assert_same_weights(straight / "last.pt", out / "last.pt")
+
+
+FULL = """
+import errno
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+saver.checkpoint.save = full
+"""
+
+
+def test_a_run_that_kept_nothing_says_so(synthetic_set: Path, tmp_path: Path) -> None:
+    """At its end, with an exit code of its own; and when it is stopped."""
+    out = tmp_path / "run"
+    full = script(tmp_path, FULL)
+    done = run(full, "--shards", synthetic_set, *FLAGS, "--epochs", "1", "--out", out)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == NOT_KEPT and f"error: {out}: the checkpoint of step 8 could not be written (No space" in last
+    assert "that is kept is none" in last and "last.pt" not in done.stdout and "Traceback" not in done.stderr
+    process = start(synthetic_set, tmp_path / "stopped", 0, "--epochs", "50", launcher=full)
+    while not (tmp_path / "stopped" / "config.yaml").exists():
+        time.sleep(0.01)
+    time.sleep(1)
+    process.terminate()
+    said = process.communicate()[0]
+    assert process.returncode == NOT_KEPT and "goes on from" not in said, said
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(synthetic_set: Path) -> None:
+    said = refuse("train_pretrain.py", "--shards", synthetic_set, *FLAGS, "--out", "/proc/sys")
+    assert "--out /proc/sys: cannot be written to" in said
+
+
+def test_a_cosine_is_not_stretched(synthetic_set: Path, tmp_path: Path) -> None:
+    """Its learning rate depends on the length of the run, which therefore stays; without --cos a run can be made longer."""
+    flags = ("--shards", synthetic_set, *FLAGS, "--epochs", "1")
+    succeed("train_pretrain.py", *flags, "--cos", "--out", tmp_path / "cos")
+    said = refuse("train_pretrain.py", *flags, "--cos", "--out", tmp_path / "cos", "--epochs", "2")
+    assert "--epochs 2: the run in" in said and "made with --cos over 1" in said
+
+
+AVERAGED = """
+from dclr import distributed
+knn = pretrain.online_knn
+def same(model, setting):
+    sums = [float(x.double().sum()) for name, x in model.state_dict().items() if "running" in name]
+    first, second = distributed.joined_objects(sums)
+    assert first == second, "the ranks' statistics differ"
+    return knn(model, setting)
+pretrain.online_knn = same
+"""
+
+
+@pytest.mark.parametrize("bn", ["local", "shuffle"])
+def test_knn_is_asked_with_the_statistics_of_all_ranks(bn: str, synthetic_set: Path, tmp_path: Path) -> None:
+    watched = ("--bn", bn, "--knn-split", "test", "--knn-every", "1", "--epochs", "1")
+    flags = ("--shards", synthetic_set, *FLAGS, *watched, "--out", tmp_path / "run")
+    assert "k-NN top-1" in succeed(script(tmp_path, AVERAGED), *flags, ranks=2)
