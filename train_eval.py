@@ -3,8 +3,8 @@
 
 import argparse
 
-from dclr.distributed import shutdown
 from dclr.errors import InputError, exit_on_input_error
+from dclr.threads import settle
 
 
 def parser() -> argparse.ArgumentParser:
@@ -84,9 +84,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    settle()  # before torch is imported
     args = vars(parser().parse_args())
     from dclr.bias import bias
     from dclr.data.manifest import split_list
+    from dclr.distributed import shutdown
     from dclr.evaluate import EvalConfig
     from dclr.finetune import finetune
     from dclr.probe import frozen

@@ -4,8 +4,8 @@
 import argparse
 from pathlib import Path
 
-from dclr.distributed import shutdown
-from dclr.errors import exit_on_input_error
+from dclr.errors import exit_on_input_error, place
+from dclr.threads import settle
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    settle()  # before torch is imported
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config")
     given, rest = early.parse_known_args()
@@ -95,11 +96,12 @@ def main() -> None:
     if given.config:
         from dclr.config import from_file
 
-        rest = from_file(Path(given.config)) + rest
+        rest = from_file(Path(place(given.config, "--config"))) + rest
     args = vars(top.parse_args(rest))
     del args["config"]
     from dclr.config import PretrainConfig
     from dclr.data.manifest import split_list
+    from dclr.distributed import shutdown
     from dclr.pretrain import pretrain
 
     args |= {"split": split_list(args["split"]), "knn_split": split_list(args["knn_split"]) if args["knn_split"] else ()} | {

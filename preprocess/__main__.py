@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
 
 from dclr.data.manifest import MANIFEST, Manifest
-from dclr.errors import InputError, exit_on_input_error
+from dclr.errors import InputError, check_number, exit_on_input_error, path_flag
 from dclr.record import CODECS, CUES
 from dclr.storage import Folder, RemoteFolder, open_folder
+from dclr.threads import permitted
 from preprocess import datasets, run, synthetic
 from preprocess.datasets import Source
 from preprocess.preview import contact_sheet
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     place = "a folder, or s3://bucket/prefix"
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = permitted()
     working = argparse.ArgumentParser(add_help=False)
     speed = working.add_argument_group("how it is done (no byte depends on these)")
     speed.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (one a core)")
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     making = argparse.ArgumentParser(add_help=False, parents=[working])
     stored = making.add_argument_group("what is stored")
     stored.add_argument(
-        "--out", type=open_folder, required=True, metavar="SET", help=f"of the shard set, e.g. shards/ucf101: {place}"
+        "--out", type=folder_flag, required=True, metavar="SET", help=f"of the shard set, e.g. shards/ucf101: {place}"
     )
     stored.add_argument("--size", type=int, default=128, metavar="PIXELS", help="short side of the stored frames (128)")
     stored.add_argument(
@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
 
     reading = argparse.ArgumentParser(add_help=False, parents=[making])
     source = reading.add_argument_group("which videos")
-    source.add_argument("--root", type=open_folder, required=True, help=f"of the videos: {place}")
+    source.add_argument("--root", type=folder_flag, required=True, help=f"of the videos: {place}")
     source.add_argument("--limit", type=int, metavar="N", help="only the first N videos of the sorted list")
     source.add_argument("--max-seconds", type=float, default=600, help="a longer video fails (600)")
     source.add_argument("--segment", type=float, default=0, metavar="SECONDS", help="cut videos into samples of this length")
@@ -84,17 +84,19 @@ def parser() -> argparse.ArgumentParser:
 
     for name, what in LISTED.items():
         listed = commands.add_parser(name, parents=[reading], help=what.partition(":")[0])
-        listed.add_argument("--splits", type=Path, required=True, metavar="LISTS", help=f"folder of the lists. {what}")
+        listed.add_argument("--splits", type=path_flag, required=True, metavar="LISTS", help=f"folder of the lists. {what}")
     commands.add_parser("folder", parents=[reading], help="a folder of videos: sub-folders are classes, split 'all'")
     table = commands.add_parser("csv", parents=[reading], help="your own list: path[,label][,split][,start,end], frames")
-    table.add_argument("--list", type=Path, required=True, metavar="CSV", help="with a header line; paths relative to --root")
+    table.add_argument(
+        "--list", type=path_flag, required=True, metavar="CSV", help="with a header line; paths relative to --root"
+    )
 
     existing = argparse.ArgumentParser(add_help=False)
-    existing.add_argument("set", type=open_folder, metavar="SET", help=f"a shard set: {place}")
+    existing.add_argument("set", type=folder_flag, metavar="SET", help=f"a shard set: {place}")
     again = commands.add_parser(
         "retry", parents=[existing, working], help="try the failed videos again and add what comes of them"
     )
-    again.add_argument("--root", type=open_folder, help="where the videos are now (as before)")
+    again.add_argument("--root", type=folder_flag, help="where the videos are now (as before)")
     joined = commands.add_parser("merge", parents=[existing], help="the one manifest of what several parts made")
     joined.add_argument("--max-failures", type=float, default=5, metavar="PERCENT", help="as above (5)")
 
@@ -104,11 +106,19 @@ def parser() -> argparse.ArgumentParser:
     checked.add_argument("--deep", action="store_true", help="decode every frame and cue too")
     checked.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (one a core)")
     counted = commands.add_parser("stats", parents=[existing], help="videos, hours, classes, splits, sizes; a picture of them")
-    counted.add_argument("--out", type=Path, default=Path("stats.png"), metavar="PNG", help="histograms (stats.png)")
+    counted.add_argument("--out", type=path_flag, default=Path("stats.png"), metavar="PNG", help="histograms (stats.png)")
     preview = commands.add_parser("preview", parents=[existing], help="a contact sheet: frames above their motion cues")
-    preview.add_argument("--out", type=Path, required=True, metavar="PNG")
+    preview.add_argument("--out", type=path_flag, required=True, metavar="PNG")
     preview.add_argument("--videos", type=int, default=6, metavar="N", help="rows of the sheet (6)")
     return top
+
+
+def folder_flag(text: str) -> Folder:
+    """The type of a flag that names a folder, here or in object storage."""
+    try:
+        return open_folder(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def cue_list(text: str) -> tuple[str, ...]:
@@ -126,6 +136,8 @@ def part(text: str) -> tuple[int, int]:
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
+    for name, value in vars(args).items():
+        check_number(name, value)
     for flag in ("workers", "videos", "limit"):
         if getattr(args, flag, None) is not None and getattr(args, flag) < 1:
             raise InputError(f"--{flag} {getattr(args, flag)}: expected at least 1")
@@ -141,9 +153,11 @@ def main(argv: list[str] | None = None) -> None:
         if faults:
             raise SystemExit(1)
     elif args.command == "merge":
-        conclude(args.set, run.merge(args.set), args.max_failures)
+        with args.set.held():
+            conclude(args.set, run.merge(args.set), args.max_failures)
     elif args.command == "retry":
-        conclude(args.set, run.retry(args.set, how(args), args.root), args.max_failures)
+        with args.set.held():
+            conclude(args.set, run.retry(args.set, how(args), args.root), args.max_failures)
     else:
         make(args)
 
@@ -157,6 +171,8 @@ def make(args: argparse.Namespace) -> None:
     """One of the commands that make a set."""
     options = Options(**{field.name: getattr(args, field.name) for field in fields(Options) if hasattr(args, field.name)})
     with ExitStack() as stack:
+        if not getattr(args, "dry_run", False):
+            stack.enter_context(args.out.held(how(args).part))
         source = _drawn(args, stack) if args.command == "synthetic" else _found(args)
         if getattr(args, "dry_run", False):
             print(run.dry_run(source, options, how(args)))
