@@ -9,8 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import tempfile
 import time
+from bisect import bisect
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -25,6 +28,7 @@ from dclr.files import LOCK, held
 from dclr.text import public
 
 WAITS = (0.1, 0.3, 0.9, 2.7)  # seconds before each further attempt
+FOLLOWED = 8  # times that one link to a folder is followed
 
 
 class Folder:
@@ -43,14 +47,51 @@ class Folder:
         return f"{self.place.rstrip('/')}/{name}" if name else self.place
 
     def files(self) -> dict[str, int]:
-        """Relative path -> bytes of every file below, links to files included; empty where there is no such folder."""
-        found: dict[str, int] = {}
-        for parent, _, names in os.walk(self.place):
-            for name in names:
-                path = Path(parent, name)
-                if path.is_file():
-                    found[path.relative_to(self.place).as_posix()] = path.stat().st_size
-        return found
+        """Relative path -> bytes of every file below; empty where there is no such folder."""
+        return self.listing()[0]
+
+    def listing(self) -> tuple[dict[str, int], dict[str, str]]:
+        """:meth:`files`, and path -> reason of all else that was met: what cannot be read, empty folders, pipes, links in a
+        circle. The path of a folder ends with ``/``.
+
+        Links are followed, to folders too and wherever they lead, but not to a folder that they lie in. One that is met again
+        and again through other links is followed :data:`FOLLOWED` times, so that many that lead to one another come to an end.
+        """
+        files, others, followed = dict[str, int](), dict[str, str](), Counter[tuple[int, int]]()
+        folders: list[tuple[str, frozenset[tuple[int, int]]]] = []  # with those above, by device and number
+        if os.path.exists(self.place):
+            top = os.stat(self.place)
+            folders.append(("", frozenset([(top.st_dev, top.st_ino)])))
+        while folders:
+            prefix, above = folders.pop()
+            try:
+                with os.scandir(Path(self.place, prefix)) as scan:
+                    entries = sorted(scan, key=lambda entry: entry.name, reverse=True)
+            except OSError as error:
+                others[prefix or self.place] = f"cannot be read ({error.strerror})"
+                continue
+            if prefix and not entries:
+                others[prefix] = "an empty folder"
+            for entry in entries:
+                path = prefix + entry.name
+                try:
+                    found = entry.stat()
+                    link = entry.stat(follow_symlinks=False) if entry.is_symlink() else None
+                except OSError as error:
+                    others[path] = f"cannot be read ({error.strerror})"
+                    continue
+                number = found.st_dev, found.st_ino
+                if stat.S_ISREG(found.st_mode):
+                    files[path] = found.st_size
+                elif not stat.S_ISDIR(found.st_mode):
+                    others[path] = "a pipe, a socket or a device"
+                elif number in above or (link is not None and followed[link.st_dev, link.st_ino] == FOLLOWED):
+                    others[f"{path}/"] = "a link in a circle"
+                else:
+                    folders.append((f"{path}/", above | {number}))
+                    if link is not None:
+                        followed[link.st_dev, link.st_ino] += 1
+        return files, others
 
     def top(self) -> set[str]:
         """Names of the files and folders directly in this one, empty folders included."""
@@ -187,15 +228,21 @@ class RemoteFolder(Folder):
         place, mark, query = (self.place, "", "") if self.listable else self.place.partition("?")
         return (f"{place.rstrip('/')}/{name}" if name else place) + mark + query
 
-    def files(self) -> dict[str, int]:
+    def listing(self) -> tuple[dict[str, int], dict[str, str]]:
         if not self.listable:
             raise InputError(f"{self}: a web server cannot say what it holds; it serves --shards of a trainer only")
         with self._asked():
             base = self._system._strip_protocol(self.place).rstrip("/") + "/"
             with suppress(FileNotFoundError):
                 found = self._system.find(self.place, detail=True)
-                return {path.removeprefix(base): int(info["size"]) for path, info in found.items() if path.startswith(base)}
-        return {}
+                files = {path.removeprefix(base): int(info["size"]) for path, info in found.items() if path.startswith(base)}
+                markers = [path for path in files if not path or path.endswith("/")]  # objects that consoles make of folders
+                for marker in markers:
+                    del files[marker]
+                paths = [*sorted(files), ""]
+                empty = (marker for marker in markers if not paths[bisect(paths, marker, hi=len(files))].startswith(marker))
+                return files, dict.fromkeys(filter(None, empty), "an empty folder")
+        return {}, {}
 
     def top(self) -> set[str]:
         return {name.partition("/")[0] for name in self.files()}

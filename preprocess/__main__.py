@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     )
     again.add_argument("--root", type=folder_flag, help="where the videos are now (as before)")
     joined = commands.add_parser("merge", parents=[existing], help="the one manifest of what several parts made")
-    joined.add_argument("--max-failures", type=float, default=5, metavar="PERCENT", help="as above (5)")
+    joined.add_argument("--max-failures", type=float, default=5, metavar="PERCENT", help="more failed videos: exit code 1 (5)")
 
     checked = commands.add_parser(
         "verify", parents=[existing], help="hash every shard, compare it with its index; exit code 1 on a fault"
@@ -229,16 +229,15 @@ def report(out: Folder, summary: run.Summary) -> str:
         f"{sum(s.bytes for s in manifest.shards) / 1e6:.0f} MB",
         "splits: " + ", ".join(f"{name} {count}" for name, count in manifest.splits.items()),
     ]
-    missing = [f for f in summary.failures if f.stage == "missing"]
-    if missing:
-        lines.append(f"missing: {len(missing)} videos are in the lists and not on disk: {run.some([f.path for f in missing])}")
+    if summary.missing:
+        paths = [f.path for f in summary.missing]
+        lines.append(f"missing: {len(paths)} videos are in the lists and not on disk: {run.some(paths)}")
     if summary.failed:
         reasons = [f"{f.path} ({f.stage}: {f.reason})" for f in summary.failed]
         lines.append(f"failed: {len(reasons)} videos: {run.some(reasons)}")
-    if summary.failures:
+    lines += run.left_out_lines(summary.left_out)
+    if summary.failures or summary.left_out:
         lines.append(f"each is a line of {out}/{run.FAILURES}")
-    if summary.unlisted:
-        lines.append(f"left out: {summary.unlisted} videos on disk that no list names")
     if not summary.tried:
         lines.append("there was nothing new to try")
     return "\n".join(lines)

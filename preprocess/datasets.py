@@ -1,6 +1,7 @@
 """What is on disk and what the lists say of it -> the videos of a set, in one fixed order.
 
-Nothing here opens a video. Lists are hostile input like everything else: a line cannot leave the root.
+A file that a list names by its path is taken as it is; what else below the root is a video, preprocess/found.py tells.
+Lists are hostile input like everything else: a line cannot leave the root.
 """
 
 from __future__ import annotations
@@ -10,24 +11,30 @@ import json
 import os
 import posixpath
 import re
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from csv import Error as CsvError
 from csv import reader as csv_reader
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dclr.errors import InputError
 from dclr.storage import Folder
+from preprocess.found import HIDDEN, NO_VIDEO, VIDEO_SUFFIXES, find_files, no_video, suffix_of, tell_apart
 
-VIDEO_SUFFIXES = frozenset([".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts"])
 KINETICS_SPLITS = {"train": "train", "val": "val", "validate": "val", "test": "test"}
 KINETICS_COLUMNS = ("youtube_id", "time_start", "time_end", "split")
 UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # in a path or a name: control characters, halves of characters
 LAST_CLASS = 100_000  # of a CSV file with numbers for labels
 LAST_FRAME = 10**9
 NOT_BOTH = "a video trains or tests, not both"
+# Why what is below the root is not in a set, beside what preprocess/found.py says
+UNLISTED = "in no list"
+UNUSED = "0 in every list: it neither trains nor tests"
+OTHER_TAKEN = "another file is taken for its line of the list"
+EMPTY_CLASS = "a class without a video"
 
 
 @dataclass(frozen=True)
@@ -51,15 +58,16 @@ class Video:
 @dataclass(frozen=True)
 class Source:
     """A data set as found: ``videos`` on disk sorted by path and span, kind -> class names (no kind where unlabelled),
-    ``missing`` ones that a list names (path: where they were expected), the number of files that no list names, and the
-    ``options`` that the set was found or made with."""
+    ``missing`` ones that a list names (path: where they were expected), the number of videos ``listed``, path -> reason of what
+    is ``left_out`` of all that lies below the root, and the ``options`` that the set was found or made with."""
 
     name: str
     root: Folder
     videos: list[Video]
     classes: dict[str, list[str]]
     missing: list[Video] = field(default_factory=list)
-    unlisted: int = 0
+    listed: int = 0
+    left_out: dict[str, str] = field(default_factory=dict)
     options: dict[str, int | str] = field(default_factory=dict)
 
 
@@ -91,19 +99,15 @@ def ucf101(root: Folder, lists: Path) -> Source:
                 raise InputError(f"{file}, line {number}: {path} is in {other} too; {NOT_BOTH}")
             if split not in of:
                 of.append(split)
-    on_disk = find_videos(root)
-    listed = [
-        Video(path, {"action": index[path.partition("/")[0]]}, tuple(of), bytes=on_disk.get(path, 0))
-        for path, of in splits.items()
-    ]
-    return _source("ucf101", root, f"--splits {lists}", on_disk, listed, {"action": names})
+    listed = [Video(path, {"action": index[path.partition("/")[0]]}, tuple(of)) for path, of in splits.items()]
+    return _source("ucf101", root, f"--splits {lists}", find_files(root), listed, {"action": names})
 
 
 def hmdb51(root: Folder, lists: Path) -> Source:
     """HMDB51 and anything with its lists: ``<class>_test_split<k>.txt`` with lines ``name.avi 1`` -> train0k, test0k.
 
-    1 is train, 2 is test and 0 is neither: a video that is 0 in every list is left out without a word. The files lie in
-    ``<class>/``; labels are the places of the classes in sorted order.
+    1 is train, 2 is test and 0 is neither: a video that is 0 in every list is left out. The files lie in ``<class>/``; labels
+    are the places of the classes in sorted order.
     """
     files = _files(lists, r".+_test_split[1-9]\.txt")
     if not files:
@@ -123,14 +127,14 @@ def hmdb51(root: Folder, lists: Path) -> Source:
                 raise InputError(f"{file}, line {number}: {_shown(line)}, expected 'video.avi' and 0, 1 or 2")
             if roles.setdefault(path, {}).setdefault(k, role) != role:
                 raise InputError(f"{file}, line {number}: {video} is {roles[path][k]} too; {NOT_BOTH}")
-    on_disk = find_videos(root)
     index = {name: label for label, name in enumerate(names)}
     listed = []
     for path, of in roles.items():
         splits = tuple(("train0" if role == "1" else "test0") + k for k, role in of.items() if role != "0")
         if splits:
-            listed.append(Video(path, {"action": index[path.partition("/")[0]]}, splits, bytes=on_disk.get(path, 0)))
-    return _source("hmdb51", root, f"--splits {lists}", on_disk, listed, {"action": names}, roles.keys())
+            listed.append(Video(path, {"action": index[path.partition("/")[0]]}, splits))
+    unused = dict.fromkeys(roles, UNUSED)
+    return _source("hmdb51", root, f"--splits {lists}", find_files(root), listed, {"action": names}, unused)
 
 
 def kinetics(root: Folder, lists: Path) -> Source:
@@ -149,17 +153,16 @@ def kinetics(root: Folder, lists: Path) -> Source:
     labelled = {label for _, _, label in clips.values()} - {""}
     names = sorted(labelled) if names is None else names
     index = {name: label for label, name in enumerate(names)}
-    on_disk = find_videos(root)
-    of_stem = _by_stem(on_disk)
+    found = find_files(root)
     clips_of = Counter(id for id, _, _ in clips.values())
+    alone = {id for id, count in clips_of.items() if count == 1 and id not in clips}  # else which clip would <id>.mp4 be?
+    of_stem, others = _by_stem(root, found[0], clips.keys() | alone)
     listed = []
     for stem, (id, split, label) in clips.items():
-        found = of_stem.get(stem)
-        if not found and clips_of[id] == 1 and id not in clips:  # else nothing says which clip <id>.mp4 is
-            found = of_stem.get(id)
-        path = _preferred(found, split) if found else "/".join(filter(None, (split, label, f"{stem}.mp4")))
-        listed.append(Video(path, {"action": index[label]} if label else {}, (split,), bytes=on_disk.get(path, 0)))
-    return _source("kinetics", root, f"--splits {lists}", on_disk, listed, {"action": names} if labelled else {})
+        paths = of_stem.get(stem) or (of_stem.get(id) if id in alone else None)
+        path = _preferred(paths, split) if paths else "/".join(filter(None, (split, label, f"{stem}.mp4")))
+        listed.append(Video(path, {"action": index[label]} if label else {}, (split,)))
+    return _source("kinetics", root, f"--splits {lists}", found, listed, {"action": names} if labelled else {}, others)
 
 
 def diving48(root: Folder, lists: Path) -> Source:
@@ -174,25 +177,36 @@ def diving48(root: Folder, lists: Path) -> Source:
         for name, label, span in _dives(file, len(names)):
             if dives.setdefault((name, span), (label, split)) != (label, split):
                 raise InputError(f"{file}: {name} is in {dives[name, span][1]} too or has two labels; {NOT_BOTH}")
-    on_disk = find_videos(root)
-    of_stem = _by_stem(on_disk)
+    found = find_files(root)
+    of_stem, others = _by_stem(root, found[0], {name for name, _ in dives})
     listed = []
     for (name, span), (label, split) in dives.items():
         path = _preferred(of_stem[name], split) if name in of_stem else f"{name}.mp4"
-        listed.append(Video(path, {"action": label}, (split,), span, on_disk.get(path, 0)))
-    return _source("diving48", root, f"--splits {lists}", on_disk, listed, {"action": names})
+        listed.append(Video(path, {"action": label}, (split,), span))
+    return _source("diving48", root, f"--splits {lists}", found, listed, {"action": names}, others)
 
 
 def folder(root: Folder) -> Source:
     """All videos below the root, in the split ``all``; the first folder of a path is its class where every video has one."""
-    on_disk = find_videos(root)
-    names = sorted({path.partition("/")[0] for path in on_disk}) if all("/" in path for path in on_disk) else []
+    files, unread = find_files(root)
+    paths, others = tell_apart(root, files, files)
+    if not paths:
+        why = ", ".join(f"{count} {reason}" for reason, count in Counter(others.values()).most_common())
+        raise InputError(f"--root {root}: no videos in it; of its {len(files)} files are {why}")
+    outside = [path for path in paths if "/" not in path]
+    names = [] if outside else sorted({path.partition("/")[0] for path in paths})
+    if outside and len(outside) < len(paths):
+        print(
+            f"warning: --root {root}: no video gets a label, because {len(outside)} of {len(paths)} lie in no class folder "
+            f"({outside[0]}, ...); move or remove those to have the folders as classes",
+            file=sys.stderr,
+        )
+    if names:
+        folders = {path.partition("/")[0] for path in [*files, *unread] if "/" in path}
+        unread = {f"{name}/": EMPTY_CLASS for name in folders.difference(names) if no_video(name) != HIDDEN} | unread
     index = {name: label for label, name in enumerate(names)}
-    listed = [
-        Video(path, {"action": index[path.partition("/")[0]]} if names else {}, ("all",), bytes=size)
-        for path, size in on_disk.items()
-    ]
-    return _source("folder", root, str(root), on_disk, listed, {"action": names} if names else {})
+    listed = [Video(path, {"action": index[path.partition("/")[0]]} if names else {}, ("all",)) for path in paths]
+    return _source("folder", root, str(root), (files, unread), listed, {"action": names} if names else {}, others)
 
 
 def csv(root: Folder, file: Path) -> Source:
@@ -214,65 +228,70 @@ def csv(root: Folder, file: Path) -> Source:
             of.append(split)
         if label and labels.setdefault(video, label) != label:
             raise InputError(f"{at}: {video[0]} is labelled {_shown(labels[video])} and {_shown(label)}, expected one label")
-    on_disk = find_videos(root)
     names, index = _csv_classes(set(labels.values()), file)
     listed = []
     for (path, span), of in splits.items():
         label = labels.get((path, span), "")
-        listed.append(Video(path, {"action": index[label]} if label else {}, tuple(of), span, on_disk.get(path, 0)))
-    return _source("csv", root, str(file), on_disk, listed, {"action": names} if names else {})
+        listed.append(Video(path, {"action": index[label]} if label else {}, tuple(of), span))
+    return _source("csv", root, str(file), find_files(root), listed, {"action": names} if names else {})
+
+
+# --- what is on disk
 
 
 def _source(
     name: str,
     root: Folder,
     lists: str,
-    on_disk: dict[str, int],
+    found: tuple[dict[str, int], dict[str, str]],
     listed: list[Video],
     classes: dict[str, list[str]],
-    named: Collection[str] = (),
+    others: dict[str, str] | None = None,
 ) -> Source:
-    """What is listed, told apart by what is on disk; ``named`` are paths that the lists name besides and leave out.
+    """What is listed, told apart by what is on disk (``found``: :func:`find_files`); ``others``: path -> reason of files that
+    are not taken.
 
-    Raises InputError where nothing is listed or nothing of it is on disk.
+    Raises InputError where nothing is listed, nothing of it is on disk, or the name of a file is no text.
     """
+    files, unread = found
     listed = sorted(listed, key=lambda video: (video.path, video.span or (-1, -1)))
     if not listed:
         raise InputError(f"{lists}: no videos in its lists")
-    videos = [video for video in listed if video.path in on_disk]
+    videos = [replace(video, bytes=files[video.path]) for video in listed if video.path in files]
     if not videos:
         raise InputError(
-            f"{lists} names {len(listed)} videos and --root {root} holds {len(on_disk)}, but none of them is the "
+            f"{lists} names {len(listed)} videos and --root {root} holds {len(files)} files, but none of them is the "
             f"same: expected {str(root).rstrip('/')}/{listed[0].path}"
         )
-    missing = [video for video in listed if video.path not in on_disk]
-    unlisted = on_disk.keys() - {video.path for video in videos} - set(named)
-    return Source(name, root, videos, classes, missing, len(unlisted))
+    for video in videos:
+        if UNFIT.search(video.path):  # bytes that are not UTF-8 come as lone surrogates
+            raise InputError(
+                f"--root {root}: the name {video.path!a} is not UTF-8 text without control characters; rename that file"
+            )
+    missing = [video for video in listed if video.path not in files]
+    taken, others = {video.path for video in videos}, others or {}
+    left_out = {path: others.get(path) or no_video(path) or UNLISTED for path in files if path not in taken} | unread
+    printable = {UNFIT.sub(lambda at: ascii(at[0])[1:-1], path): reason for path, reason in sorted(left_out.items())}
+    return Source(name, root, videos, classes, missing, len(listed), printable)
 
 
-# --- what is on disk
+def _by_stem(root: Folder, files: dict[str, int], stems: Collection[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Name without suffix -> the videos below the root with one of these names, sorted; path -> reason of further files.
 
-
-def find_videos(root: Folder) -> dict[str, int]:
-    """Relative path -> bytes of the video files below ``root``; raises InputError where there are none or a name is no text."""
-    files = root.files()
-    found = {path: size for path, size in files.items() if posixpath.splitext(path)[1].lower() in VIDEO_SUFFIXES}
-    if not files:
-        raise InputError(f"--root {root}: no such folder, or an empty one (no videos in it)")
-    if not found:
-        raise InputError(f"--root {root}: no videos in it (looked for {' '.join(sorted(VIDEO_SUFFIXES))})")
-    for path in found:
-        if re.search(r"[\x00-\x1f\ud800-\udfff]", path):  # bytes that are not UTF-8 come as lone surrogates
-            raise InputError(f"--root {root}: the name {path!a} is not UTF-8 text without control characters; rename that file")
-    return found
-
-
-def _by_stem(paths: Iterable[str]) -> dict[str, list[str]]:
-    """File name without suffix -> the paths that have it, sorted."""
+    Where the suffixes of files do not tell, they are looked into, if there is no other file for the name.
+    """
+    paths = [path for path in files if _stem(path) in stems and no_video(path) is None]
+    certain = {_stem(path) for path in paths if suffix_of(path) in VIDEO_SUFFIXES}
+    asked = [path for path in paths if suffix_of(path) in VIDEO_SUFFIXES or _stem(path) not in certain]
+    videos, others = tell_apart(root, files, asked)
     found: dict[str, list[str]] = {}
-    for path in sorted(paths):
-        found.setdefault(posixpath.splitext(posixpath.basename(path))[0], []).append(path)
-    return found
+    for path in videos:
+        found.setdefault(_stem(path), []).append(path)
+    return found, dict.fromkeys(paths, OTHER_TAKEN) | others
+
+
+def _stem(path: str) -> str:
+    return posixpath.splitext(posixpath.basename(path))[0]
 
 
 def _preferred(paths: list[str], split: str) -> str:
@@ -473,11 +492,11 @@ def _dives(path: Path, classes: int) -> Iterator[tuple[str, int, tuple[int, int]
 
 
 def _csv_path(path: str, at: str) -> str:
-    """The path of a line in its shortest form; raises InputError where it leaves the root or is not a video's."""
+    """The path of a line in its shortest form; raises InputError where it leaves the root or cannot be a video's."""
     if not _inside(path):
         raise InputError(f"{at}: path {_shown(path)}, expected one relative to --root that stays in it")
-    if posixpath.splitext(path)[1].lower() not in VIDEO_SUFFIXES:
-        raise InputError(f"{at}: path {_shown(path)}, expected a video ({' '.join(sorted(VIDEO_SUFFIXES))})")
+    if suffix_of(path) in NO_VIDEO:
+        raise InputError(f"{at}: path {_shown(path)}, expected a video, and {suffix_of(path)} is {NO_VIDEO[suffix_of(path)]}")
     return posixpath.normpath(path)
 
 

@@ -27,6 +27,7 @@ from preprocess.transcode import DEFAULT_FPS, QUALITY, Options, TranscodeError, 
 from preprocess.transcode import Source as OpenedVideo
 
 PLAN = "plan.json"
+MISSING, LEFT_OUT = "missing", "left-out"  # stages of a failure that nothing was tried for
 PROBE_SECONDS = 15.0
 PROBED = 32  # videos whose headers are read to learn how many output bytes a source byte gives
 # Bytes a stored pixel at size 128 (benchmarks/quality.py prints bytes a frame of real clips)
@@ -57,10 +58,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Failure:
-    """A video that is not in the set: one line of failures.jsonl, with what a second try needs to know."""
+    """What is not in the set: one line of failures.jsonl, with what a second try needs to know."""
 
     path: str
-    stage: str  # missing, fetch, open, decode, size, span, length, timeout, crash or error
+    stage: str  # missing, fetch, open, decode, size, span, length, timeout, crash or error; left-out: no video of the set's
     reason: str
     seconds: float
     labels: dict[str, int] = field(default_factory=dict)
@@ -84,7 +85,8 @@ def parse_failure(found: Any) -> Failure:
 @dataclass(frozen=True)
 class Plan:
     """A run as plan.json keeps it. ``keep``: shards of the set that was there before (append, retry) in order; ``shards``:
-    name -> recipe of those to make; ``failures``: videos that are missing."""
+    name -> recipe of those to make; ``failures``: videos that are missing; ``listed`` and ``left_out`` as in :class:`Source`,
+    which decide no byte of the set."""
 
     dataset: str
     root: str
@@ -93,9 +95,10 @@ class Plan:
     keep: list[str]
     shards: dict[str, str]
     failures: tuple[Failure, ...]
-    unlisted: int
     ratio: float  # output bytes a source byte that the shards were cut by
     version: int = VERSION
+    listed: int = field(default=0, compare=False)
+    left_out: dict[str, str] = field(default_factory=dict, compare=False)
 
     def dumps(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
@@ -105,6 +108,7 @@ class Plan:
         """Parse and check; raises InputError naming the file."""
         try:
             found = json.loads(text)
+            found.pop("unlisted", None)  # older plans count what is left out
             plan = cls(**found | {"failures": tuple(parse_failure(line) for line in found["failures"])})
             names = [*plan.keep, *plan.shards]
             if plan.version != VERSION or not all(SHARD_NAME.fullmatch(f"{shard}.tar") for shard in names):
@@ -112,8 +116,10 @@ class Plan:
             texts = [plan.root, plan.dataset, *plan.shards.values()]
             if not all(isinstance(text, str) for text in texts) or not isinstance(plan.ratio, float):
                 raise ValueError("root, dataset, recipes or ratio are not what was written")
-            if not isinstance(plan.options, dict) or not isinstance(plan.classes, dict):
-                raise ValueError("options or classes are not what was written")
+            if not all(isinstance(table, dict) for table in (plan.options, plan.classes, plan.left_out)):
+                raise ValueError("options, classes or left_out are not what was written")
+            if type(plan.listed) is not int or not all(isinstance(reason, str) for reason in plan.left_out.values()):
+                raise ValueError("listed or left_out are not what was written")
         except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
             raise InputError(f"{name}: not a plan of this version ({error}); remove it and start again") from None
         return plan

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -27,8 +27,8 @@ from dclr.data.manifest import FAILURES, INDEX, MANIFEST, Entry, Manifest, Shard
 from dclr.errors import InputError
 from dclr.record import pack
 from dclr.storage import Folder, open_folder
-from preprocess.datasets import Source, Video, sample_keys
-from preprocess.plan import PLAN, Failure, Job, Plan, Task, jobs, manifest_options, output_ratio
+from preprocess.datasets import EMPTY_CLASS, Source, Video, sample_keys
+from preprocess.plan import LEFT_OUT, MISSING, PLAN, Failure, Job, Plan, Task, jobs, manifest_options, output_ratio
 from preprocess.pool import Lost, Pool
 from preprocess.transcode import Options, TranscodeError, transcode
 from preprocess.write import (
@@ -42,7 +42,7 @@ from preprocess.write import (
     read_failures,
 )  # fmt: skip
 
-MISSING = "in the lists, not on disk"
+NOT_ON_DISK = "in the lists, not on disk"
 Tell = Callable[[int, bool], None]  # hears of every video: its frames (0 where it failed) and whether it failed
 SAMPLED = 8  # videos that a dry run transcodes to measure
 
@@ -60,17 +60,22 @@ class How:
 
 @dataclass(frozen=True)
 class Summary:
-    """What came of it: the manifest, every failure, the number of files on disk that no list names, and of
-    videos tried."""
+    """What came of it: the manifest, every failure, path -> reason of what is left out, and the number of videos that the
+    lists name and that were tried."""
 
     manifest: Manifest
     failures: list[Failure]
-    unlisted: int
+    left_out: dict[str, str]
+    listed: int
     tried: int
 
     @property
+    def missing(self) -> list[Failure]:
+        return [failure for failure in self.failures if failure.stage == MISSING]
+
+    @property
     def failed(self) -> list[Failure]:
-        return [failure for failure in self.failures if failure.stage != "missing"]
+        return [failure for failure in self.failures if failure.stage != MISSING]
 
 
 def make_samples(task: Task, root: Folder, options: Options, spool: Path) -> Made | Failure:
@@ -208,11 +213,11 @@ def build(source: Source, out: Folder, options: Options, how: How) -> Summary | 
 
 
 def _plan(source: Source, options: Options, keep: list[str], made: Sequence[Job], ratio: float) -> Plan:
-    missing = tuple(failure(video, "missing", MISSING, 0.0) for video in source.missing)
+    missing = tuple(failure(video, MISSING, NOT_ON_DISK, 0.0) for video in source.missing)
     root = source.root.place if "://" in source.root.place else str(Path(source.root.place).absolute())
     plan = Plan(
         source.name, root, source.classes, manifest_options(options, source), keep,
-        {job.name: job.recipe for job in made}, missing, source.unlisted, ratio,
+        {job.name: job.recipe for job in made}, missing, ratio, listed=source.listed, left_out=source.left_out,
     )  # fmt: skip
     return Plan.loads(plan.dumps())  # as it will be read: lists for tuples
 
@@ -283,11 +288,12 @@ def finish(out: Folder, plan: Plan) -> Summary:
             failed = read_failures(out, failures_name(name)) if failures_name(name) in sizes else []
             failures += failed
             tried += len({entry.video for entry in entries}) + len(failed)
-    out.write(FAILURES, "".join(line.dumps() + "\n" for line in failures).encode())
+    left_out = empty_classes(plan.classes, (entry.labels for entry in everything)) | plan.left_out
+    _write_failures(out, failures, left_out)
     if not shards:
         for name in plan.shards:  # so that the same command tries again: there is nothing for retry to add to
             out.remove(index_name(name))
-        first = next(line for line in failures if line.stage != "missing")
+        first = next(line for line in failures if line.stage != MISSING)
         raise InputError(f"none of the videos could be transcoded; {first.path}: {first.reason}")
     by_stage = dict(sorted(Counter(line.stage for line in failures).items()))
     index = pack_columns(everything, sorted(splits), list(plan.classes))
@@ -297,7 +303,24 @@ def finish(out: Folder, plan: Plan) -> Summary:
     )  # fmt: skip
     out.write(INDEX, index)
     out.write(MANIFEST, manifest.dumps().encode())
-    return Summary(manifest, failures, plan.unlisted, tried)
+    listed = plan.listed or len({entry.video for entry in everything}) + len(failures)  # an older plan does not say
+    return Summary(manifest, failures, left_out, listed, tried)
+
+
+def empty_classes(classes: dict[str, list[str]], labels: Iterable[dict[str, int]]) -> dict[str, str]:
+    """``NAME/`` -> reason of each class that none of ``labels`` (kind -> label of a video) is of."""
+    there = {(kind, label) for of_one in labels for kind, label in of_one.items()}
+    return {
+        f"{name}/": EMPTY_CLASS
+        for kind, names in classes.items()
+        for label, name in enumerate(names)
+        if (kind, label) not in there
+    }
+
+
+def _write_failures(out: Folder, failures: list[Failure], left_out: dict[str, str]) -> None:
+    lines = [*failures, *(Failure(path, LEFT_OUT, reason, 0.0) for path, reason in left_out.items())]
+    out.write(FAILURES, "".join(line.dumps() + "\n" for line in lines).encode())
 
 
 def merge(out: Folder) -> Summary:
@@ -332,18 +355,21 @@ def append(source: Source, out: Folder, options: Options, how: How) -> Summary |
     for kind, names in source.classes.items():
         classes[kind] += [name for name in names if name not in set(classes[kind])]
     number = {kind: {name: at for at, name in enumerate(names)} for kind, names in classes.items()}
-    videos = [
-        replace(video, labels={kind: number[kind][source.classes[kind][label]] for kind, label in video.labels.items()})
-        for video in source.videos
-    ]
-    old = _entries(have)
+
+    def numbered(videos: list[Video]) -> list[Video]:
+        return [
+            replace(video, labels={kind: number[kind][source.classes[kind][label]] for kind, label in video.labels.items()})
+            for video in videos
+        ]
+
+    videos, old = numbered(source.videos), _entries(have)
     changed = [video.path for video in videos if video.id in old and old[video.id] != (video.labels, list(video.splits))]
     if changed:
         raise InputError(
             f"{out}: {len(changed)} videos in it have other labels or splits now ({some(changed)}); make a new set"
         )
-    new = [video for video in videos if video.id not in old]
-    return _extend(replace(source, videos=new, classes=classes), have, out, options, how)
+    new, missing = ([v for v in of if v.id not in old] for of in (videos, numbered(source.missing)))
+    return _extend(replace(source, videos=new, missing=missing, classes=classes), have, out, options, how)
 
 
 def _entries(have: ShardSet) -> dict[str, tuple[dict[str, int], list[str]]]:
@@ -359,7 +385,7 @@ def retry(out: Folder, how: How, root: Folder | None = None) -> Summary:
     """Try the videos of failures.jsonl again, those that were missing too, and add what comes of them as further shards."""
     plan, have = _plan_of(out), ShardSet(out)
     root = root or open_folder(plan.root)
-    lines, files = read_failures(out, FAILURES), root.files()
+    lines, files = [line for line in read_failures(out, FAILURES) if line.stage != LEFT_OUT], root.files()
     videos = [Video(line.path, line.labels, line.splits, line.span, files[line.path]) for line in lines if line.path in files]
     missing = [Video(line.path, line.labels, line.splits, line.span) for line in lines if line.path not in files]
     options = Options(**{name: value for name, value in plan.options.items() if name in Options.__dataclass_fields__})
@@ -370,7 +396,8 @@ def retry(out: Folder, how: How, root: Folder | None = None) -> Summary:
         sorted(videos, key=lambda v: (v.path, v.span or (0, 0))),
         plan.classes,
         missing,
-        plan.unlisted,
+        plan.listed,
+        plan.left_out,
         extra,
     )
     summary = _extend(source, have, out, options, how)
@@ -382,13 +409,23 @@ def _extend(source: Source, have: ShardSet, out: Folder, options: Options, how: 
     """Further shards for the videos of ``source``, numbered after those of the set."""
     keep = [shard.name.removesuffix(".tar") for shard in have.manifest.shards]
     if not source.videos:
-        failures = [failure(video, "missing", MISSING, 0.0) for video in source.missing]
-        return Summary(have.manifest, failures, source.unlisted, 0)
+        return _nothing_new(source, have, out)
     first = 1 + max(int(name.rpartition("-")[2]) for name in keep)
     used = {key.rpartition("_s")[0] if options.segment else key for key in have.keys}
     ratio = output_ratio(source, options)
     made = jobs(source, sample_keys([video.id for video in source.videos], used), options, ratio, first)
     return carry_out(_plan(source, options, keep, made, ratio), made, source.root, out, options, how)
+
+
+def _nothing_new(source: Source, have: ShardSet, out: Folder) -> Summary:
+    """No shard to make: only what is not in the set is told anew, beside the failures that an earlier run told of."""
+    told = [line for line in read_failures(out, FAILURES) if line.stage != LEFT_OUT] if out.size(FAILURES) is not None else []
+    known = {(line.path, line.span) for line in told}
+    told += [failure(video, MISSING, NOT_ON_DISK, 0.0) for video in source.missing if (video.path, video.span) not in known]
+    labels = ({kind: label} for kind, column_N in have.labels.items() for label in set(column_N.tolist()))
+    left_out = empty_classes(source.classes, labels) | source.left_out
+    _write_failures(out, told, left_out)
+    return Summary(have.manifest, told, left_out, source.listed, 0)
 
 
 def dry_run(source: Source, options: Options, how: How) -> str:
@@ -407,11 +444,21 @@ def dry_run(source: Source, options: Options, how: How) -> str:
     total = sum(task.video.bytes for task in tasks)
     hours = seconds * total / max(read, 1) / how.workers / 3600
     long = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
-    return (
-        f"{len(tasks)} videos of {total / 1e9:.2f} GB ({len(source.missing)} missing, {source.unlisted} in no list) would give "
+    said = (
+        f"{len(tasks)} videos of {total / 1e9:.2f} GB ({len(source.missing)} more are missing) would give "
         f"{len(made)} shards of about {written / max(read, 1) * total / 1e9:.2f} GB in all, in about {long} "
         f"on {how.workers} worker(s), as measured on {len(chosen)} of them"
     )
+    empty = empty_classes(source.classes, (video.labels for video in source.videos))
+    return "\n".join([said, *left_out_lines(empty | source.left_out)])
+
+
+def left_out_lines(left_out: dict[str, str]) -> list[str]:
+    """A line for each reason: how many paths have it and the first of them."""
+    by_reason: dict[str, list[str]] = {}
+    for path, reason in left_out.items():
+        by_reason.setdefault(reason, []).append(path)
+    return [f"left out: {len(paths)} ({reason}): {some(paths)}" for reason, paths in sorted(by_reason.items())]
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

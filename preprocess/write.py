@@ -25,7 +25,9 @@ PIECE = 1 << 20
 def read_failures(folder: Folder, name: str) -> list[Failure]:
     """The lines of a failures file; raises InputError naming the line."""
     failures = []
-    for number, line in enumerate(folder.read(name).decode(errors="replace").splitlines(), 1):
+    for number, line in enumerate(folder.read(name).decode(errors="replace").split("\n"), 1):  # U+2028 ends no line of JSON
+        if not line:
+            continue
         try:
             failures.append(parse_failure(json.loads(line)))
         except (ValueError, KeyError, TypeError, IndexError) as error:

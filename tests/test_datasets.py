@@ -13,7 +13,8 @@ from conftest import REAL, needs_real_data
 from dclr.errors import InputError
 from dclr.storage import Folder
 from preprocess import datasets
-from preprocess.datasets import Source, Video, diving48, find_videos, folder, hmdb51, kinetics, sample_keys, ucf101
+from preprocess.datasets import Source, Video, diving48, folder, hmdb51, kinetics, sample_keys, ucf101
+from preprocess.found import ONE_FRAME
 
 
 class Listing(Folder):
@@ -23,8 +24,8 @@ class Listing(Folder):
         super().__init__("s3://bucket/videos")
         self.names = names
 
-    def files(self) -> dict[str, int]:
-        return dict.fromkeys(self.names, 1)
+    def listing(self) -> tuple[dict[str, int], dict[str, str]]:
+        return dict.fromkeys(self.names, 1), {}
 
 
 def written(folder: Path, **files: str | bytes) -> Path:
@@ -52,10 +53,16 @@ def test_videos_are_found_with_their_sizes_wherever_they_lie(tmp_path: Path) -> 
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"12345")
     (tmp_path / "gone.avi").symlink_to("nowhere.avi")
-    assert find_videos(Folder(str(tmp_path))) == {"a.avi": 5, "deep/er/B.MP4": 5}
-    for root, says in ((Folder(str(tmp_path / "none")), "no such folder"), (Listing("notes.txt"), "no videos in it")):
+    source = folder(Folder(str(tmp_path)))
+    assert {video.path: video.bytes for video in source.videos} == {"a.avi": 5, "deep/er/B.MP4": 5}
+    dead = {"gone.avi": "cannot be read (No such file or directory)"}
+    assert source.left_out == {"notes.txt": "text", "avi": ONE_FRAME, "c.avi/readme": ONE_FRAME} | dead
+    for root, says in (
+        (Folder(str(tmp_path / "none")), "no such folder"),
+        (Listing("notes.txt", "a/b.md", ".x.mp4"), "no videos in it; of its 3 files are 2 text, 1 hidden"),
+    ):
         with pytest.raises(InputError, match=says):
-            find_videos(root)
+            folder(root)
 
 
 def test_two_spans_of_one_file_are_two_videos() -> None:
@@ -92,7 +99,8 @@ def test_one_source_holds_all_splits(layout: tuple[Path, Path]) -> None:
     assert [(v.path, v.bytes) for v in source.missing] == [("Swim/gone.avi", 0)]
     (layout[0] / "Swim/gone.avi").symlink_to("nowhere.avi")  # a dead link is missing too
     assert [v.path for v in ucf101(root, lists).missing] == ["Swim/gone.avi"]
-    assert source.unlisted == 1 and source.classes == {"action": ["Run", "Swim"]} and source.root is root
+    assert source.left_out == {"Swim/extra.avi": datasets.UNLISTED} and source.listed == 4
+    assert source.classes == {"action": ["Run", "Swim"]} and source.root is root
     assert {v.bytes for v in source.videos} == {1}
 
 
@@ -147,7 +155,7 @@ def test_a_list_that_cannot_be_read(tmp_path: Path) -> None:
 def test_the_official_ucf101_lists_on_a_half_downloaded_disk() -> None:
     source = ucf101(Folder(str(REAL / "ucf101/videos")), REAL / "lists/ucf101")
     assert len(source.classes["action"]) == 101 and len(source.videos) == 341
-    assert len(source.missing) == 13320 - 341 and source.unlisted == 0
+    assert len(source.missing) == 13320 - 341 and source.listed == 13320 and not source.left_out
     assert split_counts(source.videos + source.missing) == {
         "train01": 9537, "test01": 3783, "train02": 9586, "test02": 3734, "train03": 9624, "test03": 3696,
     }  # fmt: skip
@@ -158,7 +166,7 @@ def test_the_lists_of_the_clips_at_hand() -> None:
     source = ucf101(Folder(str(REAL / "ucf101/videos")), REAL / "ucf101/splits16")
     counts = {split: split_counts(source.videos)[split] for split in ("train01", "test01", "train02", "test03")}
     assert counts == {"train01": 223, "test01": 101, "train02": 234, "test03": 86}
-    assert not source.missing and source.unlisted == 341 - len(source.videos)
+    assert not source.missing and list(source.left_out.values()) == [datasets.UNLISTED] * (341 - len(source.videos))
 
 
 # --- HMDB51
@@ -178,7 +186,7 @@ def test_hmdb51_has_a_list_for_each_class_and_split(tmp_path: Path) -> None:
     assert [(v.path, v.labels, v.splits) for v in source.missing] == [
         ("shoot_bow/c d.avi", {"action": 0}, ("test01", "test02"))
     ]
-    assert source.unlisted == 1  # extra.avi; the lists name never.avi, as one that nobody uses
+    assert source.left_out == {"wave/extra.avi": datasets.UNLISTED, "wave/never.avi": datasets.UNUSED}
 
 
 @pytest.mark.parametrize(
@@ -222,7 +230,7 @@ def test_the_official_hmdb51_lists() -> None:
             assert of_class == dict.fromkeys(range(51), count)
     assert {v.path.partition("/")[0] for v in source.videos} <= {"cartwheel", "pour", "wave"}
     whole = hmdb51(Listing(*(v.path for v in everything)), REAL / "lists/hmdb51")  # brackets, #, !, ; and all
-    assert len(whole.videos) == 6371 and not whole.missing and not whole.unlisted
+    assert len(whole.videos) == 6371 and not whole.missing and not whole.left_out
 
 
 # --- Kinetics
@@ -260,7 +268,7 @@ def test_kinetics_joins_its_csv_files(csvs: Path) -> None:
         ("train/air drumming/-abcdefghij_000003_000013.mp4", 1, ("train",)),
         ("val/air drumming/zzzzzzzzzzz_000000_000010.mp4", 1, ("val",)),
     ]
-    assert not source.missing and source.unlisted == 1
+    assert not source.missing and source.left_out == {"train/abseiling/other_000000_000010.mp4": datasets.UNLISTED}
 
 
 @pytest.mark.parametrize(
@@ -275,7 +283,7 @@ def test_kinetics_joins_its_csv_files(csvs: Path) -> None:
 )
 def test_kinetics_in_the_layouts_that_people_have(csvs: Path, path: str) -> None:
     source = kinetics(Listing(path), csvs)
-    assert rows(source) == [(path, 1, ("train",))] and source.unlisted == 0
+    assert rows(source) == [(path, 1, ("train",))] and not source.left_out
     assert [v.path for v in source.missing] == [
         "test/ttttttttttt_000002_000012.mp4",
         "train/abseiling/a_b-cdefghi_000417_000427.mp4",
@@ -286,14 +294,16 @@ def test_kinetics_in_the_layouts_that_people_have(csvs: Path, path: str) -> None
 def test_of_several_files_for_one_clip_the_one_in_its_split(csvs: Path) -> None:
     copies = [f"{place}/zzzzzzzzzzz_000000_000010.mp4" for place in ("a", "train", "val")]
     source = kinetics(Listing(*copies, "b/zzzzzzzzzzz.mp4"), csvs / "val.csv")
-    assert [v.path for v in source.videos] == [copies[2]] and source.unlisted == 3
+    assert [v.path for v in source.videos] == [copies[2]]
+    assert source.left_out == dict.fromkeys([*copies[:2], "b/zzzzzzzzzzz.mp4"], datasets.OTHER_TAKEN)
     assert [v.path for v in kinetics(Listing(*copies[:2]), csvs / "val.csv").videos] == [copies[0]]
 
 
 def test_a_file_with_only_an_id_is_no_clip_where_several_clips_have_it(csvs: Path) -> None:
     written(csvs, more__csv=VAL + "val,abseiling,zzzzzzzzzzz,50,60\n")
     source = kinetics(Listing("zzzzzzzzzzz.mp4", "zzzzzzzzzzz_000050_000060.mp4"), csvs)
-    assert [v.path for v in source.videos] == ["zzzzzzzzzzz_000050_000060.mp4"] and source.unlisted == 1
+    assert [v.path for v in source.videos] == ["zzzzzzzzzzz_000050_000060.mp4"]
+    assert source.left_out == {"zzzzzzzzzzz.mp4": datasets.UNLISTED}
 
 
 def test_the_lines_of_a_label_map_are_the_classes(csvs: Path) -> None:
@@ -376,7 +386,7 @@ def test_the_official_kinetics_lists() -> None:
     everything = source.videos + source.missing
     assert split_counts(everything) == {"test": 38685, "train": 400, "val": 19906 + 400}
     assert sum(not v.labels for v in everything) == 38685 and len(source.classes["action"]) == 400
-    assert source.unlisted == 2
+    assert list(source.left_out.values()) == [datasets.UNLISTED] * 2
     validation = kinetics(Folder(str(REAL / "wild/kinetics")), lists / "kinetics-400_val.csv")
     assert len(validation.videos + validation.missing) == 19906 and validation.classes == source.classes
     test = kinetics(Listing(*(v.path for v in everything if v.splits == ("test",))), lists / "kinetics-400_test.csv")
@@ -411,7 +421,8 @@ def test_diving48_spans_are_videos(dives: Callable[..., Path]) -> None:
     source = diving48(Listing("rgb/-x_00001.mp4", "rgb/other.mp4"), dives())
     assert source.classes == {"action": ["Back-15som-FREE", "Inward-35som-NoTwis-TUCK"]}
     assert rows(source) == [("rgb/-x_00001.mp4[0:78]", 1, ("train",)), ("rgb/-x_00001.mp4[100:150]", 1, ("train",))]
-    assert [(v.id, v.splits) for v in source.missing] == [("y.mp4[0:78]", ("test",))] and source.unlisted == 1
+    assert [(v.id, v.splits) for v in source.missing] == [("y.mp4[0:78]", ("test",))]
+    assert source.left_out == {"rgb/other.mp4": datasets.UNLISTED}
     assert len(set(sample_keys([v.id for v in source.videos]))) == 2
 
 
@@ -478,7 +489,9 @@ def test_the_official_diving48_lists(tmp_path: Path) -> None:
 def test_a_folder_of_class_folders() -> None:
     source = folder(Listing("walk/deep/a.mp4", "run/b.avi", "run/readme.txt"))
     assert rows(source) == [("run/b.avi", 0, ("all",)), ("walk/deep/a.mp4", 1, ("all",))]
-    assert source.classes == {"action": ["run", "walk"]} and not source.missing and not source.unlisted
+    assert (
+        source.classes == {"action": ["run", "walk"]} and not source.missing and source.left_out == {"run/readme.txt": "text"}
+    )
 
 
 def test_a_folder_is_unlabelled_where_one_video_has_no_class() -> None:
@@ -497,7 +510,7 @@ def own(tmp_path: Path, content: str | bytes, *names: str) -> Source:
 def test_a_csv_of_paths_is_enough(tmp_path: Path) -> None:
     source = own(tmp_path, b"\xef\xbb\xbfpath\r\n./d//c.mp4 \r\n\r\na.mp4\r\ngone.mp4\r\n")
     assert rows(source) == [("a.mp4", None, ("all",)), ("d/c.mp4", None, ("all",))] and source.classes == {}
-    assert [v.path for v in source.missing] == ["gone.mp4"] and source.unlisted == 1
+    assert [v.path for v in source.missing] == ["gone.mp4"] and source.left_out == {"b.mp4": datasets.UNLISTED}
 
 
 def test_a_csv_with_everything(tmp_path: Path) -> None:
@@ -516,7 +529,7 @@ def test_a_csv_with_everything(tmp_path: Path) -> None:
         ("a.mp4[10:20]", 1, ("train",)),
         ("b.mp4", None, ("all",)),
     ]
-    assert source.classes == {"action": ["run", "walk"]} and source.unlisted == 1
+    assert source.classes == {"action": ["run", "walk"]} and source.left_out == {"d/c.mp4": datasets.UNLISTED}
 
 
 def test_numbers_for_labels_stay_what_they_are(tmp_path: Path) -> None:
@@ -566,6 +579,12 @@ def test_a_csv_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none.csv: cannot be read \(No such file"):
         datasets.csv(Listing("a.mp4"), tmp_path / "none.csv")
     assert [v.path for v in own(tmp_path, b"path\n\xff\xfe.mp4\na.mp4\n").videos] == ["a.mp4"]
+
+
+def test_a_list_takes_files_of_any_suffix_that_is_not_known_to_be_another(tmp_path: Path) -> None:
+    names = ("a.MTS", "b.gif", "c.strange", "d", "._e.mp4")
+    source = own(tmp_path, "path\n" + "\n".join(names), *names, "d.json")
+    assert sorted(v.path for v in source.videos) == sorted(names) and source.left_out == {"d.json": "text"}
 
 
 # --- names in the shards

@@ -18,7 +18,8 @@ from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
 from dclr.record import video_id
 from dclr.storage import Folder, open_folder
-from preprocess.datasets import Video
+from preprocess.datasets import EMPTY_CLASS, Video
+from preprocess.found import HIDDEN
 from preprocess.plan import Task
 from preprocess.preview import CURVE
 from preprocess.run import make_samples
@@ -155,6 +156,92 @@ def test_a_broken_video_costs_itself_and_is_listed(half_broken: tuple[Path, Path
     assert not list((tmp_path / "set").glob(".*"))
     ucf = ("-m", "preprocess", "ucf101", "--root", root, "--splits", lists, "--out", tmp_path / "again", "--max-failures", "50")
     assert "failed: 2 videos" in succeed(*ucf)
+
+
+def left_out(out: Path) -> dict[str, str]:
+    """Path -> reason of the lines of failures.jsonl that are no failures."""
+    lines = [json.loads(line) for line in (out / "failures.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    return {line["path"]: line["reason"] for line in lines if line["stage"] == "left-out"}
+
+
+def test_what_is_left_out_is_counted_and_named(half_broken: tuple[Path, Path], tmp_path: Path) -> None:
+    """By every command that makes or finishes a set; it is no failure, and no byte of the manifest depends on it."""
+    root, lists = half_broken
+    (lists / "classInd.txt").write_text("1 A\n2 B\n")
+    ucf = ("-m", "preprocess", "ucf101", "--root", root, "--splits", lists, "--max-failures", "50", "--out")
+    before = succeed(*ucf, tmp_path / "before")
+    assert "left out: 1 (a class without a video): B/" in before and left_out(tmp_path / "before") == {"B/": EMPTY_CLASS}
+    manifest = (tmp_path / "before/manifest.json").read_bytes()
+    named = {"B/": EMPTY_CLASS, "A/._good1.mp4": HIDDEN, "A/line\u2028.mp4": "in no list"}
+    named |= {f"A/{number}.jpg": "a picture" for number in range(7)}
+    for name in named:
+        (root / name).parent.mkdir(exist_ok=True)
+        if not name.endswith("/"):
+            (root / name).write_text("x")
+    said = succeed(*ucf, tmp_path / "set")
+    assert "left out: 7 (a picture): A/0.jpg, A/1.jpg, A/2.jpg, A/3.jpg, A/4.jpg and 2 more" in said
+    assert "left out: 1 (a class without a video): B/" in said and "(in no list): A/line" in said
+    assert left_out(tmp_path / "set") == named and (tmp_path / "set/manifest.json").read_bytes() == manifest
+    assert "left out: 7 (a picture)" in succeed(*ucf, tmp_path / "before")  # the same command on a finished set
+    assert left_out(tmp_path / "before") == named and (tmp_path / "before/manifest.json").read_bytes() == manifest
+    dry = succeed(*ucf, tmp_path / "dry", "--dry-run")
+    assert "left out: 7 (a picture)" in dry and "left out: 1 (a class without a video): B/" in dry
+    succeed(*ucf, tmp_path / "parts", "--part", "1/1")
+    assert "left out: 7 (a picture)" in succeed("-m", "preprocess", "merge", tmp_path / "parts", "--max-failures", "50")
+    assert left_out(tmp_path / "parts") == named
+    encode(render("up", "rings", ("text",))[0], 25, root / "A/text.avi")
+    assert "3 videos in 2 shards" in succeed("-m", "preprocess", "retry", tmp_path / "set", "--max-failures", "50")
+    assert left_out(tmp_path / "set") == named
+    for name in ("cut.mp4", "gone.avi"):
+        encode(render("up", "rings", (name,))[0], 25, root / "A" / name)
+    succeed("-m", "preprocess", "retry", tmp_path / "set")
+    assert "there was nothing new to try" in succeed("-m", "preprocess", "retry", tmp_path / "set")
+    assert left_out(tmp_path / "set") == named
+    (root / "A/new.txt").write_text("x")
+    assert "there was nothing new to try" in succeed(*ucf, tmp_path / "set", "--append")
+    assert left_out(tmp_path / "set") == named | {"A/new.txt": "text"}
+
+
+def test_a_class_whose_videos_all_fail_is_named(few: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(few, root)
+    (root / "C").mkdir()
+    (root / "C/text.mp4").write_text("no video")
+    (root / "D").mkdir()
+    (root / "D/readme.md").write_text("x")
+    succeed(*FOLDER, root, "--out", tmp_path / "set", "--size", "32", "--max-failures", "20")
+    assert left_out(tmp_path / "set") == {"C/": EMPTY_CLASS, "D/": EMPTY_CLASS, "D/readme.md": "text"}
+
+
+def test_sets_and_plans_made_before_left_out_files_were_named_still_open(few: Path, tmp_path: Path) -> None:
+    root, out = tmp_path / "root", tmp_path / "set"
+    shutil.copytree(few, root)
+    (root / "A/text.avi").write_text("no video")
+    succeed(*FOLDER, root, "--out", out, *SMALL_SHARDS, "--max-failures", "20")
+    made, plan = contents(out), json.loads((out / "plan.json").read_text())
+    for name in ("listed", "left_out"):
+        del plan[name]
+    for manifest in (True, False):  # finished, and killed before it was
+        (out / "plan.json").write_text(json.dumps(plan | {"unlisted": 3}))
+        if not manifest:
+            (out / "manifest.json").unlink()
+        succeed(*FOLDER, root, "--out", out, *SMALL_SHARDS, "--max-failures", "20")
+        assert contents(out) == made
+    (out / "plan.json").write_text(json.dumps(plan | {"unlisted": 3}))
+    for command in (("merge", out, "--max-failures", "20"), ("retry", out, "--max-failures", "100")):
+        assert "8 videos" in succeed("-m", "preprocess", *command)
+
+
+@needs_real_data
+def test_videos_with_rare_suffixes_become_a_set(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("mts.MTS", "ogv.ogv"):
+        (root / name[:3]).mkdir(parents=True)
+        shutil.copy(REAL / "reports/video" / name, root / name[:3])
+    (root / "ogv").rename(tmp_path / "elsewhere")
+    (root / "ogv").symlink_to("../elsewhere")
+    assert "2 videos" in succeed(*FOLDER, root, "--out", tmp_path / "set", "--size", "32")
+    assert ShardSet(tmp_path / "set").manifest.classes == {"action": ["mts", "ogv"]} and not left_out(tmp_path / "set")
 
 
 def test_retry_adds_what_was_repaired_and_nothing_else_changes(half_broken: tuple[Path, Path], tmp_path: Path) -> None:
@@ -331,7 +418,7 @@ def test_a_video_above_max_seconds_fails_and_says_the_way_out(few: Path, tmp_pat
 def test_videos_out_of_time_are_killed_and_listed(few: Path, tmp_path: Path) -> None:
     assert "not done after 0.001 seconds" in refuse(*FOLDER, few, "--out", tmp_path / "set", "--timeout", "0.001")
     failures = [json.loads(line) for line in (tmp_path / "set/failures.jsonl").read_text().splitlines()]
-    assert len(failures) == 8 and {f["stage"] for f in failures} == {"timeout"}
+    assert Counter(f["stage"] for f in failures) == {"timeout": 8, "left-out": 2}  # and both classes
     assert "8 videos" in succeed(*FOLDER, few, "--out", tmp_path / "set")
 
 
@@ -400,7 +487,7 @@ def test_preprocess_refuses_what_cannot_work(half_broken: tuple[Path, Path], tmp
     assert "none of the videos could be transcoded" in refuse(*ucf, tmp_path / "s")
 
 
-PLAN = {"dataset": "folder", "root": "r", "classes": {}, "options": {}, "keep": [], "shards": {}, "failures": [], "unlisted": 0}
+PLAN = {"dataset": "folder", "root": "r", "classes": {}, "options": {}, "keep": [], "shards": {}, "failures": []}
 
 
 @pytest.mark.parametrize(
@@ -411,6 +498,7 @@ PLAN = {"dataset": "folder", "root": "r", "classes": {}, "options": {}, "keep": 
         for change in (
             {"shards": {"../../x": "r"}}, {"keep": ["../x"]}, {"shards": ["shard-000000"]}, {"failures": [{"path": 1}]},
             {"failures": "x"}, {"ratio": None}, {"options": []}, {"root": 5}, {"version": 9},
+            {"left_out": []}, {"left_out": {"a": 1}}, {"listed": "3"},
         )
     ],
 )  # fmt: skip

@@ -12,6 +12,9 @@ from servers import Proxy, free_port
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
 from dclr.storage import open_folder
+from preprocess import datasets
+from preprocess.datasets import EMPTY_CLASS
+from preprocess.found import HIDDEN, ONE_FRAME
 from preprocess.synthetic import encode, render
 
 pytestmark = needs("moto", "s3fs")
@@ -59,6 +62,21 @@ def test_a_set_made_in_object_storage_is_the_local_one(videos: Path, local_set: 
     open_folder(place).write("shard-000000.tar", tar[:700] + b"!" + tar[701:])
     done = run("-m", "preprocess", "verify", place)
     assert done.returncode == 1 and "crc32" in done.stdout + done.stderr
+
+
+def test_what_is_not_taken_from_object_storage_is_named(videos: Path, bucket: str) -> None:
+    root = open_folder(f"s3://{bucket}/in")
+    for name in ("A/0.mp4", "B/1.mp4"):
+        root.write(name, (videos / name).read_bytes())
+    root.write("B/moving", (videos / "B/1.mp4").read_bytes())  # no suffix: fetched and looked into
+    left_out = {"A/.DS_Store": HIDDEN, "A/readme.txt": "text", "A/still": ONE_FRAME, "C/cover.jpg": "a picture"}
+    for name in left_out:
+        root.write(name, b"x")
+    for marker in ("", "A/", "A/deep/", "D/"):  # what consoles make for a new folder
+        open_folder(f"s3://{bucket}").write(f"in/{marker}", b"")
+    source = datasets.folder(root)
+    assert [video.path for video in source.videos] == ["A/0.mp4", "B/1.mp4", "B/moving"]
+    assert source.left_out == left_out | {"C/": EMPTY_CLASS, "A/deep/": "an empty folder", "D/": "an empty folder"}
 
 
 def test_errors_stalls_and_dropped_connections_change_no_byte(
