@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable, Iterator
 from csv import Error as CsvError
 from csv import reader as csv_reader
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from preprocess.found import HIDDEN, NO_VIDEO, VIDEO_SUFFIXES, find_files, no_vi
 
 KINETICS_SPLITS = {"train": "train", "val": "val", "validate": "val", "test": "test"}
 KINETICS_COLUMNS = ("youtube_id", "time_start", "time_end", "split")
+KINETICS_MORE = ("label", "is_cc")
+CSV_MORE = ("label", "split", "start", "end")
 UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # in a path or a name: control characters, halves of characters
-LAST_CLASS = 100_000  # of a CSV file with numbers for labels
-LAST_FRAME = 10**9
+LAST_NUMBER = 10**9  # of a frame, a second or a label
 NOT_BOTH = "a video trains or tests, not both"
 # Why what is below the root is not in a set, beside what preprocess/found.py says
 UNLISTED = "in no list"
@@ -212,12 +214,13 @@ def folder(root: Folder) -> Source:
 def csv(root: Folder, file: Path) -> Source:
     """A list of one's own: a header with ``path`` and any of ``label,split,start,end``, then a line for each video.
 
-    Without a split a video is in ``all``; a video on several lines is in the split of each. Labels are names, or whole
-    numbers where all are. ``start`` and ``end`` (exclusive) are frame numbers in decode order.
+    Without a split a video is in ``all``; a video on several lines is in the split of each. Classes are the labels that occur,
+    in the order of names, or of numbers where all are whole ones. ``start`` and ``end`` (exclusive) are frame numbers in decode
+    order.
     """
     splits: dict[tuple[str, tuple[int, int] | None], list[str]] = {}
     labels: dict[tuple[str, tuple[int, int] | None], str] = {}
-    for number, row in _table(file, ("path",)):
+    for number, row in _table(file, ("path",), CSV_MORE):
         at = f"{file}, line {number}"
         video = _csv_path(row["path"], at), _csv_span(row.get("start", ""), row.get("end", ""), at)
         split, label = row.get("split", "") or "all", row.get("label", "")
@@ -338,8 +341,11 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line.strip()) for number, line in enumerate(_text(path).split("\n"), 1) if line.strip()]
 
 
-def _table(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and column -> value, stripped, of each line of a CSV that says something; raises InputError."""
+def _table(path: Path, needed: tuple[str, ...], more: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and column -> value, stripped, of each line of a CSV that says something; raises InputError.
+
+    Columns that are neither ``needed`` nor one of ``more`` are ignored, with a warning.
+    """
     rows = csv_reader(io.StringIO(_text(path)))
     header: list[str] = []
     try:
@@ -354,6 +360,7 @@ def _table(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str,
                 yield rows.line_num, dict(zip(header, values, strict=True))
                 continue
             header = values
+            _check_columns(header, needed + more, f"{path}, line {rows.line_num}")
             if not set(needed) <= set(header) or len(set(header)) < len(header):
                 expected = f"expected a header with {_words(needed)}, each column once"
                 raise InputError(f"{path}, line {rows.line_num}: {_shown(','.join(header))}, {expected}")
@@ -361,6 +368,20 @@ def _table(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str,
         raise InputError(f"{path}, line {rows.line_num}: not a line of a CSV file ({error})") from None
     if not header:
         raise InputError(f"{path}: empty, expected a header with {_words(needed)}")
+
+
+def _check_columns(header: list[str], known: tuple[str, ...], at: str) -> None:
+    """Say which columns are ignored; raises InputError where one differs from a known one in nothing but case or spaces."""
+    ignored = []
+    for name in header:
+        plain = "_".join(name.lower().split())
+        if name not in known and plain in known:
+            raise InputError(f"{at}: column {_shown(name)}, expected {_shown(plain)}: names of columns are lower case")
+        if name not in known:
+            near = get_close_matches(plain, known, 1)
+            ignored.append(_shown(name) + (f" (is {near[0]} meant?)" if near else ""))
+    if ignored:
+        print(f"warning: {at}: ignored columns: {', '.join(ignored)}; known are {_words(known)}", file=sys.stderr)
 
 
 def _split_last(line: str) -> tuple[str, str]:
@@ -411,7 +432,7 @@ def _clips(files: list[Path], known: set[str] | None) -> dict[str, tuple[str, st
     """
     clips: dict[str, tuple[str, str, str]] = {}
     for file in files:
-        for number, row in _table(file, KINETICS_COLUMNS):
+        for number, row in _table(file, KINETICS_COLUMNS, KINETICS_MORE):
             id, label, split = row["youtube_id"], row.get("label", ""), KINETICS_SPLITS.get(row["split"])
             start, end = _whole(row["time_start"]), _whole(row["time_end"])
             if not re.fullmatch(r"[A-Za-z0-9_-]+", id) or start is None or end is None or split is None:
@@ -432,8 +453,8 @@ def _clips(files: list[Path], known: set[str] | None) -> dict[str, tuple[str, st
 
 
 def _whole(text: str) -> int | None:
-    """A whole number from 0 to LAST_FRAME in plain digits, None for anything else."""
-    return int(text) if re.fullmatch(r"[0-9]{1,10}", text) and int(text) <= LAST_FRAME else None
+    """A whole number from 0 to LAST_NUMBER in plain digits, None for anything else."""
+    return int(text) if re.fullmatch(r"[0-9]{1,10}", text) and int(text) <= LAST_NUMBER else None
 
 
 # --- Diving48
@@ -482,7 +503,7 @@ def _dives(path: Path, classes: int) -> Iterator[tuple[str, int, tuple[int, int]
         label, first, end = (value if type(value) is int else -1 for value in numbers)  # True is an int too
         if not isinstance(name, str) or not _inside(name) or "/" in name:
             raise InputError(f"{path}, entry {number}: {_shown(entry)}, expected a vid_name that is a plain name")
-        if not 0 <= label < classes or not 0 <= first < end <= LAST_FRAME:
+        if not 0 <= label < classes or not 0 <= first < end <= LAST_NUMBER:
             expected = f"expected whole numbers: a label below {classes} and 0 <= start_frame < end_frame"
             raise InputError(f"{path}, entry {number}: {_shown(entry)}, {expected}")
         yield name, label, (first, end)
@@ -514,18 +535,18 @@ def _csv_span(start: str, end: str, at: str) -> tuple[int, int] | None:
 
 
 def _csv_classes(labels: set[str], file: Path) -> tuple[list[str], dict[str, int]]:
-    """Class names and label -> index for a CSV: 0 to the highest where all are whole numbers, or else sorted names.
+    """Class names and label -> index for a CSV: the labels that occur, sorted; as numbers where all are whole ones.
 
     Raises InputError for a number that is too high or negative.
     """
-    names = sorted(labels)
-    if not labels or not all(re.fullmatch(r"-?[0-9]+", label) for label in labels):
+    if not all(re.fullmatch(r"-?[0-9]+", label) for label in labels):
+        names = sorted(labels)
         return names, {name: label for label, name in enumerate(names)}
-    for name in names:
-        if name.startswith("-") or len(name) > len(str(LAST_CLASS)) or int(name) > LAST_CLASS:
-            raise InputError(f"{file}: label {_shown(name)}, expected 0 to {LAST_CLASS}, or nothing for an unlabelled video")
-    index = {name: int(name) for name in names}
-    return [str(label) for label in range(max(index.values()) + 1)], index
+    for label in labels:
+        if _whole(label) is None:
+            raise InputError(f"{file}: label {_shown(label)}, expected 0 to {LAST_NUMBER}, or nothing for an unlabelled video")
+    index = {number: at for at, number in enumerate(sorted({int(label) for label in labels}))}
+    return [str(number) for number in index], {label: index[int(label)] for label in labels}
 
 
 # --- names in the shards

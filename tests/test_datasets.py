@@ -342,6 +342,8 @@ HEADER = "label,youtube_id,time_start,time_end,split\n"
         (HEADER + "..,x,0,10,val", "expected a label"),
         (HEADER + "a/b,x,0,10,val", "expected a label"),
         (HEADER + "a\0b,x,0,10,val", "expected a label"),
+        ("Label,youtube_id,time_start,time_end,split\n", "line 1: column 'Label', expected 'label'"),
+        ("label,youtube_id,Time Start,time_end,split\n", "line 1: column 'Time Start', expected 'time_start'"),
         (HEADER + '"' + "a" * 200_000, "not a line of a CSV file"),
         (HEADER + "air drumming,zzzzzzzzzzz,0,10,train", "zzzzzzzzzzz_000000_000010 is in .* too; a video trains or tests"),
         (HEADER + "abseiling,zzzzzzzzzzz,0,10,val", "is labelled 'abseiling' too, expected one label"),
@@ -532,10 +534,12 @@ def test_a_csv_with_everything(tmp_path: Path) -> None:
     assert source.classes == {"action": ["run", "walk"]} and source.left_out == {"d/c.mp4": datasets.UNLISTED}
 
 
-def test_numbers_for_labels_stay_what_they_are(tmp_path: Path) -> None:
-    source = own(tmp_path, "path,label\na.mp4,3\nb.mp4,01\nd/c.mp4,\n")
-    assert rows(source) == [("a.mp4", 3, ("all",)), ("b.mp4", 1, ("all",)), ("d/c.mp4", None, ("all",))]
-    assert source.classes == {"action": ["0", "1", "2", "3"]}
+def test_classes_are_the_labels_that_occur_and_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
+    source = own(tmp_path, "path,label\na.mp4,0\nb.mp4,10\nd/c.mp4,2\n")
+    assert [v.labels["action"] for v in source.videos] == [0, 2, 1] and source.classes == {"action": ["0", "2", "10"]}
+    source = own(tmp_path, "path,label\na.mp4,99999\nb.mp4,07\nd/c.mp4,\n")
+    assert rows(source) == [("a.mp4", 1, ("all",)), ("b.mp4", 0, ("all",)), ("d/c.mp4", None, ("all",))]
+    assert source.classes == {"action": ["7", "99999"]}
     source = own(tmp_path, "path,label\na.mp4,0\nb.mp4,10\nd/c.mp4,9b\n")  # not all are numbers: names
     assert [v.labels["action"] for v in source.videos] == [0, 1, 2] and source.classes == {"action": ["0", "10", "9b"]}
 
@@ -564,9 +568,10 @@ def test_numbers_for_labels_stay_what_they_are(tmp_path: Path) -> None:
         ("path,start,end\na.mp4,0," + "9" * 5000, "both as whole frame numbers"),
         ("path,start,end\na.mp4,5,5", "start 5, end 5, expected an end"),
         ("path,label\na.mp4,run\na.mp4,walk", "line 3: a.mp4 is labelled 'run' and 'walk', expected one label"),
-        ("path,label\na.mp4,100001", "label '100001', expected 0 to 100000"),
-        ("path,label\na.mp4," + "9" * 5000, "expected 0 to 100000"),
-        ("path,label\na.mp4,-1\nb.mp4,3", "label '-1', expected 0 to 100000, or nothing"),
+        ("path,label\na.mp4," + "9" * 5000, "expected 0 to 1000000000"),
+        ("path,label\na.mp4,-1\nb.mp4,3", "label '-1', expected 0 to 1000000000, or nothing"),
+        ("path,Label\na.mp4,run", "line 1: column 'Label', expected 'label': names of columns are lower case"),
+        ("PATH,label\na.mp4,run", "line 1: column 'PATH', expected 'path'"),
         ("path\nz.mp4", "mine.csv names 1 videos .*expected s3://bucket/videos/z.mp4"),
     ],
 )
@@ -581,10 +586,28 @@ def test_a_csv_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     assert [v.path for v in own(tmp_path, b"path\n\xff\xfe.mp4\na.mp4\n").videos] == ["a.mp4"]
 
 
+def test_unknown_columns_are_named_and_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert rows(own(tmp_path, "path,labels,fold\na.mp4,run,1\n")) == [("a.mp4", None, ("all",))]
+    said = "ignored columns: 'labels' (is label meant?), 'fold'; known are path,label,split,start,end"
+    assert capsys.readouterr().err == f"warning: {tmp_path / 'mine.csv'}, line 1: {said}\n"
+    own(tmp_path, "path,label,split,start,end\na.mp4,run,x,0,3\n")
+    assert not capsys.readouterr().err
+
+
 def test_a_list_takes_files_of_any_suffix_that_is_not_known_to_be_another(tmp_path: Path) -> None:
     names = ("a.MTS", "b.gif", "c.strange", "d", "._e.mp4")
     source = own(tmp_path, "path\n" + "\n".join(names), *names, "d.json")
     assert sorted(v.path for v in source.videos) == sorted(names) and source.left_out == {"d.json": "text"}
+
+
+@needs_real_data
+@pytest.mark.parametrize(
+    ("file", "classes"),
+    [("l300", ["0", "299"]), ("sparse", ["7", "99999"]), ("mathname", ["$x_1^{$", "日本語"])],
+)
+def test_class_names_of_the_reported_lists(file: str, classes: list[str]) -> None:
+    videos = (f"{number}.mp4" for number in range(1, 7))
+    assert datasets.csv(Listing(*videos), REAL / f"reports/lists/{file}.csv").classes == {"action": classes}
 
 
 # --- names in the shards

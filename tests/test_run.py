@@ -232,6 +232,28 @@ def test_sets_and_plans_made_before_left_out_files_were_named_still_open(few: Pa
         assert "8 videos" in succeed("-m", "preprocess", *command)
 
 
+def test_append_keeps_the_numbers_of_classes(few: Path, tmp_path: Path) -> None:
+    """Also of missing videos, which retry adds; and a video that is in the set and no longer on disk is not missing."""
+    root, out, table = tmp_path / "root", tmp_path / "set", tmp_path / "list.csv"
+    shutil.copytree(few, root)
+    csv = ("-m", "preprocess", "csv", "--root", root, "--list", table, "--out", out, "--size", "32")
+    table.write_text("path,label\nA/0.mp4,7\nB/1.avi,99999\n")
+    succeed(*csv)
+    assert ShardSet(out).manifest.classes == {"action": ["7", "99999"]}
+    (root / "A/0.mp4").unlink()
+    (root / "A/4.avi").rename(tmp_path / "4.avi")
+    table.write_text("path,label\nA/0.mp4,7\nB/1.avi,99999\nA/2.avi,10\nA/4.avi,10\nB/3.mp4,7\n")
+    succeed(*csv, "--append")
+    (tmp_path / "4.avi").rename(root / "A/4.avi")
+    lines = [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
+    assert [(line["path"], line["stage"]) for line in lines if line["stage"] != "left-out"] == [("A/4.avi", "missing")]
+    succeed("-m", "preprocess", "retry", out)
+    shards = ShardSet(out)
+    assert shards.manifest.classes == {"action": ["7", "99999", "10"]}
+    labels = dict(zip(shards.keys, shards.labels["action"].tolist(), strict=True))
+    assert labels == {"A_0": 0, "B_1": 1, "A_2": 2, "B_3": 0, "A_4": 2}
+
+
 @needs_real_data
 def test_videos_with_rare_suffixes_become_a_set(tmp_path: Path) -> None:
     root = tmp_path / "root"
@@ -242,6 +264,21 @@ def test_videos_with_rare_suffixes_become_a_set(tmp_path: Path) -> None:
     (root / "ogv").symlink_to("../elsewhere")
     assert "2 videos" in succeed(*FOLDER, root, "--out", tmp_path / "set", "--size", "32")
     assert ShardSet(tmp_path / "set").manifest.classes == {"action": ["mts", "ogv"]} and not left_out(tmp_path / "set")
+
+
+@needs_real_data
+def test_class_names_are_kept_as_they_stand(few: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    for number, video in zip((1, 3, 5, 6), sorted(few.rglob("*.mp4")) * 2, strict=False):
+        shutil.copy(video, root / f"{number}.mp4")
+    table, out = REAL / "reports/lists/mathname.csv", tmp_path / "set"
+    succeed("-m", "preprocess", "csv", "--root", root, "--list", table, "--out", out, "--size", "32")
+    shards = ShardSet(out)
+    assert shards.manifest.classes == {"action": ["$x_1^{$", "日本語"]}
+    assert [shards.read(sample).meta["class"] for sample in range(4)] == ["$x_1^{$", "日本語"] * 2
+    succeed("-m", "preprocess", "stats", out, "--out", tmp_path / "stats.png")
+    succeed("-m", "preprocess", "preview", out, "--out", tmp_path / "sheet.png")
 
 
 def test_retry_adds_what_was_repaired_and_nothing_else_changes(half_broken: tuple[Path, Path], tmp_path: Path) -> None:
