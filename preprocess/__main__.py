@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import fields, replace
@@ -26,6 +27,7 @@ LISTED = {
     "kinetics": "Kinetics: the official CSV files, or one of them, and a label map where there is one",
     "diving48": "Diving48 V2: train, test and vocabulary JSON",
 }
+WARN_MISSING = 5  # percent of the listed videos
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,6 +43,8 @@ def parser() -> argparse.ArgumentParser:
         "--timeout", type=float, default=600, metavar="SECONDS", help="a video that takes longer has failed (600)"
     )
     speed.add_argument("--max-failures", type=float, default=5, metavar="PERCENT", help="more failed videos: exit code 1 (5)")
+    missing_help = f"more missing videos of the lists: exit code 1 (only a warning, above {WARN_MISSING})"
+    speed.add_argument("--max-missing", type=float, metavar="PERCENT", help=missing_help)
     speed.add_argument("--engine", choices=("local", "ray"), default="local", help="processes here, or a Ray cluster")
 
     making = argparse.ArgumentParser(add_help=False, parents=[working])
@@ -99,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
     again.add_argument("--root", type=folder_flag, help="where the videos are now (as before)")
     joined = commands.add_parser("merge", parents=[existing], help="the one manifest of what several parts made")
     joined.add_argument("--max-failures", type=float, default=5, metavar="PERCENT", help="more failed videos: exit code 1 (5)")
+    joined.add_argument("--max-missing", type=float, metavar="PERCENT", help=missing_help)
 
     checked = commands.add_parser(
         "verify", parents=[existing], help="hash every shard, compare it with its index; exit code 1 on a fault"
@@ -141,8 +146,8 @@ def main(argv: list[str] | None = None) -> None:
     for flag in ("workers", "videos", "limit"):
         if getattr(args, flag, None) is not None and getattr(args, flag) < 1:
             raise InputError(f"--{flag} {getattr(args, flag)}: expected at least 1")
-    for flag, least, most in (("timeout", 1e-3, 1e9), ("max_failures", 0, 100)):
-        if not least <= getattr(args, flag, least) <= most:
+    for flag, least, most in (("timeout", 1e-3, 1e9), ("max_failures", 0, 100), ("max_missing", 0, 100)):
+        if getattr(args, flag, None) is not None and not least <= getattr(args, flag) <= most:
             raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: expected {least:g} to {most:g}")
     if args.command == "preview":
         print(contact_sheet(args.set, args.out, args.videos))
@@ -154,10 +159,10 @@ def main(argv: list[str] | None = None) -> None:
             raise SystemExit(1)
     elif args.command == "merge":
         with args.set.held():
-            conclude(args.set, run.merge(args.set), args.max_failures)
+            conclude(args.set, run.merge(args.set), args)
     elif args.command == "retry":
         with args.set.held():
-            conclude(args.set, run.retry(args.set, how(args), args.root), args.max_failures)
+            conclude(args.set, run.retry(args.set, how(args), args.root), args)
     else:
         make(args)
 
@@ -174,15 +179,18 @@ def make(args: argparse.Namespace) -> None:
         if not getattr(args, "dry_run", False):
             stack.enter_context(args.out.held(how(args).part))
         source = _drawn(args, stack) if args.command == "synthetic" else _found(args)
+        absent = too_many_missing(len(source.missing), source.listed, args.max_missing)
         if getattr(args, "dry_run", False):
             print(run.dry_run(source, options, how(args)))
+            if absent:
+                raise SystemExit(f"error: {absent}")
             return
         work = run.append if getattr(args, "append", False) else run.build
         summary = work(source, args.out, options, how(args))
     if summary is None:
         print(f"{args.out}: part {args.part} is made; when all are: python -m preprocess merge {args.out}")
     else:
-        conclude(args.out, summary, args.max_failures)
+        conclude(args.out, summary, args)
 
 
 def _drawn(args: argparse.Namespace, stack: ExitStack) -> Source:
@@ -211,13 +219,31 @@ def _found(args: argparse.Namespace) -> Source:
     return replace(source, videos=source.videos[: args.limit], options=source.options | {"limit": args.limit})
 
 
-def conclude(out: Folder, summary: run.Summary, max_failures: float) -> None:
-    """Say what came of it; exit code 1 where more than ``max_failures`` percent of the videos tried failed."""
+def too_many_missing(missing: int, listed: int, most: float | None) -> str:
+    """The error where ``missing`` is more than ``most`` percent of ``listed``, or else "". Without ``most`` there is none, and
+    above :data:`WARN_MISSING` a warning."""
+    if 100 * missing <= (WARN_MISSING if most is None else most) * listed:
+        return ""
+    said = f"{missing} of {listed} listed videos are missing, more than"
+    if most is None:
+        print(f"warning: {said} {WARN_MISSING} percent; --max-missing makes that an error", file=sys.stderr)
+        return ""
+    return f"{said} --max-missing {most:g} percent"
+
+
+def conclude(out: Folder, summary: run.Summary, args: argparse.Namespace) -> None:
+    """Say what came of it; exit code 1 where more than ``--max-failures`` percent of the videos tried failed or more than
+    ``--max-missing`` percent of those listed are missing."""
     print(report(out, summary))
-    failed = len(summary.failed)
-    if summary.tried and 100 * failed > max_failures * summary.tried:
-        share = f"{failed} of {summary.tried} videos failed, more than --max-failures {max_failures:g} percent"
-        raise SystemExit(f"error: {share}; what is written is kept: python -m preprocess retry {out} tries them again")
+    said, failed = list[str](), len(summary.failed)
+    if summary.tried and 100 * failed > args.max_failures * summary.tried:
+        said.append(f"{failed} of {summary.tried} videos failed, more than --max-failures {args.max_failures:g} percent")
+    absent = too_many_missing(len(summary.missing), summary.listed, args.max_missing)
+    if absent:
+        said.append(absent)
+    if said:
+        kept = f"what is written is kept: python -m preprocess retry {out} tries them again"
+        raise SystemExit(f"error: {'; '.join(said)}; {kept}")
 
 
 def report(out: Folder, summary: run.Summary) -> str:

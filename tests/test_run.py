@@ -232,6 +232,28 @@ def test_sets_and_plans_made_before_left_out_files_were_named_still_open(few: Pa
         assert "8 videos" in succeed("-m", "preprocess", *command)
 
 
+def test_missing_videos_are_a_warning_or_an_error(half_broken: tuple[Path, Path], tmp_path: Path) -> None:
+    root, lists = half_broken
+    ucf = ("-m", "preprocess", "ucf101", "--root", root, "--splits", lists, "--max-failures", "50", "--out", tmp_path / "set")
+    made = run(*ucf)
+    warning = "warning: 1 of 5 listed videos are missing, more than 5 percent"
+    assert made.returncode == 0 and made.stderr.count(warning) == 2  # before the work and after it
+    error = "error: 1 of 5 listed videos are missing, more than --max-missing 19 percent"
+    for command in (ucf, (*ucf, "--dry-run"), ("-m", "preprocess", "merge", tmp_path / "set", "--max-failures", "50")):
+        beyond = run(*command, "--max-missing", "19")
+        assert beyond.returncode == 1 and error in beyond.stderr and "warning" not in beyond.stderr
+        assert "listed videos" not in run(*command, "--max-missing", "20").stderr
+    again = run("-m", "preprocess", "retry", tmp_path / "set", "--max-missing", "0")
+    assert again.returncode == 1
+    assert "2 of 2 videos failed, more than --max-failures 5 percent; 1 of 5 listed videos are missing" in again.stderr
+    encode(render("up", "rings", ("gone",))[0], 25, root / "A/gone.avi")
+    assert "listed videos" not in run("-m", "preprocess", "retry", tmp_path / "set").stderr
+    (root / "A/gone.avi").unlink()
+    limited = run(*ucf[:-1], tmp_path / "limited", "--limit", "2", "--max-missing", "25")  # the share is of the whole list
+    assert limited.returncode == 0, limited.stderr
+    assert "--max-missing 101.0: expected 0 to 100" in refuse(*ucf, "--max-missing", "101")
+
+
 def test_append_keeps_the_numbers_of_classes(few: Path, tmp_path: Path) -> None:
     """Also of missing videos, which retry adds; and a video that is in the set and no longer on disk is not missing."""
     root, out, table = tmp_path / "root", tmp_path / "set", tmp_path / "list.csv"
