@@ -27,6 +27,7 @@ from dclr.data.manifest import FAILURES, INDEX, MANIFEST, Entry, Manifest, Shard
 from dclr.errors import InputError
 from dclr.record import pack
 from dclr.storage import Folder, open_folder
+from dclr.text import public
 from preprocess.datasets import EMPTY_CLASS, Source, Video, sample_keys
 from preprocess.plan import LEFT_OUT, MISSING, PLAN, Failure, Job, Plan, Task, jobs, manifest_options, output_ratio
 from preprocess.pool import Lost, Pool
@@ -214,7 +215,7 @@ def build(source: Source, out: Folder, options: Options, how: How) -> Summary | 
 
 def _plan(source: Source, options: Options, keep: list[str], made: Sequence[Job], ratio: float) -> Plan:
     missing = tuple(failure(video, MISSING, NOT_ON_DISK, 0.0) for video in source.missing)
-    root = source.root.place if "://" in source.root.place else str(Path(source.root.place).absolute())
+    root = public(source.root.place) if "://" in source.root.place else str(Path(source.root.place).absolute())
     plan = Plan(
         source.name, root, source.classes, manifest_options(options, source), keep,
         {job.name: job.recipe for job in made}, missing, ratio, listed=source.listed, left_out=source.left_out,

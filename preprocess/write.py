@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from dclr.data.manifest import Entry, Header, read_index
 from dclr.errors import InputError
@@ -111,9 +112,8 @@ class ShardWriter:
 
     def __init__(self, out: Folder, staging: Path, job: Job):
         self._out, self._job = out, job
-        handle, name = tempfile.mkstemp(".tmp", f".{job.name}.", staging)
-        os.chmod(name, 0o644)
-        self._file, self._temporary = open(handle, "wb"), Path(name)  # noqa: SIM115
+        self._temporary = staging / f".{job.name}.{uuid4().hex}.tmp"
+        self._file = self._temporary.open("xb")
         self._sha256 = hashlib.sha256()
         self._bytes = 0
         self._entries: list[Entry] = []

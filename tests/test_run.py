@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -503,7 +504,20 @@ def test_an_unlabelled_folder_pretrains_and_has_no_label_figures(tmp_path: Path)
     said = succeed("-m", "preprocess", "stats", out, "--out", tmp_path / "stats.png")
     assert "classes" not in said and ShardSet(out).manifest.classes == {} and ShardSet(out).read(0).meta["label"] is None
     succeed(
-        "train_pretrain.py", "--shards", out, "--split", "all", "--out", tmp_path / "run", *SMALL, "-b", "4", "--epochs", "1"
+        "train_pretrain.py",
+        "--shards",
+        out,
+        "--split",
+        "all",
+        "--out",
+        tmp_path / "run",
+        *SMALL,
+        "-b",
+        "4",
+        "--queue",
+        "8",
+        "--epochs",
+        "1",
     )
     assert "no label" in refuse(
         "train_eval.py", "linear", "--shards", out, "--train-split", "all", "--test-split", "all",
@@ -596,3 +610,22 @@ def test_real_clips_become_a_set(tmp_path: Path) -> None:
     assert "12 videos in 1 shards" in said
     shards = ShardSet(tmp_path / "set")
     assert all(len(shards.read(i)) == shards.frames_N[i] > 40 for i in range(12))
+
+
+def test_a_second_preprocess_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    """It removed the first's temporary files as what a killed run had left."""
+    videos, out = tmp_path / "videos", tmp_path / "set"
+    for number in range(24):
+        encode(render("left", "dots", (number,))[0], 25, videos / f"{number}.mp4")
+    make = ("-m", "preprocess", "folder", "--root", videos, "--out", out, "--size", "64", "--workers", "1")
+    process = subprocess.Popen(
+        [sys.executable, *map(str, make)], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    while not (out / "plan.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    for command in (make, ("-m", "preprocess", "merge", out), (*make, "--part", "1/2")):
+        assert f"--out {out}: process {process.pid} on " in refuse(*command)
+    said = process.communicate()[0]
+    assert process.returncode == 0 and "24 videos in 1 shards" in said, said
+    assert "no faults" in succeed("-m", "preprocess", "verify", out) and not list(out.glob(".*"))
