@@ -43,6 +43,11 @@ GRID = 8  # cells of the energy grid along each side
 FLOW_SHRINK = 4  # flow is stored at a quarter of the frame's sides
 FLOW_STEP = 1 / 16  # smallest step of stored flow, in pixels a level
 STILL = 128  # the level of no motion, in differences and flow
+JPEG_MATRIX = np.array([[1, 0, 1.402, 0], [1, -0.344136, -0.714136, 0], [1, 1.772, 0, 0]])  # of Y, U, V and 1
+TO_RGB = (
+    np.rint(1024 * JPEG_MATRIX) / 1024
+)  # OpenCV computes in 1024ths: rounded like that before 128 goes off, grey stays grey
+TO_RGB[:, 3] = -128 * TO_RGB[:, 1:3].sum(1)
 
 
 class FormatError(InputError):
@@ -183,9 +188,11 @@ class JpegStream(Stream):
         colours = "GRAY" if out_nHWC.shape[-1] == 1 else "RGB"
         for picture, frame in zip(out_nHWC, wanted_n, strict=True):
             try:
-                simplejpeg.decode_jpeg(self.part(frame), colours, fastdct=True, fastupsample=True, buffer=picture)
+                found = simplejpeg.decode_jpeg(self.part(frame), colours, buffer=picture).shape
             except ValueError as error:
                 raise _undecodable(self.name, frame, picture, error) from None
+            if found != picture.shape:  # a smaller one leaves the rest of the buffer as it was
+                raise _undecodable(self.name, frame, picture, f"a picture of {found[1]}x{found[0]}")
 
 
 @dataclass(frozen=True)
@@ -220,39 +227,31 @@ class PacketStream(Stream):
 
     def _decode(self, wanted_n: np.ndarray, out_nHWC: np.ndarray) -> None:
         import av
-        from av.video.reformatter import Colorspace, VideoReformatter
 
         decoder = av.CodecContext.create("h264", "r")
         assert isinstance(decoder, av.VideoCodecContext)
         decoder.thread_count = 1
         decoder.options = {"max_pixels": str(MAX_SIDE**2)}
         place = {int(frame): row for row, frame in enumerate(wanted_n)}
-        scaler, missing = VideoReformatter(), set(place)
+        missing = set(place)
 
         def keep(frames: list[av.VideoFrame]) -> None:
             for frame in frames:
+                if frame.is_corrupt:
+                    raise ValueError("a damaged picture")
+                if frame.format.name not in ("yuvj420p", "yuv420p"):
+                    raise ValueError(f"pixels are {frame.format.name}, expected yuvj420p")
                 number = -1 if frame.pts is None else int(frame.pts)
                 if number not in place:
                     continue
                 picture = out_nHWC[place[number]]
                 if (frame.height, frame.width) != picture.shape[:2]:
                     raise ValueError(f"a picture of {frame.width}x{frame.height}")
+                planes = [np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, : p.width] for p in frame.planes]
                 if picture.shape[-1] == 1:
-                    plane = frame.planes[0]
-                    luma = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-                    picture[..., 0] = luma[: frame.height, : frame.width]
+                    picture[..., 0] = planes[0]
                 else:
-                    rgb = scaler.reformat(
-                        frame,
-                        format="rgb24",
-                        src_color_range="JPEG",
-                        src_colorspace=Colorspace.ITU601,
-                        dst_color_range="JPEG",
-                        threads=1,
-                    )
-                    plane = rgb.planes[0]
-                    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : 3 * frame.width]
-                    picture[...] = rows.reshape(picture.shape)
+                    full_range_rgb(planes, picture)
                 missing.discard(number)
 
         try:
@@ -262,9 +261,18 @@ class PacketStream(Stream):
                 keep(decoder.decode(packet))
             keep(decoder.decode(None))
         except (av.error.FFmpegError, ValueError) as error:
-            raise _undecodable(self.name, min(missing), out_nHWC[0], error) from None
+            raise _undecodable(self.name, min(missing, default=int(wanted_n[-1])), out_nHWC[0], error) from None
         if missing:
             raise _undecodable(self.name, min(missing), out_nHWC[0], "the packets give no such picture")
+
+
+def full_range_rgb(planes: Sequence[np.ndarray], out_HW3: np.ndarray) -> None:
+    """Full-range BT.601 planes, uint8 Y (H, W), U and V (ceil H/2, ceil W/2), to RGB, uint8 (H, W, 3), as JPEG decoders do:
+    colour interpolated, every value rounded. (swscale is faster and rounds down: greens by one grey level in the mean.)"""
+    y, u, v = planes
+    size = (2 * u.shape[1], 2 * u.shape[0])
+    u, v = (cv2.resize(colour, size, interpolation=cv2.INTER_LINEAR)[: len(y), : y.shape[1]] for colour in (u, v))
+    cv2.transform(cv2.merge([np.ascontiguousarray(plane) for plane in (y, u, v)]), TO_RGB, dst=out_HW3)
 
 
 def _undecodable(name: str, frame: int, picture: np.ndarray, why: object) -> FormatError:

@@ -2,15 +2,18 @@
 
 import io
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
+import av
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 
 from dclr import record
 from dclr.record import FormatError, Record
-from preprocess.transcode import JpegEncoder, PacketEncoder
+from preprocess.transcode import FLOW_QUALITY, JpegEncoder, PacketEncoder
 
 
 def parts(codec: str = "jpeg", frames: int = 5) -> tuple[dict, dict]:
@@ -92,8 +95,6 @@ def test_a_clip_of_every_second_frame_leaves_the_droppable_ones_out() -> None:
 
 
 def test_an_h264_stream_is_played_by_any_decoder() -> None:
-    import av
-
     stream = noise(20, "h264").rgb
     with av.open(io.BytesIO(bytes(stream.data)), format="h264") as container:
         assert sum(1 for _ in container.decode(video=0)) == 20
@@ -218,6 +219,112 @@ def test_a_frame_of_another_size_does_not_decode() -> None:
     members, meta = parts("h264")
     with pytest.raises(FormatError, match="frame 2 does not decode to 12x8"):
         record.unpack(b"".join(record.pack("k", members, meta | {"width": 12, "height": 8, "cues": []}))).frames([2])
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+@pytest.mark.parametrize(("cue", "height", "width"), [("", 16, 24), ("diff.", 16, 24), ("flow.", 8, 6)])
+def test_a_jpeg_of_another_size_is_refused_in_every_stream(cue: str, height: int, width: int, colours: int) -> None:
+    """Also one that is smaller, or as large and of another shape: the rest of the picture would be what the memory held."""
+    members, meta = parts()
+    for found_height, found_width in [(height // 2, width), (height, width // 2), (width, height), (2 * height, width)]:
+        picture = np.full((found_height, found_width, colours), 90, np.uint8)
+        data = simplejpeg.encode_jpeg(picture, 90, "GRAY" if colours == 1 else "RGB", "Gray" if colours == 1 else "420")
+        changed = {f"{cue}mjpg": 5 * data, f"{cue}idx": record.pack_offsets(5 * [len(data)])}
+        found = record.unpack(b"".join(record.pack("a_b", members | changed, meta)))
+        read = {"": found.frames, "diff.": found.differences, "flow.": found.flow}[cue]
+        with pytest.raises(FormatError, match=f"a_b.{cue}mjpg: frame 3 does not decode to {width}x{height}") as refused:
+            read([3, 4])
+        assert f"{found_width}x{found_height}" in str(refused.value) or f"{found_height}, {found_width}" in str(refused.value)
+
+
+def h264(pictures: Sequence[np.ndarray], pix_fmt: str = "yuvj420p") -> list[bytes]:
+    """A packet a picture, uint8 (H, W, 3), each after the one before it."""
+    encoder = av.CodecContext.create("libx264", "w")
+    assert isinstance(encoder, av.VideoCodecContext)
+    encoder.height, encoder.width, encoder.pix_fmt = *pictures[0].shape[:2], pix_fmt
+    encoder.time_base, encoder.options = Fraction(1, 25), {"x264-params": "bframes=0:keyint=8:rc-lookahead=0"}
+    frames = [av.VideoFrame.from_ndarray(picture).reformat(format=pix_fmt) for picture in pictures]
+    return [bytes(packet) for frame in [*frames, None] for packet in encoder.encode(frame)]
+
+
+def packets(members: list[bytes], cue: str = "") -> Record:
+    """The sample 48x32 whose frames (and differences) are these packets, the first an I."""
+    stream = {"h264": b"".join(members), "idx": record.pack_offsets([len(part) for part in members])}
+    stream["kinds"] = b"I" + b"P" * (len(members) - 1)
+    meta = {"width": 48, "height": 32, "video": "v", "frames": len(members), "codec": "h264", "cues": ["diff"]}
+    stream |= {f"diff.{name}": data for name, data in stream.items()}
+    return record.unpack(b"".join(record.pack("k", stream, meta)))
+
+
+def test_an_h264_picture_of_another_kind_is_refused() -> None:
+    pictures = list(np.random.default_rng(0).integers(0, 256, (4, 32, 48, 3), np.uint8))
+    good, small = h264(pictures), h264([picture[:16, :32].copy() for picture in pictures])
+    cut = [good[0], good[1][: len(good[1]) // 2], *good[2:]]
+    for found, says in (
+        (packets(good[:2] + small), "frame 2 does not decode to 48x32: a picture of 32x16"),  # changes midway
+        (packets(h264(pictures, "yuv444p")), "frame 0 does not decode to 48x32: pixels are yuv444p"),
+        (packets(h264(pictures, "yuv420p10le")), "pixels are yuv420p10le"),
+        (packets(cut), "a damaged picture"),  # FFmpeg fills up what is missing
+    ):
+        for read, name in ((found.frames, "k.h264"), (found.differences, "k.diff.h264")):
+            with pytest.raises(FormatError, match=f"{name}: .*{says}"):
+                read([0, 1, 2, 3])
+    assert packets(good[:2] + small).frames([0, 1]).shape == (2, 32, 48, 3)
+
+
+def exact_rgb(y: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """JPEG's RGB of full-range planes 4:2:0, float64 (H, W, 3), colour interpolated."""
+    u, v = (cv2.resize(c.astype(np.float64), y.shape[::-1], interpolation=cv2.INTER_LINEAR) - 128 for c in (u, v))
+    return np.stack([y + 1.402 * v, y - 0.344136 * u - 0.714136 * v, y + 1.772 * u], -1).clip(0, 255)
+
+
+def colourful(codec: str) -> tuple[list[np.ndarray], Record]:
+    """Planes of a picture of soft blobs in all colours, and the sample that they were stored as, nearly without loss."""
+    rng = np.random.default_rng(0)
+    planes = [cv2.GaussianBlur(rng.integers(0, 256, side, np.uint8), (0, 0), 3) for side in ((96, 128), (48, 64), (48, 64))]
+    planes = [cv2.normalize(plane, None, 60, 196, cv2.NORM_MINMAX) for plane in planes]
+    encoder = JpegEncoder(100) if codec == "jpeg" else PacketEncoder(1)
+    encoder.add(planes)
+    meta = {"width": 128, "height": 96, "video": "v", "frames": 1, "codec": codec, "cues": []}
+    return planes, record.unpack(b"".join(record.pack("k", encoder.members(), meta)))
+
+
+@pytest.mark.parametrize("codec", list(record.CODECS))
+def test_colours_are_read_without_a_drift(codec: str) -> None:
+    planes, found = colourful(codec)
+    error = found.frames([0])[0] - exact_rgb(*planes)
+    assert np.abs(error.mean((0, 1))).max() < 0.2 and np.abs(error).mean() < 0.8
+
+
+@pytest.mark.parametrize("quality", [50, 90, 100])
+def test_a_jpeg_is_read_as_every_decoder_reads_it(quality: int) -> None:
+    """Exact DCT, interpolated colour: libjpeg's defaults, which OpenCV's own copy of it has too."""
+    rng, encoder = np.random.default_rng(quality), JpegEncoder(quality)
+    encoder.add([cv2.GaussianBlur(rng.integers(0, 256, side, np.uint8), (0, 0), 2) for side in ((96, 127), (48, 64), (48, 64))])
+    meta = {"width": 127, "height": 96, "video": "v", "frames": 1, "codec": "jpeg", "cues": []}
+    found = record.unpack(b"".join(record.pack("k", encoder.members(), meta)))
+    expected = cv2.imdecode(np.frombuffer(found.rgb.data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    np.testing.assert_array_equal(found.frames([0])[0], expected)
+
+
+def test_stored_flow_and_differences_do_not_drift() -> None:
+    """Reading with libjpeg's fast DCT moved both components of flow by -0.03 pixels."""
+    rng, flow, diff = np.random.default_rng(0), JpegEncoder(FLOW_QUALITY, "flow."), JpegEncoder(90, "diff.")
+    fields, changes, scales = [], [], []
+    for shift in np.linspace(-3, 3, 13):
+        field = cv2.GaussianBlur(rng.standard_normal((32, 42, 2)), (0, 0), 3) + np.array([shift, -shift])
+        levels, scale = record.flow_levels(field.astype(np.float32))
+        flow.add([levels])
+        changes.append(cv2.GaussianBlur(rng.integers(0, 256, (128, 168), np.uint8), (0, 0), 2))
+        diff.add([changes[-1]])
+        fields.append(field)
+        scales.append(scale)
+    members = flow.members() | diff.members() | {"flow.npy": record.pack_array(np.array(scales, "<f4"))}
+    members |= {"mjpg": members["diff.mjpg"], "idx": members["diff.idx"]}
+    meta = {"width": 168, "height": 128, "video": "v", "frames": 13, "codec": "jpeg", "cues": ["diff", "flow"]}
+    found = record.unpack(b"".join(record.pack("k", members, meta)))
+    assert np.abs((found.flow(range(13)) - fields).mean((0, 1, 2))).max() < 0.005
+    assert abs((found.differences(range(13)) - np.array(changes, float)).mean()) < 0.05
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,15 +1,20 @@
 """Every way a set can differ from what its manifest and indexes say is found and named; exit code 1."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import refuse, run, succeed
+import simplejpeg
+from conftest import REAL, needs_real_data, refuse, run, succeed
 
-from dclr.data.manifest import read_index
-from dclr.record import BLOCK
+from dclr.data.clips import ClipConfig
+from dclr.data.loader import TrainLoader
+from dclr.data.manifest import ShardSet, read_index
+from dclr.record import BLOCK, FormatError
 from dclr.storage import open_folder
 
 
@@ -63,14 +68,21 @@ def test_a_fault_is_named_and_the_exit_code_is_1(copied: Path, damage: Callable[
     assert done.returncode == 1 and says in done.stdout + done.stderr and "Traceback" not in done.stderr
 
 
-def test_pictures_that_do_not_decode_are_found_by_a_deep_look_only(copied: Path) -> None:
-    """Bytes whose every checksum is right, and which are still no pictures."""
+@pytest.mark.parametrize(
+    ("picture", "says"),
+    [
+        (bytes(400), "frame 0 does not decode"),
+        (simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8)), "frame 0 does not decode to 32x32: a picture of 8x8"),
+    ],
+)
+def test_pictures_that_do_not_decode_are_found_by_a_deep_look_only(copied: Path, picture: bytes, says: str) -> None:
+    """Bytes whose every checksum is right, and which are still no pictures, or not those that were announced."""
     import hashlib
     import zlib
 
     header, entries = read_index(open_folder(copied), "shard-000000.jsonl")
     data = bytearray((copied / "shard-000000.tar").read_bytes())
-    data[BLOCK : BLOCK + 400] = bytes(400)  # the first JPEG's header
+    data[BLOCK : BLOCK + len(picture)] = picture  # over the beginning of the first JPEG
     entries[0] = type(entries[0])(
         **{f: getattr(entries[0], f) for f in entries[0].__slots__} | {"crc32": zlib.crc32(bytes(data[: entries[0].size]))}
     )
@@ -81,7 +93,19 @@ def test_pictures_that_do_not_decode_are_found_by_a_deep_look_only(copied: Path)
     succeed("-m", "preprocess", "merge", copied)
     assert "no faults" in succeed("-m", "preprocess", "verify", copied)
     done = run("-m", "preprocess", "verify", copied, "--deep")
-    assert done.returncode == 1 and "frame 0 does not decode" in done.stdout + done.stderr
+    assert done.returncode == 1 and "shard-000000.tar, test_down_bricks" in done.stdout and says in done.stdout
+
+
+@needs_real_data
+def test_small_jpegs_are_refused_by_name_wherever_they_are_read() -> None:
+    place = REAL / "reports/hostile/small-jpeg-set"
+    says = "shard-000000.tar, a_v_BodyWeightSquats_g15_c04: .*mjpg: frame 0 does not decode to 42x32: a picture of 8x8"
+    done = run("-m", "preprocess", "verify", place, "--deep")
+    assert done.returncode == 1 and re.search(says, done.stdout)
+    shards = ShardSet(place)
+    loader = TrainLoader(shards, np.array([0]), ClipConfig(frames=2, size=16), clips=1, batch=1, seed=0, workers=0)
+    with pytest.raises(FormatError, match=r"shard-000000.tar.*frame \d+ does not decode to 42x32: a picture of 8x8"):
+        list(loader)
 
 
 def test_what_is_no_set_is_refused(tmp_path: Path) -> None:

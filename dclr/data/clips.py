@@ -111,7 +111,11 @@ def eval_crops(height: int, width: int, crops: int) -> list[tuple[int, int, int,
 
 
 def crop_resize(frames_THW: np.ndarray, box: tuple[int, int, int, int], flip: bool, out_TSS: np.ndarray) -> None:
-    """Cut ``box`` out of uint8 frames (T, H, W[, C]), resize it into ``out_TSS`` (T, S, S[, C]), flip it left-right or not."""
+    """Cut ``box`` out of uint8 frames (T, H, W[, C]), resize it into ``out_TSS`` (T, S, S[, C]), flip it left-right or not.
+
+    Bilinear without antialiasing up to a shrinking of :data:`AREA_FROM`, then by areas. shards/README.md ("Crops") says how far
+    that is from an antialiased resize.
+    """
     (top, left, height, width), size = box, out_TSS.shape[1]
     cut = frames_THW[:, top : top + height, left : left + width]
     if (height, width) == (size, size):
