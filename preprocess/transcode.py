@@ -5,25 +5,28 @@ the encoder: colour conversion and scaling, not decoding, are where the time goe
 encoded spools to disk above 64 MB.
 
 Rules. Frames are counted in decode order, never by pts (a quarter of real files lie about it); every decoded frame is kept, so
-a variable frame rate stays as it is and ``fps`` is the file's average. The first picture's size decides the stored one; a
-rotation in the metadata by a quarter turn is applied, pixels count as square, alpha is dropped, fields stay interlaced. Of
-several video streams FFmpeg's choice is taken (the largest); a cover picture is none.
+a variable frame rate stays as it is and ``fps`` is the file's average: its header's or, where that lies, its timestamps'. The
+first picture's size decides the stored one; quarter turns and mirrors in the metadata are applied, pixels count as square,
+alpha is dropped, fields stay interlaced. Of several video streams FFmpeg's choice is taken (the largest); a cover picture is
+none.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any
 
 import av
+import av.filter
 import numpy as np
 import simplejpeg
+from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
-from av.video.reformatter import Colorspace, VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from dclr.errors import InputError
 from dclr.record import CODECS, CUES, GRID, MAX_SIDE, STILL, flow_levels, flow_size, pack_array, pack_offsets
@@ -35,6 +38,15 @@ GROUP = 16  # frames from one I to the next: what the first frame of a clip may 
 SPOOL = 64_000_000  # bytes of a member that stay in memory
 MAX_WIDTH, MAX_HEIGHT = 8192, 4320  # their product bounds what a hostile header can make a decoder allocate
 DEFAULT_FPS = 25  # of a file that does not say: turns --max-seconds and --segment into frames
+TOLERANCE = 0.05  # share of the frames by which a header's rate may miss the timestamps' and still hold
+REORDER = 32  # places that a picture may be coded away from its place in time
+RARE = 0.01  # share of timestamps that may be missing or equal
+PAUSE = 10  # seconds between two frames: pauses that long may not make up half of a video
+EXPANDED = np.clip(np.rint((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)  # limited range -> full
+MATRICES = {  # of H.273, those that FFmpeg's scaler refuses
+    3: "reserved", 8: "YCgCo", 10: "BT.2020 constant luminance", 11: "SMPTE ST 2085", 12: "chromaticity-derived",
+    13: "chromaticity-derived constant luminance", 14: "ICtCp", 15: "IPT-C2", 16: "YCgCo-Re", 17: "YCgCo-Ro",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -243,26 +255,21 @@ class Sample:
 
 @dataclass
 class Source:
-    """An opened video: its stream, what the file says of it, and the scaler to the stored size."""
+    """An opened video: its stream and its frame rate."""
 
     path: Path
     container: Any = field(init=False)
     stream: Any = field(init=False)
     fps: float = field(init=False)  # 0 where the file does not say
+    rate: str | None = field(init=False)  # None: fps is the header's; "measured" or "contradictory" as shards/README.md says
 
     def __enter__(self) -> Source:
+        self.container, self.stream = _opened(self.path)
         try:
-            self.container = av.open(str(self.path), metadata_errors="replace")
-        except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise TranscodeError("open", _reason(error)) from None
-        try:
-            self.stream = _video_stream(self.container)
+            self.fps, self.rate = self._rate()
         except BaseException:
             self.container.close()
             raise
-        self.stream.codec_context.thread_count = 1  # a process is one core
-        self.stream.codec_context.options = {"max_pixels": str(MAX_WIDTH * MAX_HEIGHT)}
-        self.fps = round(float(self.stream.average_rate or self.stream.guessed_rate or 0), 3)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -277,6 +284,69 @@ class Source:
                 yield frame
         except (av.error.FFmpegError, ValueError) as error:
             raise TranscodeError("decode", f"{_reason(error)}, after {count} frames") from None
+
+    def _rate(self) -> tuple[float, str | None]:
+        """``fps`` and ``rate``. The header's holds where the container's timestamps agree with it. Where they do not, those of
+        the decoded pictures decide: a packet may be one field of a picture, or none."""
+        header = round(float(self.stream.average_rate or self.stream.guessed_rate or 0), 3)
+        index = self.stream.index_entries
+        whole, found = len(index) >= self.stream.frames > 1, None
+        for read in (lambda: [entry.timestamp for entry in index]) if whole else self._packets, self._pictures:
+            if len(times := read()) < 2:
+                return header, None
+            found = measured_rate(times, self.stream.time_base)
+            if found and header and abs(header / found - 1) <= max(TOLERANCE, 1 / (len(times) - 1)):
+                return header, None
+        return (round(found, 3), "measured") if found else (header, "contradictory")
+
+    def _packets(self) -> list[int | None]:
+        with _opened(self.path)[0] as container:  # once more: not every file can be wound back to its beginning
+            packets = container.demux(container.streams[self.stream.index])
+            return _timestamps(packet for packet in packets if packet.size)
+
+    def _pictures(self) -> list[int | None]:
+        with _opened(self.path)[0] as container:
+            return _timestamps(container.decode(container.streams[self.stream.index]))
+
+
+def _timestamps(timed: Iterable[av.Packet | av.VideoFrame]) -> list[int | None]:
+    """Of all that can be read; what is wrong with a file is said when it is transcoded."""
+    times: list[int | None] = []
+    try:
+        for one in timed:
+            times.append(one.pts)
+    except (av.error.FFmpegError, ValueError):
+        pass
+    return times
+
+
+def measured_rate(times: Sequence[int | None], time_base: Fraction) -> float | None:
+    """Frames a second of two or more frames with these timestamps, in units of ``time_base`` seconds and any order that a
+    decoder can put right. None where they contradict each other: missing, equal, out of order, or far apart."""
+    told = np.array([time for time in times if time is not None], np.float64)
+    order = np.argsort(told, kind="stable")
+    gaps = np.diff(told[order]) * float(time_base)
+    if len(times) - len(told) + np.count_nonzero(gaps == 0) > RARE * len(times):
+        return None
+    if np.abs(order - np.arange(len(order))).max() > REORDER or gaps[gaps > PAUSE].sum() > gaps.sum() / 2:
+        return None
+    return float((len(times) - 1) / gaps.sum())
+
+
+def _opened(path: Path) -> tuple[Any, Any]:
+    """The container and its video stream, to be decoded on one core."""
+    try:
+        container = av.open(str(path), metadata_errors="replace")
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise TranscodeError("open", _reason(error)) from None
+    try:
+        stream = _video_stream(container)
+        stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"max_pixels": str(MAX_WIDTH * MAX_HEIGHT)}
+    except BaseException:
+        container.close()
+        raise
+    return container, stream
 
 
 def _video_stream(container: Any) -> Any:
@@ -295,38 +365,72 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    """Counter-clockwise quarter turns that the metadata asks for."""
-    return round(frame.rotation / 90) % 4 if frame.rotation % 90 == 0 else 0
+def _known_side_data(frame: av.VideoFrame) -> av.VideoFrame:
+    """The frame without side data whose kinds PyAV has no name for (EXIF): where there are any, it lets none be read."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, DEFAULT_FPS))
+    without = [graph.add("sidedata", f"mode=delete:type={kind}") for kind in range(len(SideData), len(SideData) + 16)]
+    graph.link_nodes(source, *without, graph.add("buffersink")).configure()
+    graph.push(frame)
+    kept = graph.pull()
+    assert isinstance(kept, av.VideoFrame)
+    return kept
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """(transposed, then upside down, then mirrored): what the metadata asks for, of the eight symmetries of a square. Any other
+    display matrix is left alone."""
+    try:
+        found: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        found = _known_side_data(frame).side_data.get("DISPLAYMATRIX")
+    if found is None:
+        return False, False, False
+    a, b, _, c, d = np.frombuffer(bytes(found), np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y
+    if 100 * max(abs(b), abs(c)) <= min(abs(a), abs(d)):
+        return False, d < 0, a < 0
+    if 100 * max(abs(a), abs(d)) <= min(abs(b), abs(c)):
+        return True, b < 0, c < 0
+    return False, False, False
 
 
 class Scaler:
-    """Decoded frames -> full-range BT.601 planes of the stored size: uint8 Y (H, W), U and V (ceil H/2, ceil W/2)."""
+    """Decoded frames -> full-range BT.601 planes of the stored size: uint8 Y (H, W), U and V (ceil H/2, ceil W/2).
+
+    Raises TranscodeError where the size cannot be stored, or FFmpeg's scaler does not know the pixels or their matrix.
+    """
 
     def __init__(self, first: av.VideoFrame, short_side: int):
-        self.turns = _quarter_turns(first)
+        self._transposed, upside_down, mirrored = _orientation(first)
+        self._steps = slice(None, None, -1 if upside_down else 1), slice(None, None, -1 if mirrored else 1)
         self.source = (first.width, first.height)
         self._size = stored_size(first.width, first.height, short_side)  # before turning
         if max(self._size) > MAX_SIDE:
             raise TranscodeError("size", f"{first.width}x{first.height} would be stored as {self._size[0]}x{self._size[1]}")
-        self.width, self.height = self._size[::-1] if self.turns % 2 else self._size
+        self.width, self.height = self._size[::-1] if self._transposed else self._size
         self._reformatter = VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> list[np.ndarray]:
         width, height = self._size
-        scaled = self._reformatter.reformat(
-            frame,
-            width=width,
-            height=height,
-            format="yuvj420p",
-            interpolation="AREA" if frame.width > width else "BICUBIC",
-            dst_colorspace=Colorspace.ITU601,
-            dst_color_range="JPEG",
-            threads=1,
-        )
+        try:
+            scaled = self._reformatter.reformat(
+                frame,
+                width=width,
+                height=height,
+                format="yuvj420p",
+                interpolation="AREA" if frame.width > width else "BICUBIC",
+                dst_colorspace=Colorspace.ITU601,
+                dst_color_range="JPEG",
+                threads=1,
+            )
+        except (av.error.FFmpegError, OSError) as error:
+            matrix = MATRICES.get(frame.colorspace, str(frame.colorspace))
+            said = f"FFmpeg's scaler cannot convert {frame.format.name} with matrix coefficients {matrix}"
+            raise TranscodeError("decode", f"{said}: {_reason(error)}") from None
         planes = [np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, : p.width] for p in scaled.planes]
-        if self.turns:
-            planes = [np.rot90(plane, self.turns) for plane in planes]
+        if frame.color_range == ColorRange.MPEG and frame.format.name.startswith(("gray", "ya")):
+            planes[0] = EXPANDED[planes[0]]  # the scaler takes every grey picture for full range
+        planes = [(plane.T if self._transposed else plane)[self._steps] for plane in planes]
         return [np.ascontiguousarray(plane) for plane in planes]  # rows in FFmpeg are padded, and its buffer is reused
 
 
@@ -350,7 +454,8 @@ def transcode(
         seen = 0
 
         def finished(sample: Sample, scaler: Scaler) -> Transcoded:
-            origin = {"width": scaler.source[0], "height": scaler.source[1], "first": sample.first}
+            origin: dict[str, Any] = {"width": scaler.source[0], "height": scaler.source[1], "first": sample.first}
+            origin |= {"rate": source.rate} if source.rate else {}
             meta = {"fps": source.fps, "width": scaler.width, "height": scaler.height, "source": origin}
             return Transcoded(sample.members(), sample.frames, sample.first, meta)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import zlib
+from collections import Counter
 from functools import partial
 
 import cv2
@@ -17,6 +18,7 @@ from dclr.record import BLOCK, FormatError, unpack, video_id
 from dclr.storage import Folder
 from preprocess.pool import Lost, Pool
 
+RATES = {"measured": "measured from them", "contradictory": "contradictory"}  # of KEY.json's source -> as it is said
 PICTURES = 256  # decoded at a time: a long video never lies in memory whole
 
 
@@ -28,6 +30,7 @@ def verify(folder: Folder, deep: bool, workers: int) -> list[str]:
     faults: list[str] = []
     splits: dict[str, int] = {}
     keys: set[str] = set()
+    rates: Counter[str] = Counter()
     joined: ShardSet | None = None
     try:
         joined = ShardSet(folder, keep_damaged=True)
@@ -44,7 +47,8 @@ def verify(folder: Folder, deep: bool, workers: int) -> list[str]:
             if isinstance(found, Lost):
                 new = [f"{shard.name}: {found.reason} while it was read"]
             else:
-                new, entries = found
+                new, entries, told = found
+                rates += told
                 new += [
                     f"{shard.name}: key {key!r} is in another shard too" for key in keys.intersection(e.key for e in entries)
                 ]
@@ -62,6 +66,9 @@ def verify(folder: Folder, deep: bool, workers: int) -> list[str]:
     if not faults and splits != manifest.splits:
         faults.append(f"{MANIFEST}: splits are {manifest.splits}, the indexes say {splits}")
         print(f"fault: {faults[0]}")
+    if rates:
+        counts = ", ".join(f"{how} {rates[rate]}" for rate, how in RATES.items())
+        print(f"timestamps that disagree with the header's fps: {counts} of {manifest.samples} samples")
     how = "every byte hashed, every picture decoded" if deep else "every byte hashed"
     print(f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards, {how}: {len(faults) or 'no'} faults")
     return faults
@@ -75,35 +82,34 @@ def _same(joined: ShardSet, at: int, entry: Entry) -> bool:
     ) and all(joined.labels[kind][at] == entry.labels.get(kind, -1) for kind in joined.labels)  # fmt: skip
 
 
-def verify_shard(shard: Shard, folder: Folder, deep: bool) -> tuple[list[str], list[Entry]]:
-    """The faults of one shard, and its index's entries."""
+def verify_shard(shard: Shard, folder: Folder, deep: bool) -> tuple[list[str], list[Entry], Counter[str]]:
+    """The faults of one shard, its index's entries, and the samples of each of :data:`RATES`."""
     cv2.setNumThreads(1)
     if folder.size(shard.index_name) is None:
-        return [f"{shard.index_name}: missing"], []
+        return [f"{shard.index_name}: missing"], [], Counter()
     try:
         header, entries = read_index(folder, shard.index_name)
     except InputError as error:
-        return [str(error)], []
-    faults = []
+        return [str(error)], [], Counter()
+    faults: list[str] = []
+    rates: Counter[str] = Counter()
     said, listed = (header.samples, header.bytes, header.sha256), (shard.samples, shard.bytes, shard.sha256)
     if said != listed or header.shard != shard.name or len(entries) != shard.samples:
         faults.append(f"{shard.index_name}: {len(entries)} entries, header {said}; {MANIFEST} says {listed}")
     if (size := folder.size(shard.name)) != shard.bytes:
-        return [
-            *faults,
-            f"{shard.name}: {'missing' if size is None else f'{size} bytes'}, {MANIFEST} says {shard.bytes}",
-        ], entries
+        faults.append(f"{shard.name}: {'missing' if size is None else f'{size} bytes'}, {MANIFEST} says {shard.bytes}")
+        return faults, entries, rates
     with (
         folder.local(shard.name) as path,
         path.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
         memoryview(mapped) as tar,  # an hour of video is a sample too: nothing is read whole
     ):
-        faults += _content_faults(tar, shard, entries, deep)
-    return faults, entries
+        faults += _content_faults(tar, shard, entries, deep, rates)
+    return faults, entries, rates
 
 
-def _content_faults(tar: memoryview, shard: Shard, entries: list[Entry], deep: bool) -> list[str]:
+def _content_faults(tar: memoryview, shard: Shard, entries: list[Entry], deep: bool, rates: Counter[str]) -> list[str]:
     """Where a tar is not what its index and the manifest say."""
     faults: list[str] = []
     at = 0
@@ -112,7 +118,7 @@ def _content_faults(tar: memoryview, shard: Shard, entries: list[Entry], deep: b
             said = f"{entry.key} at byte {entry.offset} with {entry.size}"
             return [*faults, f"{shard.index_name}: {said}, expected to start at {at}"]
         with tar[at : at + entry.size] as data:
-            faults += [f"{shard.name}, {entry.key}: {fault}" for fault in _sample_faults(data, entry, deep)]
+            faults += [f"{shard.name}, {entry.key}: {fault}" for fault in _sample_faults(data, entry, deep, rates)]
         at += entry.size
     if bytes(tar[at:]) != bytes(2 * BLOCK):
         faults.append(f"{shard.name}: {len(tar) - at} bytes after the last sample, expected tar's end")
@@ -121,7 +127,7 @@ def _content_faults(tar: memoryview, shard: Shard, entries: list[Entry], deep: b
     return faults
 
 
-def _sample_faults(data: memoryview, entry: Entry, deep: bool) -> list[str]:
+def _sample_faults(data: memoryview, entry: Entry, deep: bool, rates: Counter[str]) -> list[str]:
     if zlib.crc32(data) != entry.crc32:
         return [f"crc32 is {zlib.crc32(data)}, the index says {entry.crc32}"]
     try:
@@ -129,6 +135,8 @@ def _sample_faults(data: memoryview, entry: Entry, deep: bool) -> list[str]:
         said = (record.key, len(record), record.meta["video"], record.meta["labels"], record.meta["splits"])
         if said != (entry.key, entry.frames, entry.video, entry.labels, entry.splits):
             return [f"holds {said}, and the index says otherwise"]
+        source = record.meta.get("source")
+        rates.update(rate for rate in RATES if isinstance(source, dict) and source.get("rate") == rate)
         for start in range(0, len(record) if deep else 0, PICTURES):
             some = np.arange(start, min(start + PICTURES, len(record)))
             record.frames(some)

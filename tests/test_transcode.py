@@ -1,17 +1,23 @@
 """One video -> frames and cues, against a plain decode of the same file; and files that are no video."""
 
+import json
+import struct
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import simplejpeg
 from av.stream import Disposition
+from av.video.reformatter import ColorRange
 from conftest import REAL, needs_real_data, succeed
 
+from dclr.data.manifest import ShardSet
 from dclr.record import Record, pack, unpack
 from preprocess.synthetic import encode
-from preprocess.transcode import Options, TranscodeError, stored_size, transcode
+from preprocess.transcode import Options, Source, TranscodeError, measured_rate, stored_size, transcode
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -33,11 +39,22 @@ def stored(path: Path, **options: object) -> Record:
     return unpack(b"".join(pack("k", done.members, meta)))
 
 
-def write(path: Path, frames: np.ndarray, codec: str, pix_fmt: str, pts: list[int] | None = None, **options: str) -> None:
-    """A video with FFmpeg's encoder and pixel format of choice, 25 frames a second unless ``pts`` (1/25 s) say otherwise."""
+def write(
+    path: Path,
+    frames: np.ndarray,
+    codec: str,
+    pix_fmt: str,
+    pts: list[int] | None = None,
+    matrix: list[int] | None = None,
+    **options: str,
+) -> None:
+    """A video with FFmpeg's encoder and pixel format of choice, 25 frames a second unless ``pts`` (1/25 s) say otherwise, with
+    a display ``matrix`` of nine integers or none."""
+    path.parent.mkdir(exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options=options)
         assert isinstance(stream, av.VideoStream)
+        stream.set_display_matrix(matrix)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt, stream.codec_context.time_base = pix_fmt, Fraction(1, 25)
         for number, image in enumerate(frames):
@@ -87,6 +104,53 @@ def test_alpha_is_dropped(tmp_path: Path) -> None:
     assert all(psnr(a, b) > 28 for a, b in zip(stored(tmp_path / "v.mov", size=96).frames(range(4)), opaque, strict=True))
 
 
+def grey(path: Path, pix_fmt: str, levels: list[float], color_range: ColorRange) -> None:
+    """One lossless picture of patches of these levels, shares of the format's largest number."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 64 * len(levels), 64, pix_fmt
+        stream.codec_context.color_range = color_range
+        frame = av.VideoFrame(stream.width, stream.height, pix_fmt)
+        depth = frame.format.components[0].bits
+        kind = np.uint8 if depth == 8 else np.uint16
+        patches = np.repeat(np.rint(np.array(levels) * (2**depth - 1)), 64).astype(kind)
+        rows = np.frombuffer(frame.planes[0], kind).reshape(64, -1)  # type: ignore[arg-type]
+        rows[:, : len(patches)] = patches
+        frame.color_range, frame.pts = color_range, 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize("pix_fmt", ["gray", "gray10le", "gray12le", "gray16le"])
+def test_limited_range_of_grey_pictures_is_expanded_and_full_range_stays(tmp_path: Path, pix_fmt: str) -> None:
+    levels = np.array([66, 138, 59, 200]) / 255
+    for name, color_range, stored_as in (
+        ("full", ColorRange.JPEG, levels), ("limited", ColorRange.MPEG, (16 + 219 * levels) / 255)
+    ):  # fmt: skip
+        grey(tmp_path / f"{name}.mkv", pix_fmt, stored_as.tolist(), color_range)
+        found = stored(tmp_path / f"{name}.mkv", size=64, quality=100).frames([0])[0]
+        patches = [found[20:44, 64 * n + 20 : 64 * n + 44].mean() for n in range(4)]
+        assert patches == pytest.approx([66, 138, 59, 200], abs=2), name
+
+
+@needs_real_data
+def test_monochrome_hevc_has_its_true_levels() -> None:
+    found = stored(REAL / "reports/video/hevc_gray_tv.mp4", size=64, quality=100).frames([0])[0]
+    patches = [found[16, column].mean() for column in (8, 32, 54, 76)]
+    assert patches == pytest.approx([66, 138, 59, 200], abs=2)
+
+
+def test_a_matrix_that_cannot_be_converted_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "videos/good.mp4", moving_square(4), "libx264", "yuv420p")
+    write(tmp_path / "videos/bad.mp4", moving_square(4), "libx264", "yuv444p", **{"x264-params": "colormatrix=YCgCo"})
+    command = ("-m", "preprocess", "folder", "--root", tmp_path / "videos", "--out", tmp_path / "set", "--max-failures", "60")
+    succeed(*command, "--size", "32")
+    (failed,) = map(json.loads, (tmp_path / "set/failures.jsonl").read_text().splitlines())
+    assert (failed["path"], failed["stage"]) == ("bad.mp4", "decode")
+    assert "cannot convert yuv444p with matrix coefficients YCgCo" in failed["reason"]
+
+
 @pytest.mark.parametrize(
     ("codec", "pix_fmt"), [("libx264", "yuv420p10le"), ("libx264", "yuv444p"), ("ffv1", "yuv422p"), ("mjpeg", "yuvj420p")]
 )
@@ -103,9 +167,71 @@ def test_interlaced_video_is_stored_as_it_is_decoded(tmp_path: Path) -> None:
 
 
 def test_every_frame_of_a_variable_rate_is_kept_and_fps_is_the_average(tmp_path: Path) -> None:
+    """The header says 25 frames a second, and the file shows 5 in 2 seconds."""
     write(tmp_path / "v.mkv", moving_square(6), "ffv1", "yuv420p", pts=[0, 1, 2, 20, 21, 50])
     done = stored(tmp_path / "v.mkv", size=96)
     assert len(done) == 6 and psnr(done.frames([3])[0], moving_square(6)[3]) > 28
+    assert done.meta["fps"] == 2.5 and done.meta["source"]["rate"] == "measured"
+
+
+def test_seconds_are_those_of_the_timestamps_where_the_header_lies(tmp_path: Path) -> None:
+    """30 frames, a second each: the header says 25 frames a second."""
+    write(tmp_path / "v.mkv", moving_square(30), "ffv1", "yuv420p", pts=list(range(0, 750, 25)))
+    assert [part.frames for part in transcode(tmp_path / "v.mkv", Options(size=32, segment=12))] == [12, 12, 6]
+    with pytest.raises(TranscodeError, match="longer than --max-seconds 20"):
+        list(transcode(tmp_path / "v.mkv", Options(size=32, max_seconds=20)))
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_the_headers_rate_stays_where_timestamps_agree(tmp_path: Path, suffix: str) -> None:
+    write(tmp_path / f"v{suffix}", moving_square(40), "libx264", "yuv420p", pts=[t + (t > 20) for t in range(40)], bf="2")
+    done = stored(tmp_path / f"v{suffix}", size=32)
+    assert done.meta["fps"] == pytest.approx(25, rel=0.03) and "rate" not in done.meta["source"]
+
+
+def test_packets_that_are_fields_do_not_double_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "v.mkv", moving_square(20), "ffv1", "yuv420p")
+    monkeypatch.setattr(Source, "_packets", lambda self: list(range(0, 800, 20)))  # milliseconds: 40 fields
+    done = stored(tmp_path / "v.mkv", size=32)
+    assert done.meta["fps"] == 25 and "rate" not in done.meta["source"]
+
+
+def test_contradictory_timestamps_keep_the_headers_rate_and_are_told(tmp_path: Path) -> None:
+    write(tmp_path / "videos/v.mkv", moving_square(8), "ffv1", "yuv420p", pts=[0, 1, 2, 3, 100_000, 100_001, 100_002, 100_003])
+    succeed("-m", "preprocess", "folder", "--root", tmp_path / "videos", "--out", tmp_path / "set", "--size", "32")
+    assert "v.mkv" not in (tmp_path / "set/failures.jsonl").read_text()
+    (found,) = ShardSet(tmp_path / "set").fps_N
+    assert found == 25
+    said = succeed("-m", "preprocess", "verify", tmp_path / "set")
+    assert "timestamps that disagree with the header's fps: measured from them 0, contradictory 1 of 1 samples" in said
+
+
+def test_rates_are_measured_from_sorted_timestamps() -> None:
+    rng, ms = np.random.default_rng(0), Fraction(1, 1000)
+    even = (np.arange(600) * 33).tolist()
+    jittered = (np.arange(600) * 33 + rng.integers(0, 20, 600)).tolist()
+    reordered = [t for group in zip(even[0::3], even[2::3], even[1::3], strict=True) for t in group]
+    pauses = (np.arange(600) * 33 + np.arange(600) // 100 * 2_000).tolist()
+    for times in (even, reordered, even[::1], [*even[:300], None, *even[301:]], [*even[:300], even[299], *even[301:]]):
+        assert measured_rate(times, ms) == pytest.approx(1000 / 33, rel=0.002)
+    assert measured_rate(jittered, ms) == pytest.approx(1000 / 33, rel=0.01)
+    assert measured_rate(pauses, ms) == pytest.approx(599 / (599 * 0.033 + 10))
+    begun_again = even[:300] + [t + 5 for t in even[:300]]  # sorting would make a video of half the length
+    for contradictory in (
+        [0] * 600, even[:300] * 2, begun_again, [None] * 600, [t if t % 2 else None for t in even], [*even[:300], 10**9],
+        [t // 2 * 2 for t in range(600)], [-(10**9), *even], [0, 0], [None, 5],
+    ):  # fmt: skip
+        assert measured_rate(contradictory, ms) is None
+
+
+@needs_real_data
+def test_browser_recordings_have_the_rate_of_their_timestamps() -> None:
+    jittered, slow = (REAL / f"reports/video/{name}.webm" for name in ("jitter_no_default_duration", "default_duration_1s"))
+    assert stored(jittered, size=32).meta["fps"] == pytest.approx(30.3, abs=0.05)
+    assert len(list(transcode(jittered, Options(size=32, segment=5)))) == 4
+    done = stored(slow, size=32, max_seconds=10)
+    assert len(done) / done.meta["fps"] == pytest.approx(6, abs=0.05)
+    assert done.meta["source"]["rate"] == "measured"
 
 
 def test_4k_is_stored_like_anything_else(tmp_path: Path) -> None:
@@ -225,6 +351,62 @@ def test_every_wild_file_goes_through_or_fails_with_its_reason(row: tuple[str, .
 def test_the_table_names_every_wild_file() -> None:
     on_disk = {p.relative_to(REAL / "wild").as_posix() for p in (REAL / "wild").rglob("*") if p.is_file()}
     assert {row[0] for row in wild()} == on_disk
+
+
+@pytest.mark.parametrize(
+    ("a_b_c_d", "shown"),
+    [
+        ((1, 0, 0, 1), lambda x: x),
+        ((-1, 0, 0, 1), lambda x: x[:, ::-1]),  # hflip, as FFmpeg's command line calls its filter for that matrix
+        ((1, 0, 0, -1), lambda x: x[::-1]),  # vflip
+        ((-1, 0, 0, -1), lambda x: np.rot90(x, 2)),  # hflip,vflip
+        ((0, 1, -1, 0), lambda x: np.rot90(x, -1)),  # transpose=clock
+        ((0, -1, 1, 0), lambda x: np.rot90(x)),  # transpose=cclock
+        ((0, 1, 1, 0), lambda x: x.transpose(1, 0, 2)),  # transpose=cclock_flip
+        ((0, -1, -1, 0), lambda x: np.rot90(x, 2).transpose(1, 0, 2)),  # transpose=clock_flip
+        ((2, 0, 0, -1), lambda x: x[::-1]),  # the scale is left aside
+        ((0.7, 0.7, -0.7, 0.7), lambda x: x),  # any other angle too
+        ((1, 0, 1, 1), lambda x: x),
+        ((0, 0, 0, 0), lambda x: x),
+    ],
+)
+@pytest.mark.parametrize("codec", ["jpeg", "h264"])
+def test_pictures_are_turned_and_mirrored_as_their_metadata_says(
+    tmp_path: Path, a_b_c_d: tuple[float, ...], shown: Callable[[np.ndarray], np.ndarray], codec: str
+) -> None:
+    a, b, c, d = (round(65536 * number) for number in a_b_c_d)
+    frames = np.repeat(np.random.default_rng(0).integers(0, 256, (2, 6, 9, 3), np.uint8), 16, 1).repeat(16, 2)
+    write(tmp_path / "v.mp4", frames, "libx264", "yuv444p", matrix=[a, b, 0, c, d, 0, 0, 0, 1 << 30], crf="1")
+    done = stored(tmp_path / "v.mp4", size=96, codec=codec)
+    expected = shown(frames[1])
+    assert done.size == expected.shape[:2] and psnr(done.frames([1])[0], expected) > 24
+
+
+def test_the_orientation_in_exif_is_applied(tmp_path: Path) -> None:
+    """A camera's MJPEG: EXIF's eight numbers say where row 0 and column 0 of the picture lie when it is shown."""
+    picture = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8).repeat(16, 0).repeat(16, 1)
+    jpeg = simplejpeg.encode_jpeg(picture, 95, colorsubsampling="444")
+    ways = [
+        picture, picture[:, ::-1], picture[::-1, ::-1], picture[::-1], picture.transpose(1, 0, 2), np.rot90(picture, -1),
+        np.rot90(picture, 2).transpose(1, 0, 2), np.rot90(picture),
+    ]  # fmt: skip
+    for number, expected in enumerate(ways, 1):
+        entry = struct.pack("<4sIHHHIHHI", b"II*\0", 8, 1, 0x112, 3, 1, number, 0, 0)
+        exif = b"\xff\xe1" + struct.pack(">H", 8 + len(entry)) + b"Exif\0\0" + entry
+        (tmp_path / "v.mjpeg").write_bytes((jpeg[:2] + exif + jpeg[2:]) * 2)
+        found = stored(tmp_path / "v.mjpeg", size=96).frames([1])[0]
+        assert found.shape == expected.shape and psnr(found, expected) > 24, number
+
+
+@needs_real_data
+def test_a_selfie_is_mirrored() -> None:
+    path = REAL / "reports/video/hflip.mp4"
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0)).reformat(width=114, height=64, interpolation="AREA").to_ndarray(format="rgb24")
+    found = stored(path, size=64).frames([0])[0]
+    assert (
+        psnr(found, frame[:, ::-1]) > 24 and max(psnr(found, other) for other in (frame, frame[::-1], frame[::-1, ::-1])) < 15
+    )
 
 
 @needs_real_data
