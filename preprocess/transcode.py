@@ -295,7 +295,7 @@ class Source:
             if len(times := read()) < 2:
                 return header, None
             found = measured_rate(times, self.stream.time_base)
-            if found and header and abs(header / found - 1) <= max(TOLERANCE, 1 / (len(times) - 1)):
+            if found and abs(header / found - 1) < max(TOLERANCE, 1 / (len(times) - 1)):
                 return header, None
         return (round(found, 3), "measured") if found else (header, "contradictory")
 

@@ -18,7 +18,10 @@ from dclr.record import BLOCK, FormatError, unpack, video_id
 from dclr.storage import Folder
 from preprocess.pool import Lost, Pool
 
-RATES = {"measured": "measured from them", "contradictory": "contradictory"}  # of KEY.json's source -> as it is said
+RATES = {  # of KEY.json's source -> as it is said
+    "measured": "measured from the timestamps",
+    "contradictory": "the header's though timestamps contradict each other",
+}
 PICTURES = 256  # decoded at a time: a long video never lies in memory whole
 
 
@@ -67,8 +70,8 @@ def verify(folder: Folder, deep: bool, workers: int) -> list[str]:
         faults.append(f"{MANIFEST}: splits are {manifest.splits}, the indexes say {splits}")
         print(f"fault: {faults[0]}")
     if rates:
-        counts = ", ".join(f"{how} {rates[rate]}" for rate, how in RATES.items())
-        print(f"timestamps that disagree with the header's fps: {counts} of {manifest.samples} samples")
+        counts = ", ".join(f"{how} in {rates[rate]}" for rate, how in RATES.items())
+        print(f"fps: {counts} of {manifest.samples} samples")
     how = "every byte hashed, every picture decoded" if deep else "every byte hashed"
     print(f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards, {how}: {len(faults) or 'no'} faults")
     return faults

@@ -203,7 +203,7 @@ def test_contradictory_timestamps_keep_the_headers_rate_and_are_told(tmp_path: P
     (found,) = ShardSet(tmp_path / "set").fps_N
     assert found == 25
     said = succeed("-m", "preprocess", "verify", tmp_path / "set")
-    assert "timestamps that disagree with the header's fps: measured from them 0, contradictory 1 of 1 samples" in said
+    assert "measured from the timestamps in 0, the header's though timestamps contradict each other in 1 of 1 samples" in said
 
 
 def test_rates_are_measured_from_sorted_timestamps() -> None:
