@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,10 +25,23 @@ def confusion(predicted_N: np.ndarray, label_N: np.ndarray, classes: int) -> np.
     return np.bincount(label_N * classes + predicted_N, minlength=classes * classes).reshape(classes, classes)
 
 
+def confused(counts_CC: np.ndarray, names: Sequence[str], most: int = 20) -> list[dict[str, Any]]:
+    """The pairs of classes that are taken for each other most often, at most so many: ``true`` and ``named``, the ``count`` of
+    videos, and their ``share`` of the true class, the greatest count first."""
+    wrong_CC = counts_CC - np.diag(counts_CC.diagonal())
+    share_CC = wrong_CC / np.maximum(counts_CC.sum(1, keepdims=True), 1)
+    pairs = np.argwhere(wrong_CC)
+    order = np.lexsort([-share_CC[*pairs.T], -wrong_CC[*pairs.T]])[:most]
+    return [
+        {"true": names[t], "named": names[n], "count": int(wrong_CC[t, n]), "share": float(share_CC[t, n])}
+        for t, n in pairs[order]
+    ]
+
+
 def accuracies(scores_NC: np.ndarray, label_N: np.ndarray) -> dict[str, float]:
     """``top1``, ``top5`` (top min(5, C)) and ``mean_class`` (mean of per-class top-1 over the classes present), in 0..1.
 
-    Ties go to the lower class index.
+    Ties go to the lower class index. A label that has no column, C or above, is a class that nobody can name: it counts wrong.
     """
     order = np.argsort(-scores_NC, axis=1, kind="stable")
     hit = order == label_N[:, None]

@@ -5,18 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from dclr import canvas
+from dclr.canvas import LABELLED
+from dclr.data.manifest import ShardSet
+from dclr.errors import InputError
 from dclr.metrics import interval
+from dclr.text import plain
 from dclr.views import MEAN, STD
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
 SHOWN = 4  # videos, and frames of each, in the picture of maps
+BESIDE = 10  # most videos beside a query
+SIDE = 256  # pixels, most of a frame's long side in a picture
+
+
+def middle_frame(shards: ShardSet, sample: int) -> np.ndarray:
+    """A small picture of a sample, uint8 (H, W, 3); a black one where it is damaged (the loader has told of it)."""
+    try:
+        record = shards.read(sample)
+        frame = record.frames([len(record) // 2])[0]
+    except InputError:
+        return np.zeros((8, 8, 3), np.uint8)
+    scale = SIDE / max(frame.shape[:2])
+    return cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else frame
 
 
 @torch.no_grad()
@@ -34,7 +49,7 @@ def activation_maps(active: Callable[[torch.Tensor, str], torch.Tensor], views: 
     at = np.linspace(0, size[0] - 1, SHOWN).astype(int)
     columns = [(clip, t) for clip in range(len(clips["v"])) for t in at]
     rows = [*clips, *(f"A({name})" for name in clips)]
-    figure, axes = plt.subplots(len(rows), len(columns), figsize=(1.1 * len(columns) + 0.4, 1.15 * len(rows)), squeeze=False)
+    figure, axes = canvas.axes(len(rows), len(columns), 1.1 * len(columns) + 0.4, 1.15 * len(rows))
     for column, (clip, t) in enumerate(columns):
         for row, name in enumerate(rows):
             axis = axes[row, column]
@@ -47,8 +62,7 @@ def activation_maps(active: Callable[[torch.Tensor, str], torch.Tensor], views: 
                 axis.set_ylabel(name)
             if row == 0:
                 axis.set_title(f"clip {clip + 1}, frame {t}", fontsize=7)
-    figure.tight_layout(pad=0.3)
-    return _write(figure, out)
+    return canvas.write(figure, out)
 
 
 def _visible(clips_BCTHW: torch.Tensor, view: str) -> torch.Tensor:
@@ -62,79 +76,75 @@ def neighbours(rows: Sequence[Sequence[tuple[np.ndarray, str]]], out: Path) -> P
     """Write a PNG of queries and, beside each, the videos mined for it or nearest to it: uint8 (H, W, 3) pictures and their
     titles; one that begins with "same" is green, with "other" red."""
     columns = max(len(row) for row in rows)
-    figure, axes = plt.subplots(len(rows), columns, figsize=(1.5 * columns, 1.4 * len(rows)), squeeze=False)
+    figure, axes = canvas.axes(len(rows), columns, 1.5 * columns, 1.4 * len(rows))
     for line, row in zip(axes, rows, strict=True):
         for axis in line:
             axis.axis("off")
         for axis, (picture, title) in zip(line, row, strict=False):
             axis.imshow(picture)
-            axis.set_title(title, fontsize=6, color={"same": "green", "other": "red"}.get(title.split(":")[0], "black"))
-    figure.tight_layout(pad=0.3)
-    return _write(figure, out)
+            axis.set_title(plain(title), fontsize=6, color={"same": "green", "other": "red"}.get(title.split(":")[0], "black"))
+    return canvas.write(figure, out)
 
 
 def confusion_matrix(counts_CC: np.ndarray, names: Sequence[str], out: Path) -> Path:
-    """Write a PNG of ``counts_CC`` (true class, named class), each row as shares of 1. Returns ``out``."""
+    """Write a PNG of ``counts_CC`` (true class, named class), each row as shares of 1; above :data:`LABELLED` classes without
+    their names. Returns ``out``."""
     shares = counts_CC / np.maximum(counts_CC.sum(1, keepdims=True), 1)
-    side = max(4.0, 0.28 * len(names) + 2)
-    figure, axis = plt.subplots(figsize=(side + 1, side))
+    side = 10.0 if len(names) > LABELLED else max(4.0, 0.28 * len(names) + 2)
+    figure, ((axis,),) = canvas.axes(1, 1, side + 1, side)
     image = axis.imshow(shares, cmap="viridis", vmin=0, vmax=1)
-    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-    axis.set_yticks(range(len(names)), names, fontsize=7)
+    if len(names) <= LABELLED:
+        shown = [plain(name) for name in names]
+        axis.set_xticks(range(len(names)), shown, rotation=90, fontsize=7)
+        axis.set_yticks(range(len(names)), shown, fontsize=7)
     axis.set_xlabel("named")
     axis.set_ylabel("true")
     figure.colorbar(image, fraction=0.046, label="share of the true class")
-    figure.tight_layout()
-    return _write(figure, out)
+    return canvas.write(figure, out)
 
 
 def class_bars(counts_CC: np.ndarray, names: Sequence[str], out: Path) -> Path:
-    """Write a PNG: each class's share of right answers with Wilson's interval, the best first, and its number of videos."""
+    """Write a PNG: each class's share of right answers with Wilson's interval, the best first, and its number of videos; above
+    :data:`LABELLED` classes without their names."""
     videos_C = counts_CC.sum(1)
     present = np.flatnonzero(videos_C)
     share_C = counts_CC.diagonal() / np.maximum(videos_C, 1)
     order = present[np.argsort(-share_C[present], kind="stable")]
     limits = np.array([interval(share_C[c], int(videos_C[c])) for c in order])
-    figure, axis = plt.subplots(figsize=(max(4.0, 0.22 * len(order) + 1), 3.2))
-    around = np.abs(limits.T - share_C[order])
-    axis.bar(range(len(order)), share_C[order], yerr=around, color="tab:blue", ecolor="0.5", capsize=2)
-    axis.set_xticks(range(len(order)), [f"{names[c]} ({videos_C[c]})" for c in order], rotation=90, fontsize=6)
+    figure, ((axis,),) = canvas.axes(1, 1, max(4.0, 0.22 * len(order) + 1) if len(order) <= LABELLED else 12.0, 3.6)
+    if len(order) <= LABELLED:
+        around = np.abs(limits.T - share_C[order])
+        axis.bar(range(len(order)), share_C[order], yerr=around, color="tab:blue", ecolor="0.5", capsize=2)
+        shown = [f"{plain(names[c])} ({videos_C[c]})" for c in order]
+        axis.set_xticks(range(len(order)), shown, rotation=90, fontsize=6)
+    else:  # one shape each, however many classes there are
+        axis.fill_between(range(len(order)), *limits.T, step="mid", color="0.8")
+        axis.step(range(len(order)), share_C[order], where="mid", color="tab:blue")
+        axis.set_xlabel("class, the best first")
     axis.set_ylim(0, 1)
     axis.set_ylabel("share named right")
-    figure.tight_layout()
-    return _write(figure, out)
+    return canvas.write(figure, out)
 
 
 def bars(groups: Mapping[str, Mapping[str, float]], out: Path) -> Path:
     """Write a PNG of numbers in 0..1 by name, side by side for each group (name -> numbers)."""
     names = list(next(iter(groups.values())))
-    figure, axis = plt.subplots(figsize=(max(4.0, 0.45 * len(names) + 1), 3.6))
+    figure, ((axis,),) = canvas.axes(1, 1, max(4.0, 0.45 * len(names) + 1), 3.8)
     width = 0.8 / len(groups)
     for n, (group, numbers) in enumerate(groups.items()):
         axis.bar(np.arange(len(names)) + (n + 0.5) * width - 0.4, [numbers[name] for name in names], width, label=group)
-    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    axis.set_xticks(range(len(names)), [plain(name) for name in names], rotation=90, fontsize=7)
     axis.set_ylim(0, 1)
     axis.legend(fontsize=7)
-    figure.tight_layout()
-    return _write(figure, out)
+    return canvas.write(figure, out)
 
 
 def curves(lines: Sequence[Mapping[str, float]], names: Sequence[str], out: Path) -> Path:
     """Write a PNG of scalars over steps: one panel a name, of the lines ("step" and scalars) that have it."""
-    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.6), squeeze=False)
+    figure, axes = canvas.axes(1, len(names), 3.2 * len(names), 2.6)
     for axis, name in zip(axes[0], names, strict=True):
         points = [(line["step"], line[name]) for line in lines if name in line]
         axis.plot(*zip(*points, strict=True) if points else ((), ()), marker="." if len(points) < 30 else None)
         axis.set_title(name, fontsize=8)
         axis.set_xlabel("step", fontsize=7)
-    figure.tight_layout()
-    return _write(figure, out)
-
-
-def _write(figure: plt.Figure, out: Path) -> Path:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        figure.savefig(out, dpi=110)
-    finally:
-        plt.close(figure)
-    return out
+    return canvas.write(figure, out)

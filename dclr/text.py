@@ -1,10 +1,12 @@
-"""What a person may read of a place: a URL without what is secret in it."""
+"""What a person may read: a URL without what is secret in it, and any name on one line."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 
 URL = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*://)(?P<rest>[^\s'\"<>|]+)")
+LETTERS = 30  # of a name in a picture
 PORT = re.compile(r"\d*(?=[/?#]|$)")
 
 
@@ -32,3 +34,13 @@ def _shown(rest: str) -> str:
         authority, slash, path = path.rpartition("@")[2].partition("/")
     ends = re.search(r"[:;,.)\]}]*$", after)[0] if asked else ""  # type: ignore[index]  # the sentence's own
     return authority + slash + path + ends
+
+
+def plain(text: str, most: int = LETTERS) -> str:
+    """``text`` on one line that shows every letter: control characters as ``\\n`` and the like. More than ``most`` letters are
+    cut, and end in an ellipsis."""
+    shown = "".join(
+        letter if letter.isprintable() else " " if unicodedata.category(letter) == "Zs" else repr(letter)[1:-1]
+        for letter in text[: most + 1]
+    )
+    return shown if len(shown) <= most else shown[: most - 1] + "…"

@@ -10,6 +10,7 @@ import numpy as np
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError, make_folder
 from dclr.storage import Folder
+from dclr.text import plain
 from preprocess.transcode import DEFAULT_FPS
 
 
@@ -45,12 +46,9 @@ def describe(folder: Folder, picture: Path) -> str:
 
 
 def _draw(shards: ShardSet, seconds_N: np.ndarray, picture: Path) -> None:
-    import matplotlib
+    from dclr import canvas
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    figure, axes = canvas.axes(2, 2, 10, 7, layout="constrained")
     for axis, values, name in (
         (axes[0, 0], seconds_N, "seconds a sample"),
         (axes[0, 1], shards.fps_N, "frames a second"),
@@ -60,16 +58,15 @@ def _draw(shards: ShardSet, seconds_N: np.ndarray, picture: Path) -> None:
         axis.set(xlabel=name, ylabel="samples")
     kind = next(iter(shards.labels), None)
     if kind and (shards.labels[kind] >= 0).any():
-        axes[1, 1].bar(*np.unique(shards.labels[kind][shards.labels[kind] >= 0], return_counts=True), width=1.0)
-        axes[1, 1].set(xlabel=f"class ({kind})", ylabel="samples")
+        _, counts = np.unique(shards.labels[kind][shards.labels[kind] >= 0], return_counts=True)
+        axes[1, 1].stairs(counts, fill=True)  # one shape, however many classes there are
+        axes[1, 1].set(xlabel=f"class ({plain(kind)}) of those that have samples", ylabel="samples")
     else:
         axes[1, 1].set_axis_off()
     make_folder(picture.parent)
     try:
-        figure.savefig(picture)
+        canvas.write(figure, picture)
     except (OSError, ValueError) as error:
         raise InputError(
             f"--out {picture}: cannot be written ({error}); expected the name of a picture, such as stats.png"
         ) from None
-    finally:
-        pyplot.close(figure)
