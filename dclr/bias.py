@@ -7,6 +7,7 @@ which something is missing, beside the same network with random weights.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from dclr.evaluate import EvalConfig, Setting, forward, prepare
 from dclr.features import Features, extract
 from dclr.hardware import peak_memory_gb
 from dclr.probe import Labelled, both, fit_and_score, neighbours
-from dclr.result import overlays, save_result
+from dclr.result import Pictures, overlays, save_result
 from dclr.views import MEAN
 
 FILL = torch.tensor([round(255 * mean) for mean in MEAN], dtype=torch.uint8)  # the colour that normalisation takes to 0
@@ -83,19 +84,18 @@ def bias(config: EvalConfig) -> dict[str, Any]:
         baseline = measure(before, both(before), kinds, conditions)
     if features is None or found is None or baseline is None:
         return {}
-    chance = {f"{kind}: chance": 1 / len(setting.shards.manifest.classes[kind]) for kind in kinds}
     print(lines(found, baseline, kinds))
     if len(conditions) < len(ALTERED):
         print(f"nothing is blanked: {config.shards} has no cue energy (python -m preprocess ... --cues diff,energy makes it)")
-    pictures = [
-        report.bars({"random weights": baseline, "this network": found} if baseline else {"random weights": found},
-                    setting.out / "bias.png"),
-        examples(setting, conditions),
-        neighbours(setting, *features),
-        overlays(setting, setting.test_N),
-    ]  # fmt: skip
-    extra = {"random": baseline, "chance": chance, "peak_memory_gb": round(peak_memory_gb(), 2)}
-    return save_result(setting, found, len(features[1].sample), extra, pictures)
+    sides = {"random weights": baseline, "this network": found} if baseline else {"random weights": found}
+    pictures: Pictures = {
+        "bias.png": partial(report.bars, sides),
+        "conditions.png": partial(examples, setting, conditions),
+        "neighbours.png": partial(neighbours, setting, *features),
+        "maps.png": partial(overlays, setting, setting.test_N),
+    }
+    extra = {"random": baseline, "peak_memory_gb": round(peak_memory_gb(), 2)}
+    return save_result(setting, found, features[1].sample, extra, pictures, kinds)
 
 
 def _labels_all(setting: Setting, kind: str) -> bool:
@@ -126,15 +126,15 @@ def measure(
     found = {}
     place_Mk, _ = metrics.nearest(test.value.mean(1), train.value.mean(1), NEAREST)
     for kind in kinds:
-        label, classes = shards.labels[kind], len(shards.manifest.classes[kind])
-        known = Labelled(train.value, label[train.sample])
+        classes, label_N = setting.classes_of(kind), shards.labels[kind]
+        known = Labelled(train.value, classes.number(label_N[train.sample]))
         asked = [(name, values, test.sample) for name, values in tests.items()]
         asked += [("scenes swapped", swapped.value, swapped.sample)] if swapped else []
-        scores = fit_and_score(known, np.concatenate([values for _, values, _ in asked]), classes, config.average)
+        scores = fit_and_score(known, np.concatenate([values for _, values, _ in asked]), classes.known, config.average)
         ends = np.cumsum([len(samples) for _, _, samples in asked])[:-1]
         for (name, _, samples), part in zip(asked, np.split(scores, ends), strict=True):
-            found[f"{kind}: {name}"] = metrics.accuracies(part, label[samples])["top1"]
-        found[f"{kind}: neighbours"] = float((known.label[place_Mk] == label[test.sample][:, None]).mean())
+            found[f"{kind}: {name}"] = metrics.accuracies(part, classes.number(label_N[samples]))["top1"]
+        found[f"{kind}: neighbours"] = float((label_N[train.sample][place_Mk] == label_N[test.sample][:, None]).mean())
     return found
 
 
@@ -148,8 +148,8 @@ def lines(found: dict[str, float], baseline: dict[str, float], kinds: list[str])
     return table(rows)
 
 
-def examples(setting: Setting, conditions: list[str]) -> Path:
-    """Write conditions.png: four frames of a test clip under each condition."""
+def examples(setting: Setting, conditions: list[str], out: Path) -> Path:
+    """Write a PNG: four frames of a test clip under each condition."""
     loader = eval_loader(
         setting.shards, setting.test_N[:1], setting.clip, clips=1, moving=len(conditions) == len(ALTERED), cache=setting.cache,
         on_error="skip",
@@ -160,4 +160,4 @@ def examples(setting: Setting, conditions: list[str]) -> Path:
             clip = batch["rgb"][0][0] if name == "whole" else ALTERED[name](batch)[0]
             at = np.linspace(0, len(clip) - 1, report.SHOWN).astype(int)
             rows.append([(clip[t].numpy(), f"{name}, frame {t}") for t in at])
-    return report.neighbours(rows, setting.out / "conditions.png")
+    return report.neighbours(rows, out)

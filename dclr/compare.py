@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from dclr.errors import InputError, exit_on_input_error, path_flag
+from dclr.text import plain
 
 COLUMNS = ("run", "mode", "label", "pretrained", "arch", "width", "videos")
+GUESSES = ("chance", "majority")
 ACCURACIES = re.compile(r"top1|top5|mean_class|R@\d+|\d+-shot|[^:]+: .+")  # the last are bias's
 
 
@@ -26,21 +28,31 @@ def read_result(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a result of train_eval.py ({type(error).__name__}: {error})") from None
 
 
+def guesses(result: dict[str, Any]) -> dict[str, float]:
+    """What is right without looking, by name: ``chance``, and ``majority``, the class with most training videos; for each kind
+    of label where the result says so. A result made before these were kept has no majority."""
+    found: dict[str, float] = {}
+    for name in GUESSES:
+        value = result.get(name, {})
+        found |= value if isinstance(value, dict) else {name: value}
+    return found
+
+
 def compare(folders: list[Path]) -> str:
-    """A table, one row a run: accuracies in per cent, with their deviation over draws, folds or seeds, and that of guessing;
+    """A table, one row a run: accuracies in per cent, with their deviation over draws, folds or seeds, and those of guessing;
     and another of bias reports, one column a network. A folder of ``train_eval.py all`` stands for those in it."""
     runs = [(name, read_result(folder)) for parent in folders for name, folder in _within(parent)]
     bias = [(name, result) for name, result in runs if result["mode"] == "bias"]
-    plain = [(name, result) for name, result in runs if result["mode"] != "bias"]
-    return "\n\n".join(table(rows(some)) for rows, some in ((_rows, plain), (_bias_rows, bias)) if some)
+    other = [(name, result) for name, result in runs if result["mode"] != "bias"]
+    return "\n\n".join(table(rows(some)) for rows, some in ((_rows, other), (_bias_rows, bias)) if some)
 
 
 def _rows(runs: list[tuple[str, dict[str, Any]]]) -> list[list[str]]:
     found = dict.fromkeys(name for _, result in runs for name in result if ACCURACIES.fullmatch(name))
-    columns = [*COLUMNS, *found, "chance"]
+    columns = [*COLUMNS, *found, *GUESSES]
     rows = [columns]
     for run, result in runs:
-        cells = {name: str(result.get(name, "-")) for name in COLUMNS} | {"run": run}
+        cells = {name: plain(str(result.get(name, "-")), 200) for name in COLUMNS} | {"run": run}
         for name in columns[len(COLUMNS) :]:
             cells[name] = f"{100 * result[name]:.1f}" if name in result else "-"
             if name in result.get("deviation", {}):
@@ -52,9 +64,9 @@ def _rows(runs: list[tuple[str, dict[str, Any]]]) -> list[list[str]]:
 def _bias_rows(runs: list[tuple[str, dict[str, Any]]]) -> list[list[str]]:
     columns = {}
     for run, result in runs:
-        columns[run] = {name: value for name, value in result.items() if ACCURACIES.fullmatch(name)}
+        columns[run] = {name: value for name, value in result.items() if ACCURACIES.fullmatch(name)} | guesses(result)
         if result.get("random"):
-            columns[f"{run}, random weights"] = result["random"]
+            columns[f"{run}, random weights"] = result["random"] | guesses(result)
     names = dict.fromkeys(name for numbers in columns.values() for name in numbers)
     rows = [["test clips", *columns]]
     for name in names:

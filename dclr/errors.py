@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from dclr.text import public
+from dclr.text import plain, public
 
 NOT_KEPT = 74  # exit code where the disk did not take what was made: EX_IOERR
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -99,6 +99,16 @@ def spared(folder: Path) -> Iterator[None]:
         if folder not in _told:
             _told.add(folder)
             print(f"warning: {folder}: {error}; what cannot be written there is left out, and the run goes on", file=sys.stderr)
+
+
+@contextmanager
+def dispensable(what: str) -> Iterator[None]:
+    """What fails inside costs ``what``, such as a picture, and a warning that names it and the reason; never what goes on."""
+    try:
+        yield
+    except Exception as error:  # a drawing may fail in as many ways as there are libraries beneath it
+        reason = plain(public(f"{type(error).__name__}: {error}"), 300)
+        print(f"warning: {what} could not be made ({reason}); everything else goes on", file=sys.stderr)
 
 
 def make_folder(out: Path, flag: str = "--out") -> None:

@@ -6,8 +6,10 @@ import dataclasses
 import hashlib
 import itertools
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,47 @@ class EvalConfig:
         return ClipConfig(frames, stride, size, self.min_scale, self.flip)
 
 
+class Classes:
+    """The classes of an evaluation: of the labels of one kind, those that its training or test split has, as numbers 0..C-1.
+
+    First come those that training has, in the set's order: they alone can be named, and a classifier has an output for each.
+    After them come those that only the test split has, each of whose videos counts as wrong.
+
+    Attributes:
+        names: C names. known: how many of them training has. majority: the one with most training videos (of several the
+        first).
+    Raises:
+        InputError: the set has no name for a label.
+    """
+
+    def __init__(self, shards: ShardSet, kind: str, train_N: np.ndarray, test_N: np.ndarray):
+        label_N = shards.labels[kind]
+        _, first = np.unique(shards.video_N[train_N], return_index=True)  # the segments of a cut video are one
+        known_C, count_C = np.unique(label_N[train_N[first]], return_counts=True)
+        label_C = np.concatenate([known_C, np.setdiff1d(label_N[test_N], known_C)])
+        every = shards.manifest.classes[kind]
+        if (most := int(label_C.max())) >= len(every):
+            raise InputError(f"{shards.root}: a video has {kind} {most}, of {len(every)} classes: copy the whole set again")
+        self.known, self.majority = len(known_C), int(count_C.argmax())
+        self.names = [every[label] for label in label_C]
+        self._order_C = np.argsort(label_C)
+        self._sorted_C = label_C[self._order_C]
+
+    def number(self, label_N: np.ndarray) -> np.ndarray:
+        """The classes int64 (N,) of a set's labels int64 (N,); -1 for a label that neither split has."""
+        at_N = np.searchsorted(self._sorted_C, label_N).clip(max=len(self.names) - 1)
+        return np.where(self._sorted_C[at_N] == label_N, self._order_C[at_N], -1)
+
+    @property
+    def chance(self) -> float:
+        """The share that guessing gets right, 1 / C."""
+        return 1 / len(self.names)
+
+    def guessed(self, class_M: np.ndarray) -> float:
+        """The share of test videos of these classes that naming the majority class gets right."""
+        return float((class_M == self.majority).mean())
+
+
 @dataclass(frozen=True)
 class Setting:
     """An evaluation ready to run: checked files, samples, device and number format."""
@@ -161,18 +204,23 @@ class Setting:
     device: torch.device
     dtype: torch.dtype
     skipped: list[str] = field(default_factory=list)  # keys of what could not be read so far
+    began: float = field(default_factory=time.monotonic)  # seconds
 
-    @property
-    def classes(self) -> list[str]:
-        return self.shards.manifest.classes[self.kind]
+    @cached_property
+    def classes(self) -> Classes:
+        return self.classes_of(self.kind)
+
+    def classes_of(self, kind: str) -> Classes:
+        """The classes of another kind of label."""
+        return Classes(self.shards, kind, np.union1d(self.train_N, self.val_N), self.test_N)
 
     @property
     def out(self) -> Path:
         return Path(self.config.out)
 
     def label(self, sample_N: np.ndarray) -> np.ndarray:
-        """The labels of these samples, int64 (N,)."""
-        return self.shards.labels[self.kind][sample_N]
+        """The classes of these samples, int64 (N,)."""
+        return self.classes.number(self.shards.labels[self.kind][sample_N])
 
     def with_random_weights(self) -> Setting:
         """The same evaluation of the same network before it learned anything."""
@@ -182,7 +230,7 @@ class Setting:
 
 def prepare(config: EvalConfig) -> Setting:
     """Check flags, then the checkpoint, then the shard set; raises InputError naming the first thing that is wrong."""
-    device = pick_device()
+    began, device = time.monotonic(), pick_device()
     dtype = resolve_precision(config.precision, device)
     if not config.force:
         refuse_used(Path(config.out), RESULT)
@@ -198,7 +246,7 @@ def prepare(config: EvalConfig) -> Setting:
     clip = config.clip(trunk.clip)
     shards, cache = open_set(config.shards, config.on_error, config.cache, config.cache_size)
     require_size(shards, clip.size)
-    setting = labelled(config, trunk, weights, shards, cache, clip, device, dtype)
+    setting = dataclasses.replace(labelled(config, trunk, weights, shards, cache, clip, device, dtype), began=began)
     make_folder(Path(config.out))
     distributed.setup(device)
     if distributed.rank() == 0:

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from dclr.hardware import peak_memory_gb, place, revision, sent
 from dclr.pieces import Pieces
 from dclr.pretrain import LOG_EVERY, PREEMPTED, SAVE, STOP, Preemption, learning_rate
 from dclr.probe import averaged
-from dclr.result import overlays, save_scores
+from dclr.result import Pictures, overlays, save_scores
 from dclr.saver import LAST, Saver, found, resume
 from dclr.views import normalise, to_clip
 from dclr.watch import Watch, read_lines
@@ -85,7 +86,7 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
         _remove(out)
     saved = distributed.from_first(resume(out, "auto") if rank == 0 else None)
     torch.manual_seed(config.seed)
-    model = Classifier(setting.trunk.module, len(setting.classes), config.head, config.bn)
+    model = Classifier(setting.trunk.module, setting.classes.known, config.head, config.bn)
     place(model, device).train()
     optimiser = torch.optim.SGD(model.parameters(), config.lr, momentum=0.9, weight_decay=config.wd)
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype == torch.float16)
@@ -108,7 +109,7 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(config.lr, config.schedule, step // len(loader))
             clips = normalise(to_clip(sent(batch["rgb"][:, 0], device)))
-            label = sent(batch["label"], device)
+            label = sent(torch.from_numpy(setting.classes.number(batch["label"].numpy())), device)
             kept = dropout(model.fc.in_features, config.dropout, config.seed, step, batch["key"]) if config.dropout else None
             with torch.autocast(device.type, setting.dtype, enabled=setting.dtype != torch.float32):
                 logits = parallel(
@@ -167,14 +168,18 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
         model.load_state_dict(best["model"])
         if rank == 0:
             with spared(out):
-                checkpoint.save(out / BEST, {"config": _decides(setting), "model": best["model"]})
+                state = {"config": _decides(setting), "classes": _outputs(setting), "model": best["model"]}
+                checkpoint.save(out / BEST, state)
         extra = {"val": {"epoch": best["epoch"], "top1": best["top1"], "videos": len(setting.val_N)}}
     kept_scores = out / "scores.part"
     scores, samples = score(model, setting, setting.test_N, "testing", kept_scores)
     if rank != 0:
         return {}
     names = ["finetune/loss", "finetune/top1", *(["val/top1"] if len(setting.val_N) else [])]
-    pictures = [report.curves(read_lines(out), names, out / "curves.png"), overlays(setting, samples, model.backbone)]
+    pictures: Pictures = {
+        "curves.png": lambda path: report.curves(read_lines(out), names, path),
+        "maps.png": partial(overlays, setting, samples, trunk=model.backbone),
+    }
     result = save_scores(setting, scores, samples, extra | {"peak_memory_gb": round(peak_memory_gb(), 2)}, pictures)
     Pieces.remove(kept_scores)
     return result
@@ -227,10 +232,16 @@ def _decides(setting: Setting) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items() if name not in FREE}
 
 
+def _outputs(setting: Setting) -> list[str]:
+    """The classes that the classifier's outputs stand for."""
+    return setting.classes.names[: setting.classes.known]
+
+
 def _state(setting: Setting, model: nn.Module, optimiser: Any, scaler: Any, loader: TrainLoader, best: Any) -> dict[str, Any]:
     """Everything that the next step depends on, in a file that :func:`dclr.checkpoint.load_trunk` reads the trunk from."""
     return {
         "config": _decides(setting),
+        "classes": _outputs(setting),
         "model": model.state_dict(),
         "optimiser": optimiser.state_dict(),
         "scaler": scaler.state_dict(),
@@ -253,6 +264,12 @@ def _restore(
                 f"--{name.replace('_', '-')} {ours}: the run in {setting.out} was made with {theirs}; give that again, name "
                 "another --out, or --force begins anew"
             )
+    every = setting.shards.manifest.classes[setting.kind]  # a checkpoint that names no classes is of all that the set has
+    if saved.get("classes", every) != _outputs(setting):
+        raise InputError(
+            f"--out {setting.out}: its checkpoints are of other classes than --train-split has; name another --out, or --force "
+            "begins anew"
+        )
     model.load_state_dict(saved["model"])
     optimiser.load_state_dict(saved["optimiser"])
     scaler.load_state_dict(saved["scaler"])

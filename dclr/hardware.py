@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
+import re
 import resource
 import subprocess
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from dclr import distributed
 from dclr.errors import InputError
 
 M = TypeVar("M", bound=nn.Module)
@@ -86,6 +89,21 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
 def precision_name(dtype: torch.dtype) -> str:
     """What ``--precision`` calls it."""
     return next(name for name, other in PRECISIONS.items() if other == dtype)
+
+
+def machine() -> dict[str, Any]:
+    """What this runs on: ``processor``, the ``cores`` that this process may use, torch's ``threads`` in it, ``memory_gb`` of
+    the whole machine, ``processes`` of the run, and ``gpu``, its name, where there is one."""
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
+    return {
+        "processor": model[1] if model else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "processes": distributed.world(),
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
+    }
 
 
 @lru_cache

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dclr.compare import ACCURACIES, compare, read_result
+from dclr.compare import ACCURACIES, compare, guesses, read_result
+from dclr.files import whole
+from dclr.text import plain
 
 TITLES = {
     "confusion.png": "Confusion matrix",
@@ -35,9 +37,8 @@ def write(out: Path, folders: Sequence[Path]) -> Path:
     summary = f"<pre>{html.escape(compare(list(folders)))}</pre>" if len(folders) > 1 else ""
     document += f"</head><body><h1>{title}</h1>{summary}{''.join(parts)}</body></html>\n"
     path = out / "report.html"
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(document, encoding="utf-8")
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        unfinished.write_text(document, encoding="utf-8")
     return path
 
 
@@ -51,10 +52,22 @@ def _section(folder: Path, result: dict[str, Any]) -> str:
         "test videos": str(result["videos"]) + (f", {len(result['skipped'])} skipped" if result["skipped"] else ""),
         "code": ", ".join(f"{name} {version}" for name, version in result["versions"].items()),
     }  # fmt: skip
+    if "date" in result:  # as in all but results of earlier versions
+        said["made"] = f"{result['date']}, in {result['seconds']:.0f} s"
+        said["hardware"] = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result["hardware"].items())
+        said["command"] = result["command"]
+    for kind, names in result.get("unseen", {}).items():
+        said[f"{kind} unseen in training, counted wrong"] = ", ".join(plain(name, 80) for name in names)
     text = (
         f"<h2>{html.escape(result['mode'])} on {html.escape(result['label'])}</h2>{_table([list(row) for row in said.items()])}"
     )
     text += _table(_numbers(result), head=True)
+    if result.get("confused"):
+        rows = [
+            [plain(p["true"], 80), plain(p["named"], 80), str(p["count"]), _percent(p["share"])] for p in result["confused"]
+        ]
+        text += "<details><summary>Classes that are most often taken for another</summary>"
+        text += _table([["true class", "named", "videos", "per cent of the true class"], *rows], head=True) + "</details>"
     if "runs" in result:
         text += (
             f"<p><small>The mean of {', '.join(map(html.escape, result['runs']))}; ± is the deviation over them.</small></p>"
@@ -82,9 +95,7 @@ def _numbers(result: dict[str, Any]) -> list[list[str]]:
         if several:
             row.append(_percent(several[name]) if name in several else "")
         rows.append([*row, *([_percent(random[name])] if name in random else [])])
-    chance = result["chance"]
-    for name, value in chance.items() if isinstance(chance, dict) else [("chance", chance)]:
-        rows.append([name, _percent(value), ""])
+    rows += [[name, _percent(value), ""] for name, value in guesses(result).items()]
     return rows
 
 

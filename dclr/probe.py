@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from dclr.errors import InputError
 from dclr.evaluate import EvalConfig, Setting, prepare
 from dclr.features import Features, extract
 from dclr.hardware import peak_memory_gb
-from dclr.result import middle_frame, overlays, save_result, save_scores
+from dclr.result import Pictures, overlays, save_result, save_scores
 
 SGD_EPOCHS, SGD_DROPS, SGD_BATCH = 100, (60, 80), 128  # of --probe sgd, weight decay 0 (shared/method.md, "Recipe")
 NEIGHBOURS = 5  # shown beside a query
@@ -49,18 +50,21 @@ def frozen(config: EvalConfig) -> dict[str, Any]:
         return {}
     train, test = found
     known, asked = (Labelled(part.value, setting.label(part.sample)) for part in found)
-    classes = len(setting.classes)
+    classes = setting.classes.known
     extra: dict[str, Any] = {"peak_memory_gb": round(peak_memory_gb(), 2)}
     train_NC, test_MC = train.value.mean(1), test.value.mean(1)
-    pictures = [neighbours(setting, train, test), overlays(setting, test.sample)]
+    pictures: Pictures = {
+        "neighbours.png": partial(neighbours, setting, train, test),
+        "maps.png": partial(overlays, setting, test.sample),
+    }
     if config.mode == "retrieval":
         numbers = metrics.retrieval(train_NC, known.label, test_MC, asked.label)
-        return save_result(setting, numbers, len(test_MC), extra, pictures)
+        return save_result(setting, numbers, test.sample, extra, pictures)
     if config.mode == "fewshot":
         shots = few_shot(known, asked, classes, config)
         numbers = {f"{count}-shot": float(np.mean(found)) for count, found in shots.items()}
         deviations = {f"{count}-shot": float(np.std(found, ddof=1)) for count, found in shots.items() if config.draws > 1}
-        return save_result(setting, numbers, len(test_MC), extra | {"deviation": deviations, "draws": shots}, pictures)
+        return save_result(setting, numbers, test.sample, extra | {"deviation": deviations, "draws": shots}, pictures)
     if config.mode == "knn":
         scores = metrics.knn(train_NC, known.label, test_MC, classes)
     elif config.probe == "sgd":
@@ -72,18 +76,19 @@ def frozen(config: EvalConfig) -> dict[str, Any]:
     return save_scores(setting, scores, test.sample, extra, pictures)
 
 
-def neighbours(setting: Setting, train: Features, test: Features) -> Path:
-    """Write neighbours.png: some test videos, and the training videos nearest to each by cosine of mean features."""
+def neighbours(setting: Setting, train: Features, test: Features, out: Path) -> Path:
+    """Write a PNG: some test videos, and the training videos nearest to each by cosine of mean features."""
     rows_m = np.unique(np.linspace(0, len(test.sample) - 1, report.SHOWN).astype(int))
     place_mk, _ = metrics.nearest(test.value[rows_m].mean(1), train.value.mean(1), NEIGHBOURS)
     rows = []
     for row, place_k in zip(rows_m, place_mk, strict=True):
         samples = [int(test.sample[row]), *map(int, train.sample[place_k])]
-        named = [setting.classes[label] for label in setting.label(np.array(samples))]
-        marks = ["asked", *("same" if name == named[0] else "other" for name in named[1:])]
-        pictures = [middle_frame(setting, sample) for sample in samples]
+        classes = setting.label(np.array(samples))
+        named = [setting.classes.names[c] for c in classes]
+        marks = ["asked", *("same" if c == classes[0] else "other" for c in classes[1:])]
+        pictures = [report.middle_frame(setting.shards, sample) for sample in samples]
         rows.append([(picture, f"{mark}: {name}") for picture, mark, name in zip(pictures, marks, named, strict=True)])
-    return report.neighbours(rows, setting.out / "neighbours.png")
+    return report.neighbours(rows, out)
 
 
 def logistic_regression(features_NC: torch.Tensor, label_N: torch.Tensor, classes: int, c: float = 1.0) -> nn.Linear:

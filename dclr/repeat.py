@@ -11,15 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from dclr import checkpoint, distributed, page
-from dclr.compare import ACCURACIES, compare, read_result
+from dclr import distributed, page
+from dclr.compare import ACCURACIES, GUESSES, compare, read_result
 from dclr.data.manifest import ShardSet
-from dclr.errors import InputError, refuse_used
+from dclr.errors import InputError, dispensable, refuse_used
 from dclr.evaluate import MODES, RESULT, EvalConfig
 from dclr.hardware import pick_device
+from dclr.result import circumstances, write
+from dclr.text import public
 
 FREE = {"out", "workers", "cache", "cache_size", "features", "save_minutes", "force"}  # may differ in a result that is kept
 CLIP = {"frames", "stride", "size"}
+NETWORK = ("arch", "width")
 PLACES = {"seed", "train_split", "test_split", "out"}  # not of a mean
 
 
@@ -40,7 +43,8 @@ def everything(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], e
         distributed.wait()
     if distributed.rank() == 0:
         print(compare([out]))
-        print(page.write(out, folders))
+        with dispensable("report.html"):
+            print(page.write(out, folders))
 
 
 def repeat(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], evaluate: Evaluate) -> dict[str, Any]:
@@ -85,20 +89,36 @@ def finished(config: EvalConfig, folds: Sequence[int] = (), seeds: Sequence[int]
     if config.force or not path.exists():
         return None
     result = read_result(path.parent)
-    wanted, made = json.loads(json.dumps(asdict(config))), result["options"]
+    wanted = json.loads(json.dumps(asdict(config)))
+    made = result["options"] | {
+        name: result[name] for name in NETWORK if name in result
+    }  # an older version kept those that were asked for
+    if config.pretrained != "random":
+        del wanted["width"]  # the checkpoint's
     if "folds" in made or folds or len(seeds) > 1:  # a mean
         wanted = {name: value for name, value in wanted.items() if name not in PLACES} | {
             "folds": list(folds), "seeds": list(seeds)
         }  # fmt: skip
     for name, value in wanted.items():
-        ours = name in CLIP and value is None  # the checkpoint's, which made it too
-        if name not in FREE and not ours and made.get(name) != value:
+        ours = name in (*CLIP, *NETWORK) and value is None  # the checkpoint's, which made it too
+        if name not in FREE and not ours and _public(made.get(name)) != _public(value):
             raise InputError(
                 f"{path}: made with {name.replace('_', '-')} {made.get(name)}, not {value}; name another --out, "
                 "or --force makes it anew"
             )
     print(f"{path}: it is there, and kept")
     return result
+
+
+def _public(value: Any) -> Any:
+    return public(value) if isinstance(value, str) else value
+
+
+def _averaged(values: list[Any]) -> Any:
+    """The mean of numbers, or of tables of numbers by name; whole where all are the same."""
+    if isinstance(values[0], dict):
+        return {name: _averaged([value[name] for value in values]) for name in values[0] if all(name in v for v in values)}
+    return values[0] if len(set(values)) == 1 else float(np.mean(values))
 
 
 def _mean(
@@ -113,20 +133,30 @@ def _mean(
             )
     shared = [name for name in results[0] if ACCURACIES.fullmatch(name) and all(name in result for result in results)]
     values = {name: [result[name] for result in results] for name in shared}
+    unseen = [result.get("unseen", {}) for result in results]
     mean = {
         **{name: float(np.mean(found)) for name, found in values.items()},
         "deviation": {name: float(np.std(found, ddof=1)) for name, found in values.items()} if len(results) > 1 else {},
         "runs": [Path(run.out).name for run in runs],
         "videos": sum(result["videos"] for result in results) // len(seeds),
         "skipped": sorted({key for result in results for key in result["skipped"]}),
-        **{name: results[0][name] for name in ("classes", "label", "arch", "width", "set", "versions")},
+        **{
+            name: _averaged([result[name] for result in results])
+            for name in ("classes", *GUESSES)
+            if all(name in result for result in results)
+        },
+        "unseen": {
+            kind: sorted({name for of in unseen for name in of.get(kind, [])})
+            for kind in dict.fromkeys(itertools.chain(*unseen))
+        },
+        **{name: results[0][name] for name in ("label", "arch", "width", "set", "versions")},
         "weights": sorted({result["weights"] for result in results}),
         "options": {n: v for n, v in results[0]["options"].items() if n not in PLACES}
         | {"folds": list(folds), "seeds": list(seeds)},
+        **circumstances(sum(result.get("seconds", 0) for result in results)),
     }
-    temporary = checkpoint.temporary(out / RESULT)
-    temporary.write_text(json.dumps(mean, indent=1) + "\n")
-    temporary.replace(out / RESULT)
+    write(out, mean, ", ".join(f"{name} {100 * mean[name]:.1f} %" for name in shared))
     print(compare([*(Path(run.out) for run in runs), out]))
-    print(page.write(out, [out, *(Path(run.out) for run in runs)]))
+    with dispensable("report.html"):
+        print(page.write(out, [out, *(Path(run.out) for run in runs)]))
     return mean

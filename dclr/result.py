@@ -1,39 +1,40 @@
-"""What an evaluation leaves: result.json, scores, pictures, TensorBoard's events, report.html."""
+"""What an evaluation leaves: result.json and scores first, then pictures, TensorBoard's events, report.html."""
 
 from __future__ import annotations
 
-import dataclasses
+import datetime
 import json
-from collections.abc import Mapping, Sequence
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.image import imread
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from dclr import checkpoint, losses, metrics, page, report
+from dclr import losses, metrics, page, report
+from dclr.compare import guesses
 from dclr.data.loader import eval_loader
-from dclr.errors import InputError
+from dclr.errors import NotKept, dispensable
 from dclr.evaluate import RESULT, Setting
-from dclr.hardware import place, revision
+from dclr.files import whole
+from dclr.hardware import machine, place, revision
+from dclr.text import plain, public
 from dclr.views import normalise, to_clip
 
-
-def middle_frame(setting: Setting, sample: int) -> np.ndarray:
-    """A picture of a sample, uint8 (H, W, 3); a black one where it is damaged (the loader has told of it)."""
-    try:
-        record = setting.shards.read(sample)
-        return record.frames([len(record) // 2])[0]
-    except InputError:
-        return np.zeros((8, 8, 3), np.uint8)
+SCORES = "scores.safetensors"
+Pictures = Mapping[str, Callable[[Path], object]]  # file name -> what writes it there
 
 
-def overlays(setting: Setting, sample_M: np.ndarray, trunk: nn.Module | None = None) -> Path:
-    """Write maps.png: where the trunk (or ``trunk``) is active in the middle clips of up to four of these samples."""
+def overlays(setting: Setting, sample_M: np.ndarray, out: Path, trunk: nn.Module | None = None) -> Path:
+    """Write a PNG: where the trunk (or ``trunk``) is active in the middle clips of up to four of these samples."""
     samples_N = np.unique(sample_M[np.linspace(0, len(sample_M) - 1, report.SHOWN).astype(int)])
     module = place(trunk or setting.trunk.module, setting.device).eval()
     loader = eval_loader(setting.shards, samples_N, setting.clip, clips=1, cache=setting.cache, on_error="skip")
@@ -42,60 +43,131 @@ def overlays(setting: Setting, sample_M: np.ndarray, trunk: nn.Module | None = N
     def active(clip_BCTHW: torch.Tensor, view: str) -> torch.Tensor:
         return losses.mean_one(losses.activation_map(module(clip_BCTHW)))
 
-    return report.activation_maps(active, {"v": clips}, setting.out / "maps.png")
+    return report.activation_maps(active, {"v": clips}, out)
 
 
 def save_scores(
-    setting: Setting, scores_MC: np.ndarray, sample_M: np.ndarray, extra: dict[str, Any], pictures: Sequence[Path] = ()
+    setting: Setting, scores_MK: np.ndarray, sample_M: np.ndarray, extra: dict[str, Any], pictures: Pictures
 ) -> dict[str, Any]:
-    """:func:`save_result` of class scores (M, classes): accuracies, confusion, accuracy of each class, and the scores."""
-    if not np.isfinite(scores_MC).all():
+    """:func:`save_result` of scores (M, K) of the classes that training has: accuracies, confusion, accuracy of each class, and
+    the scores of all C classes, 0 for those that training lacks."""
+    if not np.isfinite(scores_MK).all():
         raise FloatingPointError("scores are not finite and nothing was saved: try --precision fp32 or a smaller --lr")
-    label_M, names = setting.label(sample_M), setting.classes
-    counts = metrics.confusion(scores_MC.argmax(1), label_M, len(names))
-    scores = {"scores": scores_MC.astype(np.float32), "label": label_M, "sample": sample_M}
-    save_file(scores, setting.out / "scores.safetensors", {"classes": json.dumps(names)})
-    made = [
-        report.confusion_matrix(counts, names, setting.out / "confusion.png"),
-        report.class_bars(counts, names, setting.out / "classes.png"),
-        *pictures,
-    ]
+    label_M, names = setting.label(sample_M), setting.classes.names
+    counts = metrics.confusion(scores_MK.argmax(1), label_M, len(names))
+    scores_MC = np.pad(scores_MK.astype(np.float32), ((0, 0), (0, len(names) - scores_MK.shape[1])))
+    scores = {"scores": np.ascontiguousarray(scores_MC), "label": label_M, "sample": sample_M}
+    with dispensable(SCORES), whole(setting.out / SCORES) as unfinished:
+        (setting.out / SCORES).unlink(missing_ok=True)  # another result's, with --force
+        unfinished.write_bytes(save(scores, {"classes": json.dumps(names)}))  # save_file's mode is 0600
+    found = {"confused": metrics.confused(counts, names), "confusion": counts.tolist()}
     return save_result(
-        setting, metrics.accuracies(scores_MC, label_M), len(label_M), extra | {"confusion": counts.tolist()}, made
+        setting,
+        metrics.accuracies(scores_MK, label_M),
+        sample_M,
+        extra | found,
+        {
+            "confusion.png": lambda out: report.confusion_matrix(counts, names, out),
+            "classes.png": lambda out: report.class_bars(counts, names, out),
+            **pictures,
+        },
     )
 
 
 def save_result(
-    setting: Setting, numbers: Mapping[str, float], videos: int, extra: dict[str, Any], pictures: Sequence[Path]
-) -> dict[str, Any]:
-    """Write result.json, with ``numbers`` in 0..1 by name, and from it and the pictures TensorBoard's events and report.html;
-    returns the result."""
-    config, out = setting.config, setting.out
+    setting: Setting, numbers: dict[str, float], sample_M: np.ndarray, extra: dict[str, Any], pictures: Pictures,
+    kinds: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Write result.json with ``numbers`` in 0..1, by name, of these test videos. Then draw ``pictures``; write TensorBoard's
+    events, result.json once more with those pictures that are there, and report.html. Returns the result. Of several ``kinds``
+    of label, chance and majority are tables.
+
+    Raises NotKept, with the numbers in it, where result.json cannot be written; what else fails costs itself and a warning.
+    """
+    config, out, videos = setting.config, setting.out, len(sample_M)
+    every = {kind: setting.classes_of(kind) for kind in kinds or [setting.kind]}
+    class_M = {kind: classes.number(setting.shards.labels[kind][sample_M]) for kind, classes in every.items()}
+    guessed = {
+        "chance": {kind: classes.chance for kind, classes in every.items()},
+        "majority": {kind: classes.guessed(class_M[kind]) for kind, classes in every.items()},
+    }
+    unseen = {kind: names for kind, classes in every.items() if (names := classes.names[classes.known :])}
+    used = {"arch": setting.trunk.arch, "width": setting.trunk.width}
+    used |= {name: getattr(setting.clip, name) for name in ("frames", "stride", "size")}
     result = {
         **numbers,
         "interval": {name: metrics.interval(value, videos) for name, value in numbers.items() if metrics.SHARE.match(name)},
         "videos": videos,
         "skipped": sorted(set(setting.skipped)),
-        "classes": len(setting.classes),
+        "classes": len(setting.classes.names),
+        **{
+            name: {f"{kind}: {name}": value for kind, value in found.items()} if kinds else found[setting.kind]
+            for name, found in guessed.items()
+        },
+        "unseen": unseen,
         "label": setting.kind,
         "arch": setting.trunk.arch,
         "width": setting.trunk.width,
         **extra,
-        "pictures": [path.name for path in pictures],
-        "options": dataclasses.asdict(config) | {n: getattr(setting.clip, n) for n in ("frames", "stride", "size")},
+        "pictures": [],
+        "options": {name: public(value) if isinstance(value, str) else value for name, value in vars(config).items()} | used,
         "weights": setting.weights,
         "set": setting.shards.digest,
         "versions": {"dclr": revision(), "torch": torch.__version__, "numpy": np.__version__},
+        **circumstances(time.monotonic() - setting.began),
     }
-    with SummaryWriter(out) as writer:
+    text = ", ".join(f"{name} {100 * value:.1f} %" for name, value in (numbers | guesses(result)).items())
+    said = f"{config.mode} on {plain(setting.kind)}: {text} of {videos} videos, {len(setting.classes.names)} classes"
+    write(out, result, said)
+    print(said)
+    for kind, names in unseen.items():
+        absent, some = int((class_M[kind] >= every[kind].known).sum()), ", ".join(map(plain, names[:10]))
+        print(
+            f"no training video is of {len(names)} of the classes of {plain(kind)}: {some}{', ...' * (len(names) > 10)}; their "
+            f"{absent} test videos count as wrong"
+        )
+    drawn: list[str] = []
+    for name, draw in pictures.items():
+        with dispensable(name):
+            (out / name).unlink(missing_ok=True)
+            draw(out / name)
+            drawn.append(name)
+        if name not in drawn:
+            with suppress(OSError):
+                (out / name).unlink(missing_ok=True)
+    with dispensable("TensorBoard's file"), SummaryWriter(out) as writer:
         for name, value in numbers.items():
             writer.add_scalar(f"result/{name}", value)
-        for path in pictures:
-            writer.add_image(path.stem, imread(path)[..., :3], dataformats="HWC")
-    temporary = checkpoint.temporary(out / RESULT)
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.replace(out / RESULT)
-    text = ", ".join(f"{name} {100 * value:.1f} %" for name, value in numbers.items())
-    print(f"{config.mode} on {setting.kind}: {text} of {videos} videos, {len(setting.classes)} classes")
-    print(f"{out / RESULT}, {page.write(out, [out])}")
+        for name in drawn:
+            writer.add_image(Path(name).stem, imread(out / name)[..., :3], dataformats="HWC")
+    result["pictures"] = drawn
+    with dispensable("the list of pictures in result.json"):
+        write(out, result, said)
+    made = [str(out / RESULT)]
+    with dispensable("report.html"):
+        (out / "report.html").unlink(missing_ok=True)
+        made.append(str(page.write(out, [out])))
+    print(", ".join(made))
     return result
+
+
+def write(out: Path, result: Mapping[str, Any], said: str) -> None:
+    """Write result.json; raises NotKept with ``said``, so that it is not lost, where the disk does not take it."""
+    try:
+        with whole(out / RESULT) as unfinished:
+            unfinished.write_text(json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        raise NotKept(
+            f"{out / RESULT}: cannot be written ({error.strerror or error}); free some space, and the same command goes on "
+            f"from what it kept. It found: {said}"
+        ) from None
+
+
+def circumstances(seconds: float) -> dict[str, Any]:
+    """When, by which command and on what an evaluation was made, and how long it took since it was last started."""
+    return {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "command": shlex.join(map(public, sys.argv)),
+        "hardware": machine(),
+    }

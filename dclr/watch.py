@@ -18,11 +18,11 @@ from dclr.checkpoint import Trunk
 from dclr.config import PretrainConfig
 from dclr.data.fetch import Cache
 from dclr.data.manifest import ShardSet
-from dclr.errors import InputError, spared
+from dclr.errors import dispensable, spared
 from dclr.evaluate import EvalConfig, Pooled, Setting, forward, labelled, over_videos
 from dclr.files import whole
 from dclr.model import DCLR
-from dclr.report import SHOWN
+from dclr.report import BESIDE, SHOWN, middle_frame
 
 LINES = "metrics.jsonl"
 
@@ -51,7 +51,7 @@ class Watch:
 
     def picture(self, step: int, name: str, draw: Callable[[Path], object]) -> None:
         """The PNG that ``draw`` writes, as ``name``.png in the run's folder and among TensorBoard's images."""
-        with spared(self._out):
+        with dispensable(f"{name}.png"), spared(self._out):
             draw(path := self._out / f"{name}.png")
             if self._writer and (picture := cv2.imread(str(path))) is not None:
                 self._writer.add_image(name, picture[..., ::-1], step, dataformats="HWC")
@@ -98,15 +98,11 @@ class Videos:
         """A row for each of up to four queries: its middle frame and those of the videos mined for it, with their labels."""
         rows = []
         for query, mined_K in list(zip(query_B, mined_BK.cpu().numpy(), strict=True))[:SHOWN]:
-            rows.append([self._picture(int(sample)) for sample in (query, *entry_K[mined_K])])
+            rows.append([self._picture(int(sample)) for sample in (query, *entry_K[mined_K][:BESIDE])])
         return rows
 
     def _picture(self, sample: int) -> tuple[np.ndarray, str]:
-        try:
-            record = self._shards.read(sample)
-            picture = record.frames([len(record) // 2])[0]
-        except InputError:  # a damaged video, which the loader has told of
-            picture = np.zeros((8, 8, 3), np.uint8)
+        picture = middle_frame(self._shards, sample)
         return picture, self._names[label] if (label := int(self._label[sample])) >= 0 else self._shards.keys[sample][-20:]
 
 
@@ -132,5 +128,5 @@ def online_knn(model: DCLR, setting: Setting) -> dict[str, float]:
         for samples in (setting.train_N, setting.test_N)
     )
     model.train()
-    scores = metrics.knn(gallery, setting.label(known_N), queries, len(setting.classes))
+    scores = metrics.knn(gallery, setting.label(known_N), queries, setting.classes.known)
     return {f"knn/{name}": value for name, value in metrics.accuracies(scores, setting.label(asked_M)).items()}

@@ -60,6 +60,7 @@ def test_the_report_of_a_checkpoint_beside_random_weights(checkpoint: Path, tmp_
     assert all(0 <= result[name] <= 1 for name in names)
     assert result["random"] != {name: result[name] for name in names}
     assert result["chance"] == {"motion: chance": 0.125, "scene: chance": 0.125}
+    assert result["majority"].keys() == {"motion: majority", "scene: majority"}
     rows = [line.split("  ")[0] for line in said.splitlines()]
     assert all(condition in rows for condition in conditions)
     assert len(list((tmp_path / "features").iterdir())) == 8  # train, test, altered, swapped; twice
@@ -68,6 +69,8 @@ def test_the_report_of_a_checkpoint_beside_random_weights(checkpoint: Path, tmp_
     rows = {line.split("  ")[0]: line.split()[-2:] for line in compare([tmp_path / "one"]).splitlines()}
     for name in names:
         assert rows[name] == [f"{100 * result[name]:.1f}", f"{100 * result['random'][name]:.1f}"]
+    for name, value in (result["chance"] | result["majority"]).items():
+        assert rows[name] == [f"{100 * value:.1f}"] * 2
     succeed("train_eval.py", "bias", *common[:-1], tmp_path / "anew", "--out", tmp_path / "two", ranks=2)
     two = json.loads((tmp_path / "two/result.json").read_text())
     assert [two[name] for name in names] == [result[name] for name in names] and two["random"] == result["random"]

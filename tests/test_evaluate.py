@@ -98,6 +98,7 @@ def test_what_is_tried_with_frozen_features(checkpoint: Path, synthetic_set: Pat
         "1-shot",
         "3-shot",
         "chance",
+        "majority",
     ]
     assert said[-1].split()[7] == "-" and said[-1].count("±") == 2
     files[0].write_bytes(b"nothing")

@@ -10,6 +10,7 @@ import pytest
 from conftest import refuse, succeed
 
 from dclr import repeat
+from dclr.compare import compare
 from dclr.errors import InputError
 from dclr.evaluate import EvalConfig
 
@@ -76,6 +77,58 @@ def test_the_mean_over_folds_and_seeds_and_what_was_made_is_kept(tmp_path: Path,
     (tmp_path / "a/fold1-seed0/result.json").write_text("{")
     with pytest.raises(InputError, match="not a result of"):
         repeat.repeat(config, (1, 2, 3), (0, 1), pretend)
+
+
+def test_a_result_of_an_earlier_version_is_kept_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its options hold what was asked for, no -a and the default width, beside what was used; and it knows no majority."""
+    config = replace(CONFIG, out=str(tmp_path / "old"), shards="https://me:pw@host/set?sig=1")
+    made = pretend(config)
+    made["options"] |= {"arch": None, "shards": "https://host/set"}
+    made["width"] = 16  # the checkpoint's
+    (tmp_path / "old/result.json").write_text(json.dumps(made))
+    for kept in (config, replace(config, arch="r3d_18")):
+        assert repeat.finished(kept) is not None
+    with pytest.raises(InputError, match="made with arch r3d_18, not r2plus1d_10"):
+        repeat.finished(replace(config, arch="r2plus1d_10"))
+    with pytest.raises(InputError, match=r"made with shards https://host/set, not https://host/other"):
+        repeat.finished(replace(config, shards="https://host/other"))
+    said = compare([tmp_path / "old"]).splitlines()
+    assert said[0].split()[-2:] == ["chance", "majority"] and said[2].split()[-2:] == ["25.0", "-"]
+
+
+def test_the_network_that_was_used_is_what_is_compared(tmp_path: Path) -> None:
+    """A result's options hold the checkpoint's width, which --width says nothing of; of random weights it does."""
+    config = replace(CONFIG, out=str(tmp_path / "new"))
+    made = pretend(config)
+    made["options"] |= {"arch": "r3d_18", "width": 16}
+    (tmp_path / "new/result.json").write_text(json.dumps(made | {"width": 16}))
+    assert repeat.finished(config) is not None and repeat.finished(replace(config, arch="r3d_18")) is not None
+    random = replace(config, pretrained="random", arch="r3d_18", width=16)
+    made["options"] |= {"pretrained": "random"}
+    (tmp_path / "new/result.json").write_text(json.dumps(made | {"width": 16}))
+    assert repeat.finished(random) is not None
+    with pytest.raises(InputError, match="made with width 16, not 64"):
+        repeat.finished(replace(random, width=64))
+
+
+def test_folds_of_other_classes_have_a_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeat, "ShardSet", Splits)
+
+    def fold(config: EvalConfig) -> dict:
+        number = int(config.train_split[0].removeprefix("train"))
+        more = {"classes": 3 + number, "chance": 1 / (3 + number), "majority": 0.1 * number, "seconds": 5.0}
+        result = pretend(config) | more | {"unseen": {"action": ["run"]} if number == 2 else {}}
+        (Path(config.out) / "result.json").write_text(json.dumps(result))
+        return result
+
+    found = repeat.repeat(replace(CONFIG, out=str(tmp_path / "a")), (1, 2), (0,), fold)
+    assert found["classes"] == 4.5 and found["chance"] == (1 / 4 + 1 / 5) / 2 and found["majority"] == pytest.approx(0.15)
+    assert found["unseen"] == {"action": ["run"]} and found["seconds"] == 10 and found["command"] and found["date"]
+    assert json.loads((tmp_path / "a/result.json").read_text())["majority"] == found["majority"]
+    assert compare([tmp_path / "a"]).splitlines()[2].split()[-2:] == ["22.5", "15.0"]
+    assert "<td>majority</td><td>15.0</td>" in (tmp_path / "a/report.html").read_text()
+    kinds = [{"motion: chance": 0.25, "scene: chance": 0.5}, {"motion: chance": 0.75, "scene: chance": 0.5}]
+    assert repeat._averaged(kinds) == {"motion: chance": 0.5, "scene: chance": 0.5}
 
 
 def test_what_cannot_be_is_refused_before_the_first_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
