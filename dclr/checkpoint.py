@@ -38,11 +38,6 @@ BESIDE = re.compile(r"\.(num_batches_tracked|running_(mean|var)_[sd])$")  # of n
 Tensors = dict[str, torch.Tensor]
 
 
-def temporary(path: Path) -> Path:
-    """The name under which ``path`` is written until it is whole."""
-    return path.with_name(f".{path.name}.tmp")
-
-
 def save(path: Path, state: Mapping[str, Any]) -> None:
     """Write ``state`` (tensors and plain Python) under ``path``, whole or not at all; raises OSError."""
     with whole(path) as unfinished, unfinished.open("wb") as file:

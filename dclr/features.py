@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save
 from dclr import distributed
 from dclr.errors import InputError, make_folder
 from dclr.evaluate import Pooled, Setting, forward, over_videos
+from dclr.files import LOCK, held, whole
 from dclr.hardware import place
 from dclr.pieces import Pieces
 
@@ -49,25 +50,33 @@ def extract(
     path = folder / f"{name(setting, samples_N, clips, crops, what)}.safetensors"
     if first:
         make_folder(folder, "--features")
-    if distributed.from_first(path.exists() if first else None):
-        if first:
-            print(f"{title} from {path}")
-        return read(path) if first else None
+    if not distributed.from_first(path.exists()):
+        with held(folder / f".{path.stem}{LOCK}", f"--features {folder}", wait=True) if first else nullcontext():
+            distributed.wait()  # for another evaluation that makes the same
+            if not distributed.from_first(path.exists()):
+                return _extracted(setting, samples_N, clips, crops, title, found, moving, path)
+    if first:
+        print(f"{title} from {path}")
+    return read(path) if first else None
+
+
+def _extracted(
+    setting: Setting, samples_N: np.ndarray, clips: int, crops: int, title: str, found: Found | None, moving: bool, path: Path
+) -> Features | None:
+    """:func:`extract` where they are not there yet."""
     module = place(Pooled(setting.trunk.module), setting.device).eval()
     ask = found or (lambda net, batch: forward(net, setting, batch["rgb"][0]))
     kept = path.with_suffix(".part")
     values, samples = over_videos(setting, samples_N, clips, crops, title, lambda batch: ask(module, batch), kept, moving)
-    if not first:
+    if distributed.rank() != 0:
         return None
     if not np.isfinite(values).all():
         raise FloatingPointError("features are not finite and nothing was saved: try --precision fp32")
     if not setting.skipped:
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            unfinished.write_bytes(save({"value": values, "sample": samples}))
-            unfinished.replace(path)
+            with whole(path) as unfinished:
+                unfinished.write_bytes(save({"value": values, "sample": samples}))
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
             print(f"warning: the features could not be kept in {path.parent} ({error.strerror})", file=sys.stderr)
     Pieces.remove(kept)
     return Features(values, samples)

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from dclr.errors import InputError, make_folder
@@ -68,6 +68,11 @@ def held(lock: Path, what: str, shared: bool = False, wait: bool = False) -> Ite
             if made:
                 lock.parent.rmdir()
         os.close(file)
+
+
+def run_folder(out: str) -> AbstractContextManager[None]:
+    """The folder of a run, held by the first of its processes; the others do nothing."""
+    return held(Path(out, LOCK), f"--out {out}") if os.environ.get("RANK", "0") == "0" else nullcontext()
 
 
 def _acquired(lock: Path, kind: int, what: str, wait: bool) -> int:

@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from dclr.data.fetch import Cache
 from dclr.data.loader import TrainLoader, all_skipped, open_set
 from dclr.data.manifest import ShardSet, require_cue, require_size
 from dclr.errors import InputError, spared
-from dclr.files import LOCK, held
+from dclr.files import run_folder
 from dclr.hardware import peak_memory_gb, pick_device, place, precision_name, resolve_precision, revision
 from dclr.model import DCLR, Output
 from dclr.saver import LAST, Saver, resume
@@ -135,7 +134,7 @@ def train_step(
 def pretrain(config: PretrainConfig) -> Path:
     """Run it, or go on with it; returns the last checkpoint's path. Raises InputError for what cannot start, named and with the
     way out, and SystemExit with :data:`PREEMPTED` where a signal ended it."""
-    device, out = pick_device(), Path(config.out)
+    device = pick_device()
     dtype = resolve_precision(config.precision, device)
     config = replace(config, precision=precision_name(dtype))  # so that it is kept, and compared where the run is resumed
     shards, cache = open_set(config.shards, config.on_error, config.cache, config.cache_size)
@@ -147,7 +146,7 @@ def pretrain(config: PretrainConfig) -> Path:
     samples_N = shards.select(config.split)
     length = config.queue_length(len(samples_N))
     distributed.setup(device)
-    with held(out / LOCK, f"--out {out}") if distributed.rank() == 0 else nullcontext():
+    with run_folder(config.out):
         return _train(config, shards, cache, samples_N, length, device, dtype)
 
 

@@ -16,6 +16,7 @@ from dclr.compare import ACCURACIES, GUESSES, compare, read_result
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError, dispensable, refuse_used
 from dclr.evaluate import MODES, RESULT, EvalConfig
+from dclr.files import run_folder
 from dclr.hardware import pick_device
 from dclr.result import circumstances, write
 from dclr.text import public
@@ -34,17 +35,18 @@ def everything(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], e
     ``report.html`` has them all. ``evaluate`` says the evaluation of a mode."""
     out = Path(config.out)
     folders = [out / mode for mode in MODES]
-    for mode, folder in zip(MODES, folders, strict=True):
-        kept = config.features or str(out / "features")
-        one = replace(config, mode=mode, out=str(folder), features=kept, seed=seeds[0])
-        distributed.setup(pick_device())
-        if not distributed.from_first(finished(one, folds, seeds) if distributed.rank() == 0 else None):
-            repeat(one, folds, seeds, evaluate(mode))
-        distributed.wait()
-    if distributed.rank() == 0:
-        print(compare([out]))
-        with dispensable("report.html"):
-            print(page.write(out, folders))
+    with run_folder(config.out):
+        for mode, folder in zip(MODES, folders, strict=True):
+            kept = config.features or str(out / "features")
+            one = replace(config, mode=mode, out=str(folder), features=kept, seed=seeds[0])
+            distributed.setup(pick_device())
+            if not distributed.from_first(finished(one, folds, seeds) if distributed.rank() == 0 else None):
+                repeat(one, folds, seeds, evaluate(mode))
+            distributed.wait()
+        if distributed.rank() == 0:
+            print(compare([out]))
+            with dispensable("report.html"):
+                print(page.write(out, folders))
 
 
 def repeat(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], evaluate: Evaluate) -> dict[str, Any]:
@@ -54,8 +56,13 @@ def repeat(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], evalu
 
     Started again after it was killed, it goes on after the results that are there. Raises InputError for one of other options.
     """
-    if not folds and len(seeds) == 1:
-        return evaluate(replace(config, seed=seeds[0]))
+    with run_folder(config.out):
+        if not folds and len(seeds) == 1:
+            return evaluate(replace(config, seed=seeds[0]))
+        return _several(config, folds, seeds, evaluate)
+
+
+def _several(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], evaluate: Evaluate) -> dict[str, Any]:
     for flag, given in (("--folds", folds), ("--seeds", seeds)):
         if len(set(given)) < len(given):
             raise InputError(f"{flag} {' '.join(map(str, given))}: expected each once")
@@ -78,7 +85,10 @@ def repeat(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], evalu
     distributed.wait()
     results = []
     for run, result in zip(runs, kept, strict=True):
-        results.append(result or evaluate(run))
+        if result is None:
+            with run_folder(run.out):
+                result = evaluate(run)
+        results.append(result)
         distributed.wait()
     return _mean(config, folds, seeds, runs, results) if distributed.rank() == 0 else {}
 

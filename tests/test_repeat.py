@@ -1,13 +1,17 @@
 """Several folds and seeds in one command."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import refuse, succeed
+from conftest import REPOSITORY, SMALL, refuse, run, succeed
 
 from dclr import repeat
 from dclr.compare import compare
@@ -36,7 +40,7 @@ class Splits:
 def pretend(config: EvalConfig) -> dict:
     """An evaluation whose top-1 is known: 0.1 a fold and 0.01 a seed."""
     out = Path(config.out)
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     fold = int(config.train_split[0].removeprefix("train"))
     result = {
         "top1": 0.1 * fold + 0.01 * config.seed, "videos": 10 * fold, "classes": 4, "label": "action", "arch": "r3d_18",
@@ -158,3 +162,28 @@ def test_seeds_in_one_command(synthetic_set: Path, tmp_path: Path) -> None:
     assert "or --folds in the place of both" in refuse(*command)
     assert "or --folds in the place of both" in refuse(*command, *splits, "--folds", "1")
     assert "it has: test (32), train (64)" in refuse(*command[:-1], tmp_path / "folds", "--folds", "1", "2")
+
+
+def test_evaluations_that_need_the_same_features_wait_for_one_another(synthetic_set: Path, tmp_path: Path) -> None:
+    """Two at once make them once; two in one folder are refused."""
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import time\nimport train_eval\nfrom dclr import features\nfrom dclr.errors import exit_on_input_error\n"
+        "forward = features.forward\nfeatures.forward = lambda *a: (time.sleep(0.15), forward(*a))[1]\n"
+        "if __name__ == '__main__':\n    with exit_on_input_error():\n        train_eval.main()\n"
+    )
+    common = [
+        "--shards", synthetic_set, "--train-split", "train", "--test-split", "test", *SMALL, "-cpv", "1",
+        "--test-clips", "1", "--pretrained", "random", "--features", tmp_path / "features",
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, slow, "linear", *common, "--out", tmp_path / "one"]
+    first = subprocess.Popen(list(map(str, command)), cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True)
+    while not list((tmp_path / "features").glob(".*.lock")):
+        assert first.poll() is None
+        time.sleep(0.01)
+    second = run("train_eval.py", "knn", *common, "--out", tmp_path / "two")
+    assert second.returncode == 0, second.stderr
+    assert f"waiting for process {first.pid} on" in second.stderr and "train features from" in second.stdout
+    assert first.communicate()[0].count("features from") == 0 and first.returncode == 0
+    assert sorted(path.suffix for path in (tmp_path / "features").iterdir()) == [".safetensors"] * 2

@@ -8,25 +8,31 @@ import pytest
 from conftest import SMALL, run
 
 from dclr import watch
+from dclr.errors import NOT_KEPT
 from dclr.watch import LINES, Watch, read_lines
 
 
 def test_a_full_disk_costs_curves_and_pictures_and_not_the_run(synthetic_set: Path, tmp_path: Path) -> None:
-    """No file of the process can take a byte."""
+    """From the start of the training no file of the process can take a byte; at its end it says that nothing is kept."""
     script, out = tmp_path / "full.py", tmp_path / "run"
     script.write_text(
         "import resource, tempfile\n"
         "import train_pretrain\n"
-        "from dclr import pretrain\n"
+        "from dclr import errors, pretrain\n"
         "tempfile.gettempdir()  # tried by writing there: that disk is another one\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
-        "train_pretrain.main()\n"
+        "train = pretrain._train\n"
+        "def full(*args):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "    return train(*args)\n"
+        "pretrain._train = full\n"
+        "with errors.exit_on_input_error():\n"
+        "    train_pretrain.main()\n"
     )
     common = ("--shards", synthetic_set, "--split", "train", *SMALL, "-b", "16", "--queue", "16", "--epochs", "2")
     done = run(script, *common, "--out", out)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == NOT_KEPT, done.stderr
     assert done.stderr.count(f"warning: {out}: ") == 1 and "what cannot be written there is left out" in done.stderr
-    assert done.stderr.count("could not be written") == 2  # checkpoints
+    assert done.stderr.count("warning: the checkpoint of step") == 2 and "that is kept is none" in done.stderr
     assert not any(path.stat().st_size for path in out.iterdir())
 
 
