@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import itertools
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from dclr import checkpoint, distributed, metrics, norm, report
 from dclr.backbones.layers import Backbone
@@ -22,14 +19,16 @@ from dclr.data.loader import TrainLoader, all_skipped
 from dclr.data.plan import generator
 from dclr.errors import InputError, spared
 from dclr.evaluate import EvalConfig, Setting, forward, over_videos, prepare
-from dclr.hardware import peak_memory_gb, place, revision, sent
+from dclr.hardware import peak_memory_gb, place, sent
 from dclr.pieces import Pieces
-from dclr.pretrain import LOG_EVERY, PREEMPTED, SAVE, STOP, Preemption, learning_rate
 from dclr.probe import averaged
 from dclr.result import Pictures, overlays, save_scores
-from dclr.saver import LAST, Saver, found, resume
+from dclr.training.curves import Curves, read_lines
+from dclr.training.loop import Learner, diverged, train
+from dclr.training.rate import learning_rate
+from dclr.training.saver import LAST, Saver, found, resume
+from dclr.training.state import FINETUNING, TrainState
 from dclr.views import normalise, to_clip
-from dclr.watch import Watch, read_lines
 
 # what a finetuning that goes on may change; the hashes of weights and set stand for their places
 FREE = {"epochs", "out", "shards", "pretrained", "workers", "cache", "cache_size", "save_minutes", "features", "force"}
@@ -75,105 +74,31 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
     """
     setting = prepare(config)
     distributed.wait()  # makes the group for the last wait, which is for rank 0's checkpoint
-    device, out, rank, world = setting.device, setting.out, distributed.rank(), distributed.world()
+    out, first = setting.out, distributed.rank() == 0
     loader = TrainLoader(
-        setting.shards, setting.train_N, setting.clip, clips=1, batch=config.batch, seed=config.seed,
-        epochs=config.epochs, passes=config.cpv, rank=rank, world=world, workers=config.workers, kind=setting.kind,
+        setting.shards, setting.train_N, setting.clip, clips=1, batch=config.batch, seed=config.seed, epochs=config.epochs,
+        passes=config.cpv, rank=distributed.rank(), world=distributed.world(), workers=config.workers, kind=setting.kind,
         cache=setting.cache, on_error=config.on_error,
     )  # fmt: skip
-    last_step = len(loader) * config.epochs
-    if rank == 0 and config.force:
+    first_step, last_step = 0, len(loader) * config.epochs
+    if first and config.force:
         _remove(out)
-    saved = distributed.from_first(resume(out, "auto") if rank == 0 else None)
-    torch.manual_seed(config.seed)
-    model = Classifier(setting.trunk.module, setting.classes.known, config.head, config.bn)
-    place(model, device).train()
-    optimiser = torch.optim.SGD(model.parameters(), config.lr, momentum=0.9, weight_decay=config.wd)
-    scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype == torch.float16)
-    best: dict[str, Any] = {"epoch": 0, "top1": -1.0, "model": {}}  # of --val
-    first_step = 0
+    saved = distributed.from_first(resume(out, "auto") if first else None)
+    learner = Finetuning(setting, loader)
     if saved is not None:
-        first_step, best = _restore(saved, setting, model, optimiser, scaler, loader)
-        if rank == 0:
+        first_step = learner.restore(saved)
+        if first:
             print(f"resumed after step {first_step} of {last_step}")
-    parallel = distributed.parallel(model)
-    saver, watch = Saver(out, 1, last_step), Watch(out, first_step) if rank == 0 else None
-    due, ended = time.monotonic() + 60 * config.save_minutes, _stopped(config, best, first_step // len(loader))
-    batches = itertools.chain.from_iterable(itertools.repeat(loader))
-    bar = tqdm(total=last_step, initial=first_step, desc="finetuning", unit="step", disable=rank != 0)
-    with Preemption() as preemption, bar:
-        for step in range(first_step, last_step):
-            if ended:
-                break
-            batch = next(batches)
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(config.lr, config.schedule, step // len(loader))
-            clips = normalise(to_clip(sent(batch["rgb"][:, 0], device)))
-            label = sent(torch.from_numpy(setting.classes.number(batch["label"].numpy())), device)
-            kept = dropout(model.fc.in_features, config.dropout, config.seed, step, batch["key"]) if config.dropout else None
-            with torch.autocast(device.type, setting.dtype, enabled=setting.dtype != torch.float32):
-                logits = parallel(
-                    clips.contiguous(memory_format=torch.channels_last_3d), None if kept is None else sent(kept, device)
-                )
-            loss = F.cross_entropy(logits.float(), label)
-            optimiser.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            scaler.step(optimiser)
-            scaler.update()
-            done = step + 1
-            ends = done % len(loader) == 0
-            bar.update()
-            if done % LOG_EVERY == 0 or ends:
-                _stop_if_bad(model, loss, done, saver)
-                right = (logits.argmax(1) == label).float().mean()
-                value, right = (distributed.total(torch.stack([loss.detach(), right])) / world).tolist()
-                scalars = {"finetune/loss": value, "finetune/top1": right, "finetune/lr": optimiser.param_groups[0]["lr"]}
-                if config.on_error == "skip":
-                    scalars["data/skipped"] = len(all_skipped(loader.skipped, len(setting.train_N), config.max_skipped))
-                if watch:
-                    watch.log(done, scalars)
-                    rate = (bar.format_dict["rate"] or 0) * config.batch
-                    bar.set_postfix({"loss": f"{value:.3f}", "clips/s": f"{rate:.1f}"}, refresh=False)
-            if ends and len(setting.val_N):
-                scores, samples = score(model, setting, setting.val_N, "validation")
-                top1 = metrics.accuracies(scores, setting.label(samples))["top1"]
-                if top1 > best["top1"]:
-                    best = {"epoch": done // len(loader), "top1": top1, "model": copy.deepcopy(model.state_dict())}
-                if watch:
-                    watch.log(done, {"val/top1": top1})
-                ended = _stopped(config, best, done // len(loader))
-            wish = STOP if preemption.asked else SAVE if ends or time.monotonic() >= due else 0
-            if wish := distributed.agree(wish):
-                _stop_if_bad(model, loss, done, saver)
-                norm.average(model)
-                due = time.monotonic() + 60 * config.save_minutes
-                if rank == 0:
-                    saver.save(done, _state(setting, model, optimiser, scaler, loader, best))
-            if wish == STOP:
-                saver.wait()
-                if saver.kept == done:
-                    print(f"stopped by a signal after step {done}; the same command goes on from {out / LAST}", flush=True)
-                distributed.wait()
-                if rank == 0:
-                    saver.require(done)
-                raise SystemExit(PREEMPTED)
-    saver.wait()
-    if watch:
-        watch.close()
+    if not learner.patience_is_over(first_step // len(loader)):
+        curves = Curves(out, first_step) if first else None
+        train(learner, Saver(out, 1, last_step), curves, first_step, last_step, config.save_minutes)
     if config.on_error == "skip":
         absent = all_skipped(loader.skipped, len(setting.train_N), config.max_skipped)
         setting.skipped.extend(setting.shards.keys[sample] for sample in absent)
-    extra: dict[str, Any] = {}
-    if best["model"]:
-        model.load_state_dict(best["model"])
-        if rank == 0:
-            with spared(out):
-                state = {"config": _decides(setting), "classes": _outputs(setting), "model": best["model"]}
-                checkpoint.save(out / BEST, state)
-        extra = {"val": {"epoch": best["epoch"], "top1": best["top1"], "videos": len(setting.val_N)}}
+    model, extra = learner.model, learner.choose()
     kept_scores = out / "scores.part"
     scores, samples = score(model, setting, setting.test_N, "testing", kept_scores)
-    if rank != 0:
+    if not first:
         return {}
     names = ["finetune/loss", "finetune/top1", *(["val/top1"] if len(setting.val_N) else [])]
     pictures: Pictures = {
@@ -185,18 +110,103 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
     return result
 
 
-def _stop_if_bad(model: nn.Module, loss: torch.Tensor, done: int, saver: Saver) -> None:
-    """Raises FloatingPointError, on every rank, where the loss or what it was learned into is not finite: it is never saved."""
-    tensors = [loss, *(x for x in model.state_dict().values() if x.is_floating_point())]
-    bad = sum(torch.stack([x.detach().isfinite().all().logical_not() for x in tensors]).tolist())
-    if not distributed.agree(bad):
-        return
-    saver.wait()
-    distributed.wait()
-    kept = "the last good checkpoint stays" if saver.kept >= 0 else "nothing was saved"
-    raise FloatingPointError(
-        f"the loss or the weights were not finite by step {done}; {kept}: try --precision fp32 or a smaller --lr"
-    )
+class Finetuning(Learner):
+    """A classifier, trained with labels on the clips of ``loader``."""
+
+    title, ends_here = "finetuning", False  # the test follows
+
+    def __init__(self, setting: Setting, loader: TrainLoader):
+        config = setting.config
+        self.setting, self.loader, self.clips = setting, loader, config.batch
+        self.max_skipped = config.max_skipped if config.on_error == "skip" else None
+        torch.manual_seed(config.seed)
+        model = Classifier(setting.trunk.module, setting.classes.known, config.head, config.bn)
+        self.model: Classifier = place(model, setting.device).train()
+        self.optimiser = torch.optim.SGD(self.model.parameters(), config.lr, momentum=0.9, weight_decay=config.wd)
+        self.scaler = torch.amp.GradScaler(setting.device.type, enabled=setting.dtype == torch.float16)
+        self.best: dict[str, Any] = {"epoch": 0, "top1": -1.0, "model": {}}  # of --val
+        self._parallel = distributed.parallel(self.model)
+
+    def rate(self, step: int) -> float:
+        return learning_rate(self.setting.config.lr, self.setting.config.schedule, step // len(self.loader))
+
+    def step(self, batch: dict[str, Any], step: int, look: bool) -> None:
+        setting, config = self.setting, self.setting.config
+        clips = normalise(to_clip(sent(batch["rgb"][:, 0], setting.device))).contiguous(memory_format=torch.channels_last_3d)
+        self._label = sent(torch.from_numpy(setting.classes.number(batch["label"].numpy())), setting.device)
+        kept = dropout(self.model.fc.in_features, config.dropout, config.seed, step, batch["key"]) if config.dropout else None
+        with torch.autocast(setting.device.type, setting.dtype, enabled=setting.dtype != torch.float32):
+            self._logits = self._parallel(clips, None if kept is None else sent(kept, setting.device))
+        self._loss = F.cross_entropy(self._logits.float(), self._label)
+        self.optimiser.zero_grad(set_to_none=True)
+        self.scaler.scale(self._loss).backward()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+
+    def check(self, done: int, saver: Saver) -> None:
+        tensors = [self._loss, *(x for x in self.model.state_dict().values() if x.is_floating_point())]
+        bad = sum(torch.stack([x.detach().isfinite().all().logical_not() for x in tensors]).tolist())
+        if distributed.agree(bad):
+            kept = "the last good checkpoint stays" if saver.kept >= 0 else "nothing was saved"
+            diverged(saver, f"the loss or the weights were not finite by step {done}; {kept}")
+
+    def scalars(self, rate: float) -> dict[str, float]:
+        right = (self._logits.argmax(1) == self._label).float().mean()
+        loss, right = (distributed.total(torch.stack([self._loss.detach(), right])) / distributed.world()).tolist()
+        return {"finetune/loss": loss, "finetune/top1": right, "finetune/lr": rate}
+
+    def epoch(self, done: int, curves: Curves | None) -> bool:
+        """Test what --val holds out; ends the training when --patience is over."""
+        setting, number = self.setting, done // len(self.loader)
+        if len(setting.val_N):
+            scores, samples = score(self.model, setting, setting.val_N, "validation")
+            top1 = metrics.accuracies(scores, setting.label(samples))["top1"]
+            if top1 > self.best["top1"]:
+                self.best = {"epoch": number, "top1": top1, "model": copy.deepcopy(self.model.state_dict())}
+            if curves:
+                curves.log(done, {"val/top1": top1})
+        return self.patience_is_over(number)
+
+    def patience_is_over(self, epochs: int) -> bool:
+        """Whether --patience epochs have passed without a better one on what --val holds out."""
+        patience = self.setting.config.patience
+        return bool(patience) and self.best["epoch"] > 0 and epochs - self.best["epoch"] >= patience
+
+    def choose(self) -> dict[str, Any]:
+        """Take the weights of the best epoch on --val, if any, and keep them; returns what the result says of it."""
+        best, setting = self.best, self.setting
+        if not best["model"]:
+            return {}
+        self.model.load_state_dict(best["model"])
+        if distributed.rank() == 0:
+            with spared(setting.out):
+                state = {"config": _decides(setting), "classes": _outputs(setting), "model": best["model"]}
+                checkpoint.save(setting.out / BEST, state)
+        return {"val": {"epoch": best["epoch"], "top1": best["top1"], "videos": len(setting.val_N)}}
+
+    def state(self) -> TrainState:
+        parts = self.model, self.optimiser, self.scaler, self.loader
+        return TrainState.of(FINETUNING, _decides(self.setting), *parts, best=self.best, classes=_outputs(self.setting))
+
+    def restore(self, saved: dict[str, Any]) -> int:
+        """Go on after a checkpoint; returns the steps that are done. Raises InputError for another finetuning's."""
+        setting, state = self.setting, TrainState.read(saved, FINETUNING)
+        for name, ours in _decides(setting).items():
+            theirs = state.config.get(name)
+            if theirs != ours:
+                raise InputError(
+                    f"--{name.replace('_', '-')} {ours}: the run in {setting.out} was made with {theirs}; give that again, "
+                    "name another --out, or --force begins anew"
+                )
+        every = setting.shards.manifest.classes[setting.kind]  # a checkpoint that names no classes is of all that the set has
+        if state.more.get("classes", every) != _outputs(setting):
+            raise InputError(
+                f"--out {setting.out}: its checkpoints are of other classes than --train-split has; name another --out, or "
+                "--force begins anew"
+            )
+        state.restore(self.model, self.optimiser, self.scaler, self.loader)
+        self.best = state.more["best"]
+        return state.step
 
 
 def score(model: Classifier, setting: Setting, samples_N: Any, title: str, kept: Path | None = None) -> tuple[Any, Any]:
@@ -210,11 +220,6 @@ def score(model: Classifier, setting: Setting, samples_N: Any, title: str, kept:
     )  # fmt: skip
     model.train()
     return scores, samples
-
-
-def _stopped(config: EvalConfig, best: dict[str, Any], epochs: int) -> bool:
-    """Whether --patience epochs have passed without a better one on what --val holds out."""
-    return bool(config.patience) and best["epoch"] > 0 and epochs - best["epoch"] >= config.patience
 
 
 def _remove(out: Path) -> None:
@@ -235,43 +240,3 @@ def _decides(setting: Setting) -> dict[str, Any]:
 def _outputs(setting: Setting) -> list[str]:
     """The classes that the classifier's outputs stand for."""
     return setting.classes.names[: setting.classes.known]
-
-
-def _state(setting: Setting, model: nn.Module, optimiser: Any, scaler: Any, loader: TrainLoader, best: Any) -> dict[str, Any]:
-    """Everything that the next step depends on, in a file that :func:`dclr.checkpoint.load_trunk` reads the trunk from."""
-    return {
-        "config": _decides(setting),
-        "classes": _outputs(setting),
-        "model": model.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "scaler": scaler.state_dict(),
-        "loader": loader.state_dict(),
-        "best": best,
-        "revision": revision(),
-    }
-
-
-def _restore(
-    saved: dict[str, Any], setting: Setting, model: nn.Module, optimiser: Any, scaler: Any, loader: TrainLoader
-) -> tuple[int, dict[str, Any]]:
-    """The inverse of :func:`_state`: steps that are done, and the best epoch. Raises InputError for another finetuning's."""
-    if "best" not in saved:
-        raise InputError(f"--out {setting.out}: its checkpoints are no finetuning's; name another folder")
-    for name, ours in _decides(setting).items():
-        theirs = saved["config"].get(name)
-        if theirs != ours:
-            raise InputError(
-                f"--{name.replace('_', '-')} {ours}: the run in {setting.out} was made with {theirs}; give that again, name "
-                "another --out, or --force begins anew"
-            )
-    every = setting.shards.manifest.classes[setting.kind]  # a checkpoint that names no classes is of all that the set has
-    if saved.get("classes", every) != _outputs(setting):
-        raise InputError(
-            f"--out {setting.out}: its checkpoints are of other classes than --train-split has; name another --out, or --force "
-            "begins anew"
-        )
-    model.load_state_dict(saved["model"])
-    optimiser.load_state_dict(saved["optimiser"])
-    scaler.load_state_dict(saved["scaler"])
-    loader.load_state_dict(saved["loader"])
-    return loader.step, saved["best"]

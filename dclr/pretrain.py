@@ -1,12 +1,8 @@
-"""The pretraining loop: shards in, checkpoints and curves out, the same on one process or many."""
+"""Pretraining: shards in, checkpoints and curves out, the same on one process or many."""
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
-import signal
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,30 +14,25 @@ import yaml
 from torch import nn
 from tqdm import tqdm
 
-from dclr import distributed, norm, report
+from dclr import distributed, report
 from dclr.backbones import build
 from dclr.config import PretrainConfig
 from dclr.data.fetch import Cache
-from dclr.data.loader import TrainLoader, all_skipped, open_set
+from dclr.data.loader import TrainLoader, open_set
 from dclr.data.manifest import ShardSet, require_cue, require_size
-from dclr.errors import InputError, spared
+from dclr.errors import spared
 from dclr.files import run_folder
-from dclr.hardware import peak_memory_gb, pick_device, place, precision_name, resolve_precision, revision
+from dclr.hardware import peak_memory_gb, pick_device, place, precision_name, resolve_precision
 from dclr.model import DCLR, Output
-from dclr.saver import LAST, Saver, resume
+from dclr.training.curves import Curves
+from dclr.training.loop import Learner, diverged, train
+from dclr.training.rate import learning_rate
+from dclr.training.saver import LAST, Saver, resume
+from dclr.training.state import PRETRAINING, TrainState
 from dclr.views import make_views
-from dclr.watch import Videos, Watch, knn_setting, online_knn
+from dclr.watch import Videos, knn_setting, online_knn
 
-LOG_EVERY = 10  # steps
-SAVE, STOP = 1, 2  # what a rank may wish after a step
 BAD = "bad-keys.txt"
-PREEMPTED = 75  # exit code after a signal: EX_TEMPFAIL, try again
-ONE_SIGNAL = 5.0  # seconds in which signals are one: torchrun sends on to its ranks what Slurm has sent them already
-
-
-def learning_rate(base: float, schedule: tuple[int, ...], epoch: int) -> float:
-    """x 0.1 at each epoch of ``schedule``."""
-    return base * 0.1 ** sum(epoch >= at for at in schedule)
 
 
 def pretraining_rate(config: PretrainConfig, done: float) -> float:
@@ -69,29 +60,6 @@ def make_optimiser(model: DCLR, config: PretrainConfig) -> torch.optim.SGD:
     for p in parameters:  # torch 2.13 leaves it unwritten where the first step is left out
         optimiser.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimiser
-
-
-class Preemption:
-    """SIGTERM or SIGINT ends the run after the step it is in, with a checkpoint; one that comes more than :data:`ONE_SIGNAL`
-    after the first ends it at once."""
-
-    def __init__(self) -> None:
-        self.asked, self._since = False, 0.0
-
-    def __enter__(self) -> Preemption:
-        self._before = {number: signal.signal(number, self._caught) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self.asked:  # else the same signal may still come again, while the process ends
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
-
-    def _caught(self, number: int, _: object) -> None:
-        if not self.asked:
-            self.asked, self._since = True, time.monotonic()
-        elif time.monotonic() - self._since > ONE_SIGNAL:
-            os._exit(PREEMPTED)
 
 
 def train_step(
@@ -133,7 +101,7 @@ def train_step(
 
 def pretrain(config: PretrainConfig) -> Path:
     """Run it, or go on with it; returns the last checkpoint's path. Raises InputError for what cannot start, named and with the
-    way out, and SystemExit with :data:`PREEMPTED` where a signal ended it."""
+    way out, and SystemExit with PREEMPTED where a signal ended it."""
     device = pick_device()
     dtype = resolve_precision(config.precision, device)
     config = replace(config, precision=precision_name(dtype))  # so that it is kept, and compared where the run is resumed
@@ -155,139 +123,115 @@ def _train(
     dtype: torch.dtype,
 ) -> Path:  # fmt: skip
     distributed.wait()  # makes the group for the last wait, which is for rank 0's checkpoint
-    rank, world, out = distributed.rank(), distributed.world(), Path(config.out)
+    first, out = distributed.rank() == 0, Path(config.out)
     loader = TrainLoader(
         shards, samples_N, config.clip, clips=2, batch=config.batch, seed=config.seed, epochs=config.epochs,
-        last=config.last_batch, rank=rank, world=world, workers=config.workers, cache=cache, on_error=config.on_error,
+        last=config.last_batch, rank=distributed.rank(), world=distributed.world(), workers=config.workers, cache=cache,
+        on_error=config.on_error,
     )  # fmt: skip
-    last_step = len(loader) * config.epochs
-    saved = distributed.from_first(resume(out, config.resume) if rank == 0 else None)
-
-    torch.manual_seed(config.seed)  # the weights; everything else is drawn from (seed, epoch, sample)
-    trunk = build(config.arch, config.width)
-    model = place(DCLR(trunk, length, config.method, config.statistics(world), dtype), device).train()
-    model.f_q.checkpointed = config.checkpoint_gradients
-    neighbours = knn_setting(config, model, shards, cache, device, dtype) if config.knn_split else None
-    optimiser = make_optimiser(model, config)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    first_step = 0
+    first_step, last_step = 0, len(loader) * config.epochs
+    saved = distributed.from_first(resume(out, config.resume) if first else None)
+    learner = Pretraining(config, shards, cache, samples_N, length, loader, device, dtype)
     if saved is not None:
-        config.check_resumed(saved["config"])
+        state = TrainState.read(saved, PRETRAINING)
+        config.check_resumed(state.config)
         if config.resume == "auto":
-            config = replace(config, resume=saved["config"].get("resume", "auto"))
-        first_step = _restore(saved, model, optimiser, scaler, loader)
-    parallel = distributed.parallel(model)
-    saver = Saver(out, config.keep, config.milestone * len(loader))
-    watch = None
-    if rank == 0:
-        if saved is not None:
+            learner.config = config = replace(config, resume=state.config.get("resume", "auto"))
+        state.restore(learner.model, learner.optimiser, learner.scaler, loader)
+        first_step = state.step
+        if first:
             over = ": it is finished; a larger --epochs goes on" if first_step >= last_step else ""
             print(f"resumed after step {first_step} of {last_step}{over}")
-        if first_step < last_step:
-            with spared(out):
-                (out / "config.yaml").write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
-            watch = Watch(out, first_step)
-            _introduce(config, loader, len(samples_N), length, dtype, device)
     if first_step >= last_step:
         return out / LAST
-
-    began, waited, since, due = time.perf_counter(), 0.0, first_step, time.monotonic() + 60 * config.save_minutes
-    videos = Videos(shards, samples_N)
-    bad, shown = torch.zeros((), dtype=torch.int64, device=device), list[str]()  # steps, and the keys since the last look
-    batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
-    with (
-        Preemption() as preemption,
-        tqdm(total=last_step, initial=first_step, unit="step", desc="pretraining", disable=rank != 0) as bar,
-    ):
-        for step in range(first_step, last_step):
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - asked
-            rate = pretraining_rate(config, step / len(loader))
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            outputs, views, gradient = train_step(config, parallel, optimiser, scaler, batch, step, bad)
-            done = step + 1
-            ends = done % len(loader) == 0
-            if ends or done % LOG_EVERY == 0:
-                mined = [videos.sample(ids) for ids in (outputs[-1].video, model.queue.video_K)]  # before the entries change
-            model.enqueue(outputs)
-            shown += batch["key"]
-            bar.update()
-
-            wish = STOP if preemption.asked else SAVE if ends or time.monotonic() >= due else 0
-            wish = distributed.agree(wish)
-            if wish or done % LOG_EVERY == 0:
-                _stop_if_bad(distributed.agree(int(bad)), shown, saver, done)
-                shown.clear()
-            if wish:
-                norm.average(model)
-            if neighbours and ends and (done % (config.knn_every * len(loader)) == 0 or done == last_step):
-                found = online_knn(model, neighbours)
-                if watch:
-                    watch.log(done, found)
-                    tqdm.write(f"epoch {done // len(loader)}: k-NN top-1 {found['knn/top1']:.1%}")
-            if ends or done % LOG_EVERY == 0:
-                scalars = _scalars(outputs) | {"optimiser/lr": rate, "optimiser/gradient_norm": float(gradient)}
-                if config.on_error == "skip":
-                    scalars["data/skipped"] = len(all_skipped(loader.skipped, len(samples_N), config.max_skipped))
-                seconds = time.perf_counter() - began
-                scalars["speed/clips_per_second"] = (done - since) * config.batch * 2 / seconds
-                scalars["speed/data_wait"] = waited / seconds
-                scalars["memory/peak_gb"] = peak_memory_gb()
-                scalars |= videos.alike(outputs[-1].mined, *mined)
-                began, waited, since = time.perf_counter(), 0.0, done
-                if watch:
-                    watch.log(done, scalars)
-                    short = {name.removeprefix("loss/"): f"{v:.3f}" for name, v in scalars.items() if name.startswith("loss/")}
-                    short |= {
-                        "clips/s": f"{scalars['speed/clips_per_second']:.1f}",
-                        "wait": f"{scalars['speed/data_wait']:.0%}",
-                    }
-                    bar.set_postfix(short, refresh=False)
-            if ends and watch:
-                model.f_q.eval()
-                watch.picture(done, "maps", partial(report.activation_maps, model.f_q.map, views))
-                model.f_q.train()
-                if outputs[-1].mined.any():
-                    rows = videos.pictures(outputs[-1].mined, *mined)
-                    watch.picture(done, "neighbours", partial(report.neighbours, rows))
-            if wish:
-                due = time.monotonic() + 60 * config.save_minutes
-                if rank == 0:
-                    saver.save(done, _state(config, model, optimiser, scaler, loader))
-            if wish == STOP and done < last_step:
-                saver.wait()
-                if saver.kept == done:
-                    print(f"stopped by a signal after step {done}; the same command goes on from {out / LAST}", flush=True)
-                distributed.wait()  # until rank 0 has written: torchrun ends it as soon as another one leaves
-                if rank == 0:
-                    saver.require(done)
-                raise SystemExit(PREEMPTED)
-    saver.wait()
-    if watch:
-        watch.close()
+    saver = Saver(out, config.keep, config.milestone * len(loader))
+    if first:
+        with spared(out):
+            (out / "config.yaml").write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
+        _introduce(config, loader, len(samples_N), length, dtype, device)
+    train(learner, saver, Curves(out, first_step) if first else None, first_step, last_step, config.save_minutes)
+    if first:
         saver.require(last_step)
         print(f"peak memory {peak_memory_gb():.2f} GB a process; {out / LAST}, {out / 'maps.png'}")
     return out / LAST
 
 
-def _stop_if_bad(bad: int, shown: list[str], saver: Saver, done: int) -> None:
-    """Raises FloatingPointError, on every rank, where a loss or gradient was not finite; no such step reached the weights."""
-    if not bad:
-        return
-    out = saver.folder
-    keys = [key for part in distributed.joined_objects(shown) for key in part]
-    if distributed.rank() == 0:
-        with spared(out):
-            (out / BAD).write_text("\n".join(keys) + "\n")
-    saver.wait()
-    distributed.wait()  # as where a signal ends the run
-    raise FloatingPointError(
-        f"the loss or its gradient was not finite in {bad} of the last steps up to {done}, and none of them reached the "
-        f"weights; the last good checkpoint stays; {out / BAD} names the videos since the last look; try --precision fp32 or a "
-        "smaller --lr"
-    )
+class Pretraining(Learner):
+    """DCLR, or what the configuration makes of it, on the clips of ``loader``."""
+
+    title, clips, ends_here = "pretraining", 0, True
+
+    def __init__(
+        self, config: PretrainConfig, shards: ShardSet, cache: Cache | None, samples_N: np.ndarray, length: int,
+        loader: TrainLoader, device: torch.device, dtype: torch.dtype,
+    ):  # fmt: skip
+        self.config, self.loader, self.clips = config, loader, 2 * config.batch
+        self.max_skipped = config.max_skipped if config.on_error == "skip" else None
+        torch.manual_seed(config.seed)  # the weights; everything else is drawn from (seed, epoch, sample)
+        trunk = build(config.arch, config.width)
+        model = DCLR(trunk, length, config.method, config.statistics(distributed.world()), dtype)
+        self.model: DCLR = place(model, device).train()
+        self.model.f_q.checkpointed = config.checkpoint_gradients
+        self.optimiser = make_optimiser(self.model, config)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self._parallel = distributed.parallel(self.model)
+        self._neighbours = knn_setting(config, self.model, shards, cache, device, dtype) if config.knn_split else None
+        self._videos = Videos(shards, samples_N)
+        self._bad, self._shown = (
+            torch.zeros((), dtype=torch.int64, device=device),
+            list[str](),
+        )  # steps, keys since the last check
+
+    def rate(self, step: int) -> float:
+        return pretraining_rate(self.config, step / len(self.loader))
+
+    def step(self, batch: dict[str, Any], step: int, look: bool) -> None:
+        said = train_step(self.config, self._parallel, self.optimiser, self.scaler, batch, step, self._bad)
+        self._outputs, self._views, self._gradient = said
+        if look:  # before the entries change
+            self._mined = [self._videos.sample(ids) for ids in (self._outputs[-1].video, self.model.queue.video_K)]
+        self.model.enqueue(self._outputs)
+        self._shown += batch["key"]
+
+    def check(self, done: int, saver: Saver) -> None:
+        """No such step reached the weights."""
+        bad, out = distributed.agree(int(self._bad)), saver.folder
+        if bad:
+            keys = [key for part in distributed.joined_objects(self._shown) for key in part]
+            if distributed.rank() == 0:
+                with spared(out):
+                    (out / BAD).write_text("\n".join(keys) + "\n")
+            diverged(
+                saver,
+                f"the loss or its gradient was not finite in {bad} of the last steps up to {done}, and none of them reached "
+                f"the weights; the last good checkpoint stays; {out / BAD} names the videos since the last look",
+            )
+        self._shown.clear()
+
+    def scalars(self, rate: float) -> dict[str, float]:
+        found = _scalars(self._outputs) | {"optimiser/lr": rate, "optimiser/gradient_norm": float(self._gradient)}
+        return found | self._videos.alike(self._outputs[-1].mined, *self._mined)
+
+    def epoch(self, done: int, curves: Curves | None) -> bool:
+        """The k-NN where it is due, and pictures."""
+        config, f_q, mined = self.config, self.model.f_q, self._outputs[-1].mined
+        number = done // len(self.loader)
+        if self._neighbours and (number % config.knn_every == 0 or number == config.epochs):
+            found = online_knn(self.model, self._neighbours)
+            if curves:
+                curves.log(done, found)
+                tqdm.write(f"epoch {number}: k-NN top-1 {found['knn/top1']:.1%}")
+        if curves:
+            f_q.eval()
+            curves.picture(done, "maps", partial(report.activation_maps, f_q.map, self._views))
+            f_q.train()
+            if mined.any():
+                curves.picture(done, "neighbours", partial(report.neighbours, self._videos.pictures(mined, *self._mined)))
+        return False
+
+    def state(self) -> TrainState:
+        parts = self.model, self.optimiser, self.scaler, self.loader
+        return TrainState.of(PRETRAINING, self.config.as_dict(), *parts)
 
 
 def _introduce(
@@ -317,30 +261,3 @@ def _scalars(outputs: list[Output]) -> dict[str, float]:
         rows.append(torch.stack(list(values.values())))
     mean = distributed.total(torch.stack(rows).mean(0)) / distributed.world()
     return dict(zip(values, mean.tolist(), strict=True))
-
-
-def _state(config: PretrainConfig, model: DCLR, optimiser: Any, scaler: Any, loader: TrainLoader) -> dict[str, Any]:
-    """Everything that the next step depends on."""
-    return {
-        "config": config.as_dict(),
-        "model": model.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "scaler": scaler.state_dict(),
-        "loader": loader.state_dict(),
-        "generator": torch.get_rng_state(),
-        "step": loader.step,
-        "revision": revision(),
-    }
-
-
-def _restore(saved: dict[str, Any], model: DCLR, optimiser: Any, scaler: Any, loader: TrainLoader) -> int:
-    """The inverse of :func:`_state`; returns the steps that are done."""
-    missing = {"model", "optimiser", "scaler", "loader", "generator", "step"} - set(saved)
-    if missing:
-        raise InputError(f"the checkpoint to resume from lacks {', '.join(sorted(missing))}: an older version made it")
-    model.load_state_dict(saved["model"])
-    optimiser.load_state_dict(saved["optimiser"])
-    scaler.load_state_dict(saved["scaler"])
-    loader.load_state_dict(saved["loader"])
-    torch.set_rng_state(saved["generator"])
-    return saved["step"]

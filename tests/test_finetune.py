@@ -14,11 +14,11 @@ import torch
 from conftest import REPOSITORY, refuse, run, scalars, succeed
 from safetensors.numpy import load_file
 
-from dclr import saver
 from dclr.backbones import build
 from dclr.checkpoint import load, load_trunk
 from dclr.finetune import Classifier, dropout
-from dclr.pretrain import PREEMPTED
+from dclr.training import saver
+from dclr.training.signals import PREEMPTED
 
 WEIGHTS = ("--pretrained", "random", "-a", "r2plus1d_10", "--width", "4")
 SPLITS = ("--train-split", "train", "--test-split", "test", "--label", "scene")

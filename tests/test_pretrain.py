@@ -20,7 +20,8 @@ from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
 from dclr.hardware import resolve_precision
 from dclr.model import DCLR
-from dclr.pretrain import learning_rate, make_optimiser, pretraining_rate
+from dclr.pretrain import make_optimiser, pretraining_rate
+from dclr.training.rate import learning_rate
 from dclr.views import DYNAMICS
 from dclr.watch import Videos
 

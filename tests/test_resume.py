@@ -15,10 +15,10 @@ import pytest
 import torch
 from conftest import REPOSITORY, SMALL, refuse, run, scalars, succeed
 
-from dclr import saver
 from dclr.checkpoint import load
 from dclr.errors import NOT_KEPT
-from dclr.pretrain import PREEMPTED
+from dclr.training import saver
+from dclr.training.signals import PREEMPTED
 
 FLAGS = ("--split", "train", *SMALL, "-b", "8", "--queue", "16", "--epochs", "3", "--schedule", "2")  # 24 steps
 
@@ -120,7 +120,7 @@ def script(folder: Path, changes: str) -> Path:
     path.write_text(
         "import os, time\n"
         "import train_pretrain\n"
-        "from dclr import errors, pretrain, saver\n"
+        "from dclr import errors, pretrain\nfrom dclr.training import saver, signals\n"
         f"{changes}\n"
         "if __name__ == '__main__':\n"
         "    with errors.exit_on_input_error():\n"
@@ -130,7 +130,7 @@ def script(folder: Path, changes: str) -> Path:
 
 
 HANGS = """
-pretrain.ONE_SIGNAL = 0.1
+signals.ONE_SIGNAL = 0.1
 make = pretrain.make_views
 def hanging(*args):
     if os.path.exists('RUN/last.pt'):
@@ -171,7 +171,7 @@ def test_ranks_that_are_signalled_leave_together_with_a_checkpoint(slurm: bool, 
     """Slurm signals torchrun and its ranks, and torchrun signals them once more. Where they alone are signalled, torchrun ends
     the others when the first has left: rank 0 may still be writing."""
     out = tmp_path / "run"
-    slow = script(tmp_path, SLOW.replace("RUN", str(out)) + ("" if slurm else "pretrain.ONE_SIGNAL = 0.1"))
+    slow = script(tmp_path, SLOW.replace("RUN", str(out)) + ("" if slurm else "signals.ONE_SIGNAL = 0.1"))
     process = start(synthetic_set, out, 2, "--save-minutes", "0.0001", launcher=slow)
     assert reached(out, 3, process)
     (out / "signalled").touch()
@@ -191,7 +191,7 @@ def test_other_processes_go_on_with_the_same_batches(straight: Path, synthetic_s
     """From the middle of the run: the next losses of two processes are those of one, until float32's rounding shows."""
     small = (*FLAGS, "--width", "8", "-fpc", "8", "--lr", "0.000001")  # training a smaller network amplifies rounding
     every_step = tmp_path / "every_step.py"
-    every_step.write_text("from dclr import pretrain\nimport train_pretrain\npretrain.LOG_EVERY = 1\ntrain_pretrain.main()\n")
+    every_step.write_text("from dclr.training import loop\nimport train_pretrain\nloop.LOG_EVERY = 1\ntrain_pretrain.main()\n")
     succeed("train_pretrain.py", "--shards", synthetic_set, *small, "--epochs", "1", "--out", tmp_path / "half")
     for ranks in (0, 2):
         middle = ("--resume", tmp_path / "half" / "last.pt", "--epochs", "2", "--out", tmp_path / str(ranks))

@@ -10,9 +10,10 @@ import pytest
 import torch
 from conftest import REAL, needs_real_data
 
-from dclr import checkpoint, saver
+from dclr import checkpoint
 from dclr.errors import InputError, NotKept
-from dclr.saver import LAST, Saver
+from dclr.training import saver
+from dclr.training.saver import LAST, Saver
 
 
 def state(step: int) -> dict:

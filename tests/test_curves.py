@@ -9,7 +9,7 @@ from conftest import SMALL, run
 
 from dclr import watch
 from dclr.errors import NOT_KEPT
-from dclr.watch import LINES, Watch, read_lines
+from dclr.training.curves import LINES, Curves, read_lines
 
 
 def test_a_full_disk_costs_curves_and_pictures_and_not_the_run(synthetic_set: Path, tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_lines_go_on_when_there_is_space_again(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    watched = Watch(tmp_path, 0)
+    watched = Curves(tmp_path, 0)
     watched.log(1, {"loss": 0.5})
     with monkeypatch.context() as broken:
         broken.setattr(Path, "open", full)
@@ -55,7 +55,7 @@ def test_lines_go_on_when_there_is_space_again(
     assert capsys.readouterr().err.count("No space left") == 1
     with monkeypatch.context() as broken:
         broken.setattr(Path, "write_text", full)
-        Watch(tmp_path, 1).close()  # a resumed run that cannot drop what came after keeps what it has
+        Curves(tmp_path, 1).close()  # a resumed run that cannot drop what came after keeps what it has
     assert [line["step"] for line in read_lines(tmp_path)] == [1, 3]
     with (tmp_path / LINES).open("a") as file:  # cut by a full disk, and by a kill
         file.write('{"step": 4, "lo{"step": 5, "loss": 0}\n{"step": 6, "loss": 0}\n{"step": 7, "lo')

@@ -1,0 +1,168 @@
+"""The loop of training that pretraining and finetuning share: signals, saves, curves, bars, and the watch for what diverges."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from abc import ABC, abstractmethod
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from dclr import distributed, norm
+from dclr.data.loader import TrainLoader, all_skipped
+from dclr.hardware import peak_memory_gb
+from dclr.training.curves import Curves
+from dclr.training.saver import LAST, Saver
+from dclr.training.signals import PREEMPTED, Preemption
+from dclr.training.state import TrainState
+
+LOG_EVERY = 10  # steps
+SAVE, STOP = 1, 2  # what a rank may wish after a step
+
+
+class Learner(ABC):
+    """What is trained, a step at a time. Every rank calls each method at the same steps.
+
+    Attributes:
+        title: of the bar. model: whose BatchNorm statistics the ranks share. optimiser: whose learning rate the loop sets.
+        loader: of this rank's batches. clips: of one step, over all ranks.
+        max_skipped: percent of the videos that may be skipped, None where none is. ends_here: whether the work is done with
+        the last step, so that a signal there does not matter.
+    """
+
+    title: str
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    loader: TrainLoader
+    clips: int
+    max_skipped: float | None
+    ends_here: bool
+
+    @abstractmethod
+    def rate(self, step: int) -> float:
+        """The learning rate of a step: a pure function of it."""
+
+    @abstractmethod
+    def step(self, batch: dict[str, Any], step: int, look: bool) -> None:
+        """Learn from one batch; :meth:`scalars` is asked for after it where ``look`` says so."""
+
+    @abstractmethod
+    def check(self, done: int, saver: Saver) -> None:
+        """:func:`diverged` where a loss since the last check, or what was learned from it, is not finite."""
+
+    @abstractmethod
+    def scalars(self, rate: float) -> dict[str, float]:
+        """What the last step, with its learning rate, said on all ranks."""
+
+    @abstractmethod
+    def epoch(self, done: int, curves: Curves | None) -> bool:
+        """What comes at an epoch's end; True ends the training before its time. ``curves`` are rank 0's."""
+
+    @abstractmethod
+    def state(self) -> TrainState:
+        """Everything that the next step depends on."""
+
+
+def train(learner: Learner, saver: Saver, curves: Curves | None, first_step: int, last_step: int, save_minutes: float) -> None:
+    """The steps from ``first_step`` on. A checkpoint comes after each epoch, every ``save_minutes`` and after a signal, which
+    ends the run by SystemExit with :data:`PREEMPTED`."""
+    loader, clock, due = learner.loader, Clock(learner.clips, first_step), time.monotonic() + 60 * save_minutes
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
+    bar = tqdm(total=last_step, initial=first_step, unit="step", desc=learner.title, disable=distributed.rank() != 0)
+    with Preemption() as preemption, bar:
+        for step in range(first_step, last_step):
+            with clock:
+                batch = next(batches)
+            rate, done = learner.rate(step), step + 1
+            for group in learner.optimiser.param_groups:
+                group["lr"] = rate
+            ends = done % len(loader) == 0
+            look = ends or done % LOG_EVERY == 0
+            learner.step(batch, step, look)
+            bar.update()
+            if look:
+                learner.check(done, saver)
+                scalars = learner.scalars(rate) | clock.speed(done) | _skipped(learner)
+                if curves:
+                    curves.log(done, scalars)
+                    bar.set_postfix(_short(scalars), refresh=False)
+            if ends:
+                norm.average(learner.model)
+            over = ends and learner.epoch(done, curves)
+            wish = distributed.agree(STOP if preemption.asked else SAVE if ends or time.monotonic() >= due else 0)
+            if wish:
+                if not look:
+                    learner.check(done, saver)
+                if not ends:
+                    norm.average(learner.model)
+                due = time.monotonic() + 60 * save_minutes
+                if distributed.rank() == 0:
+                    saver.save(done, learner.state().table())
+            if wish == STOP and not (learner.ends_here and done == last_step):
+                _leave(done, saver)
+            if over:
+                break
+    saver.wait()
+    if curves:
+        curves.close()
+
+
+class Clock:
+    """Clips a second since the last look, and the share of that time in which the trainer waited for its loader."""
+
+    def __init__(self, clips: int, step: int):
+        self._clips = clips
+        self._start(step)
+
+    def _start(self, step: int) -> None:
+        self._step, self._waited, self._began = step, 0.0, time.perf_counter()
+
+    def __enter__(self) -> None:
+        self._asked = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._waited += time.perf_counter() - self._asked
+
+    def speed(self, done: int) -> dict[str, float]:
+        seconds = time.perf_counter() - self._began
+        found = {
+            "speed/clips_per_second": (done - self._step) * self._clips / seconds,
+            "speed/data_wait": self._waited / seconds,
+            "memory/peak_gb": peak_memory_gb(),
+        }
+        self._start(done)
+        return found
+
+
+def _skipped(learner: Learner) -> dict[str, float]:
+    if learner.max_skipped is None:
+        return {}
+    found = all_skipped(learner.loader.skipped, len(learner.loader.plan.samples_N), learner.max_skipped)
+    return {"data/skipped": len(found)}
+
+
+def _short(scalars: dict[str, float]) -> dict[str, str]:
+    """What the bar shows of them."""
+    shown = {name.rpartition("/")[2]: f"{value:.3f}" for name, value in scalars.items() if "loss" in name}
+    return shown | {"clips/s": f"{scalars['speed/clips_per_second']:.1f}", "wait": f"{scalars['speed/data_wait']:.0%}"}
+
+
+def _leave(done: int, saver: Saver) -> NoReturn:
+    """End the run after a signal, when its checkpoint is written."""
+    saver.wait()
+    if saver.kept == done:
+        print(f"stopped by a signal after step {done}; the same command goes on from {saver.folder / LAST}", flush=True)
+    distributed.wait()  # until rank 0 has written: torchrun ends it as soon as another one leaves
+    if distributed.rank() == 0:
+        saver.require(done)
+    raise SystemExit(PREEMPTED)
+
+
+def diverged(saver: Saver, why: str) -> NoReturn:
+    """End the run, on every rank, with what is kept; ``why`` says what was not finite."""
+    saver.wait()
+    distributed.wait()  # as where a signal ends the run
+    raise FloatingPointError(f"{why}; try --precision fp32 or a smaller --lr")

@@ -1,0 +1,33 @@
+"""Signals that end a training: after the step it is in, with a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+PREEMPTED = 75  # exit code after a signal: EX_TEMPFAIL, try again
+ONE_SIGNAL = 5.0  # seconds in which signals are one: torchrun sends on to its ranks what Slurm has sent them already
+
+
+class Preemption:
+    """SIGTERM or SIGINT ends the run after the step it is in, with a checkpoint; one that comes more than :data:`ONE_SIGNAL`
+    after the first ends it at once."""
+
+    def __init__(self) -> None:
+        self.asked, self._since = False, 0.0
+
+    def __enter__(self) -> Preemption:
+        self._before = {number: signal.signal(number, self._caught) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.asked:  # else the same signal may still come again, while the process ends
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+    def _caught(self, number: int, _: object) -> None:
+        if not self.asked:
+            self.asked, self._since = True, time.monotonic()
+        elif time.monotonic() - self._since > ONE_SIGNAL:
+            os._exit(PREEMPTED)
