@@ -126,6 +126,19 @@ def save_result(
             f"no training video is of {len(names)} of the classes of {plain(kind)}: {some}{', ...' * (len(names) > 10)}; their "
             f"{absent} test videos count as wrong"
         )
+    result["pictures"] = _drawn(out, numbers, pictures)
+    with dispensable("the list of pictures in result.json"):
+        write(out, result, said)
+    made = [str(out / RESULT)]
+    with dispensable("report.html"):
+        (out / "report.html").unlink(missing_ok=True)
+        made.append(str(page.write(out, [out])))
+    print(", ".join(made))
+    return result
+
+
+def _drawn(out: Path, numbers: Mapping[str, float], pictures: Pictures) -> list[str]:
+    """Draw the pictures and write them and the numbers as TensorBoard's events; returns the names of those that are there."""
     drawn: list[str] = []
     for name, draw in pictures.items():
         with dispensable(name):
@@ -140,15 +153,7 @@ def save_result(
             writer.add_scalar(f"result/{name}", value)
         for name in drawn:
             writer.add_image(Path(name).stem, imread(out / name)[..., :3], dataformats="HWC")
-    result["pictures"] = drawn
-    with dispensable("the list of pictures in result.json"):
-        write(out, result, said)
-    made = [str(out / RESULT)]
-    with dispensable("report.html"):
-        (out / "report.html").unlink(missing_ok=True)
-        made.append(str(page.write(out, [out])))
-    print(", ".join(made))
-    return result
+    return drawn
 
 
 def write(out: Path, result: Mapping[str, Any], said: str) -> None:
