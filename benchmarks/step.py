@@ -105,7 +105,7 @@ class Way:
     def __init__(self, name: str, model: DCLR, clips: Sequence[Views], dtype: torch.dtype):
         self.name, self.model, self.clips, self.dtype = name, model, clips, dtype
         self.model.precision = dtype
-        self.optimiser = make_optimiser(model, PretrainConfig(shards="", out="", split=("",)))
+        self.optimiser = make_optimiser(model, PretrainConfig(shards="set", out="run", split=("train",)))
         self.seconds, self.loss, self.peak = list[float](), math.nan, math.nan
 
     @property
