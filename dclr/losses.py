@@ -1,4 +1,4 @@
-"""The losses of shared/method.md, on plain tensors: contrast with mined positives, and activation alignment.
+"""The losses of docs/method.md, on plain tensors: contrast with mined positives, and activation alignment.
 
 Legend: N queries, K queue entries, D dimensions. Everything is in at least float32.
 """

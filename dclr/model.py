@@ -1,6 +1,6 @@
 """Dual contrastive learning: f_q is trained, f_k follows, five contrasts pull RGB towards what is still and what moves.
 
-Reads like shared/method.md. Legend: B videos of this rank, C' channels, T' H' W' the feature map, D = 128, K queue entries.
+Reads like docs/method.md. Legend: B videos of this rank, C' channels, T' H' W' the feature map, D = 128, K queue entries.
 Views of a clip: v RGB, s static, d dynamic. Embeddings: vv, vs, vd from the RGB clip, sv and dv from the other two. A method
 without one of the views has neither its embeddings nor its contrasts; with v alone it is MoCo-v2 on video.
 """
@@ -32,7 +32,7 @@ Maps = dict[str, torch.Tensor]  # of views, each (B, T', H', W')
 
 @dataclass(frozen=True)
 class Method:
-    """What is trained. The default is DCLR; each field is one line of the loss (shared/method.md, "Baseline and ablations").
+    """What is trained. The default is DCLR; each field is one line of the loss (docs/method.md, "Baseline and ablations").
 
     ``views`` are those that are forwarded: ``"vd"`` is DCLR without the static view, ``"v"`` MoCo-v2. ``mined`` is k (0: the
     own key is the only positive), ``alignment`` its weight (0: without), ``decoupling`` whether maps weight the RGB features

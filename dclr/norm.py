@@ -1,4 +1,4 @@
-"""BatchNorm as shared/method.md defines it: over which clips the statistics of a training batch are taken.
+"""BatchNorm as docs/method.md defines it: over which clips the statistics of a training batch are taken.
 
 ``mode`` says over which videos: ``sync``, those of the joined batch of all ranks (torch.nn.SyncBatchNorm refuses CPU tensors,
 so they are joined here); ``shuffle`` and ``local``, those of a group: a rank, or one of ``groups`` slices of its batch

@@ -20,7 +20,7 @@ from dclr.features import Features, extract
 from dclr.hardware import peak_memory_gb
 from dclr.result import Pictures, overlays, save_result, save_scores
 
-SGD_EPOCHS, SGD_DROPS, SGD_BATCH = 100, (60, 80), 128  # of --probe sgd, weight decay 0 (shared/method.md, "Recipe")
+SGD_EPOCHS, SGD_DROPS, SGD_BATCH = 100, (60, 80), 128  # of --probe sgd, weight decay 0 (docs/method.md, "Recipe")
 NEIGHBOURS = 5  # shown beside a query
 
 

@@ -57,7 +57,7 @@ class FormatError(InputError):
 def luma_difference(luma_HW: np.ndarray, previous_HW: np.ndarray) -> np.ndarray:
     """Signed difference of two uint8 luma planes as uint8 (H, W): ``round(x / 2) + 128`` with x = luma - previous.
 
-    Halves round to even and +255 saturates to 255; a still pixel is exactly 128 (shared/method.md, "Inputs of one video").
+    Halves round to even and +255 saturates to 255; a still pixel is exactly 128 (docs/method.md, "Inputs of one video").
     """
     return cv2.addWeighted(luma_HW, 0.5, previous_HW, -0.5, STILL)
 

@@ -106,7 +106,7 @@ def hold_seams(dynamic_BCTHW: torch.Tensor, frames_BT: torch.Tensor, first_is_se
 
 
 def rgb_difference(v_BCTHW: torch.Tensor) -> torch.Tensor:
-    """d[t] = v[t] - v[t - 1], d[0] = d[1]: it never wraps from the last frame (shared/method.md, fault 4)."""
+    """d[t] = v[t] - v[t - 1], d[0] = d[1]: it never wraps from the last frame (docs/method.md, fault 4)."""
     d = v_BCTHW[:, :, 1:] - v_BCTHW[:, :, :-1]
     return torch.cat([d[:, :, :1], d], dim=2)
 

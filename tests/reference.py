@@ -1,4 +1,4 @@
-"""One training step as shared/method.md says it, written to be checked by eye: float64, loops over videos, no code of dclr.
+"""One training step as docs/method.md says it, written to be checked by eye: float64, loops over videos, no code of dclr.
 
 The momentum update, the five embeddings, the maps, mining, the losses, alignment, the total and (by autograd) every gradient of
 f_q, and the queues. Parameters are plain dicts by name: ``backbone.conv1.weight`` ... of a backbone of two convolutions,

@@ -1,4 +1,4 @@
-"""What the published code gets wrong (shared/method.md): a test for each of the crashes and of the 13 silent faults.
+"""What the published code gets wrong (docs/method.md): a test for each of the crashes and of the 13 silent faults.
 
 Each would fail if its fault came back. The whole step is held against a slow version in test_reference.py.
 """

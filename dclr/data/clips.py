@@ -57,7 +57,7 @@ class ClipConfig:
 
 def frame_indices(start: int, total: int, clip: ClipConfig) -> np.ndarray:
     """Stored frames of the clip that starts at ``start``: int64 (T,). A video shorter than the clip is looped, never
-    continued with another video (shared/method.md, fault 13)."""
+    continued with another video (docs/method.md, fault 13)."""
     return (start + np.arange(clip.frames) * clip.stride) % total
 
 
@@ -158,7 +158,7 @@ def crop_flow(
 
 
 def draw_colours(rng: np.random.Generator) -> np.ndarray:
-    """One photometric draw of shared/method.md: float32 (:data:`COLOURS`,). Neutral values where a step is not applied.
+    """One photometric draw of docs/method.md: float32 (:data:`COLOURS`,). Neutral values where a step is not applied.
 
     Jitter (.4, .4, .4, .1) in a random order with p 0.8: factors U(0.6, 1.4), hue U(-0.1, 0.1) of a turn; grey p 0.2;
     Gaussian blur p 0.5 with sigma U(0.1, 2) in pixels, 0 for none.
