@@ -34,7 +34,7 @@ needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real clips 
 
 
 def run(*command: str | Path, ranks: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a command of the README (``train_pretrain.py``, ``-m preprocess``, ...) as a user would, from the repository."""
+    """Run a documented command (``train_pretrain.py``, ``-m preprocess``, ...) as a user would, from the repository."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(

@@ -322,9 +322,9 @@ def test_flags_that_cannot_work_are_refused(synthetic_set: Path, tmp_path: Path)
     assert "--last-batch half" in refuse(*common, "-b", "8", "--last-batch", "half")
 
 
-def test_the_readmes_example_runs(synthetic_set: Path, tmp_path: Path) -> None:
-    """Our loader in somebody else's training loop, as the README prints it, on a small set."""
-    text = (REPOSITORY / "README.md").read_text()
+def test_the_documented_example_runs(synthetic_set: Path, tmp_path: Path) -> None:
+    """Our loader in somebody else's training loop, as docs/loader.md prints it, on a small set."""
+    text = (REPOSITORY / "docs" / "loader.md").read_text()
     example = next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "TrainLoader" in block)
     assert len([line for line in example.splitlines() if line]) <= 11
     for name, value in {"shards/mine": str(synthetic_set), "train01": "train", "ClipConfig()": "ClipConfig(size=32)"}.items():
