@@ -1,7 +1,7 @@
-"""Where a network looks: what it still names when motion, or the scene, is taken out of the test clips.
+"""The bias report: what a network still names when motion, or the scene, is taken out of the test clips.
 
-A linear probe is fitted on the whole training clips, for each kind of label that the set has, and asked about test clips of
-which something is missing, beside the same network with random weights.
+For each kind of label that the set has, a linear probe is fitted on whole training clips. It is then asked about test clips of
+which something is missing. The same network with random weights stands beside it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def static(batch: dict[str, Any]) -> torch.Tensor:
 
 
 def shuffled(batch: dict[str, Any]) -> torch.Tensor:
-    """The frames of each clip in an order from (key, clip)."""
+    """The frames of each clip in an order that is drawn from (key, clip)."""
     rgb_NTSSC = batch["rgb"][0]
     key, frames = batch["key"][0], rgb_NTSSC.shape[1]
     orders = [generator("bias", key, n).permutation(frames) for n in range(len(rgb_NTSSC))]
@@ -51,12 +51,12 @@ def backwards(batch: dict[str, Any]) -> torch.Tensor:
 
 
 def still_part(batch: dict[str, Any]) -> torch.Tensor:
-    """What moves is blanked: cells of the stored motion energy (dclr/data/clips.py, moving_cells) turn to the mean colour."""
+    """The cells that move (:func:`dclr.data.clips.moving_cells`) are blanked: they get the mean colour."""
     return torch.where(batch["moving"][0].bool().unsqueeze(-1), FILL, batch["rgb"][0])
 
 
 def moving_part(batch: dict[str, Any]) -> torch.Tensor:
-    """What does not move, the background, is blanked."""
+    """The cells that do not move, the background, are blanked."""
     return torch.where(batch["moving"][0].bool().unsqueeze(-1), batch["rgb"][0], FILL)
 
 
@@ -70,9 +70,10 @@ ALTERED: dict[str, Callable[[dict[str, Any]], torch.Tensor]] = {
 
 
 def bias(config: EvalConfig) -> dict[str, Any]:
-    """Extract, try, save; returns the result: ``KIND: CONDITION``, the probe's top-1 on the test videos under each condition,
-    and ``KIND: neighbours``, the share of the nearest training videos that agree with a test video; ``random`` has the same of
-    random weights."""
+    """Make the bias report; returns its result, empty on ranks other than 0.
+
+    ``KIND: CONDITION`` is the probe's top-1 on the test videos under that condition. ``KIND: neighbours`` is the share of the
+    :data:`NEAREST` training videos that have the test video's label. ``random`` has the same numbers of random weights."""
     setting = prepare(config)
     kinds = [setting.kind] if config.label else [kind for kind in setting.shards.labels if _labels_all(setting, kind)]
     conditions = list(ALTERED) if "energy" in setting.shards.manifest.options.get("cues", []) else list(ALTERED)[:3]
@@ -139,7 +140,7 @@ def measure(
 
 
 def lines(found: dict[str, float], baseline: dict[str, float], kinds: list[str]) -> str:
-    """A table in per cent: a row a condition, a column a kind of label and network."""
+    """A table in per cent: a row for each condition, a column for each kind of label and network."""
     names = [name.removeprefix(f"{kinds[0]}: ") for name in found if name.startswith(f"{kinds[0]}: ")]
     sides = {"": found} | ({", random weights": baseline} if baseline else {})
     rows = [["test clips", *(f"{kind}{side}" for kind in kinds for side in sides)]]

@@ -1,4 +1,4 @@
-"""What every picture of a plot shares: a canvas that stays small, and text that is drawn as it stands."""
+"""The canvas of every plot: bounded in size, with text that is drawn as it stands."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def axes(rows: int, columns: int, width: float, height: float, **more: Any) -> t
 
 
 def write(figure: plt.Figure, out: Path) -> Path:
-    """Write the figure as a PNG and close it; letters that no font has are boxes, of which one line tells. Returns ``out``."""
+    """Write the figure as a PNG and close it; returns ``out``. A letter that no font has is drawn as a box, with a warning."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings(record=True) as told:

@@ -1,9 +1,9 @@
-"""Checkpoints: written whole or not at all, read without pickle, refused by name when they are something else.
+"""Checkpoints: written whole or not at all, and read without pickle. A file that is no checkpoint is refused by its name.
 
 Weights are read from what train_pretrain.py and dclr.export write, from the authors' checkpoints (``module.encoder_q.stem...``
 with heads ``fvv, fvs, fvd, fsv, fdv``), from MoCo's and VideoMoCo's (``encoder_q.*``, ``fc``) and from plain state dicts of the
-VideoResNet and I3D layouts (dclr/backbones). The network is recognised by the names and shapes, so that the authors'
-"r2plus1d_18" is what it is, an r2plus1d_10.
+VideoResNet and I3D layouts (dclr/backbones). The network is recognised by names and shapes: the authors'
+"r2plus1d_18" is recognised as an r2plus1d_10.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> Any:
-    """What torch wrote into ``path``, on the CPU. Only tensors and plain Python are read (``weights_only``); raises InputError
-    for a file that is missing, damaged, says that it unpacks to more than it has, or holds anything else, which it names."""
+    """Read what torch.save wrote to ``path``, onto the CPU. Only tensors and plain Python are read (``weights_only``).
+
+    Raises InputError for a file that is missing or damaged, that claims to unpack to more bytes than it has, or that holds
+    anything else, which the message names."""
     if not path.is_file():
         raise InputError(
             f"{path}: no such checkpoint; expected a file that train_pretrain.py wrote, such as runs/first/last.pt, or weights"
@@ -67,7 +69,7 @@ def read(path: Path) -> Any:
 
 
 def require_unpacked(path: Path) -> None:
-    """Raises InputError where a zip archive declares more than the file has: torch stores tensors as they are."""
+    """Raises InputError where a zip archive claims to unpack to more bytes than the file has. torch stores tensors unpacked."""
     try:
         with zipfile.ZipFile(path) as archive:
             declared, there = sum(member.file_size for member in archive.infolist()), path.stat().st_size
@@ -95,8 +97,8 @@ def _checked(path: Path, state: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Trunk:
-    """A backbone to evaluate: the module, its ``arch`` and ``width``, the ``clip`` (frames, stride, size) it learned on (empty
-    where nothing says so), and ``matched``, a table of what was found in the file."""
+    """A backbone to evaluate: the ``module``, its ``arch`` and ``width``, the ``clip`` (frames, stride, size) that it learned
+    on (empty where the file does not say), and ``matched``, a table of what was found in the file."""
 
     module: Backbone
     arch: str
@@ -114,8 +116,10 @@ def load_trunk(path: Path) -> Trunk:
 
 
 def load_encoder(path: Path | str) -> Encoder:
-    """The trained encoder in ``path``, in evaluation mode: :meth:`Encoder.embed` and :meth:`Encoder.map`. It has the heads that
-    the file has: all five in ours and the authors', none beside other trunks. Raises InputError as :func:`load_trunk` does."""
+    """The trained encoder in ``path``, in evaluation mode; use its :meth:`Encoder.embed` and :meth:`Encoder.map`.
+
+    It has the heads that the file has: all five from our checkpoints and the authors', none from other trunks. Raises
+    InputError as :func:`load_trunk` does."""
     path = Path(path)
     tensors, config, aside = _weights(path)
     trunk = _trunk(path, tensors, config, aside)

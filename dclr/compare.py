@@ -29,8 +29,9 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def guesses(result: dict[str, Any]) -> dict[str, float]:
-    """What is right without looking, by name: ``chance``, and ``majority``, the class with most training videos; for each kind
-    of label where the result says so. A result made before these were kept has no majority."""
+    """The accuracies of guessing: ``chance``, and ``majority``, which always names the class with most training videos.
+
+    They are given for each kind of label where the result has several. An old result may lack ``majority``."""
     found: dict[str, float] = {}
     for name in GUESSES:
         value = result.get(name, {})
@@ -75,13 +76,19 @@ def _bias_rows(runs: list[tuple[str, dict[str, Any]]]) -> list[list[str]]:
 
 
 def _within(folder: Path) -> list[tuple[str, Path]]:
-    """What a folder is called, and where its result is; those of the folders in it where it has none of its own."""
+    """(name, folder) of the results in a folder: its own, or where it has none, those of the folders in it."""
     inside = [(f"{folder.name}/{path.parent.name}", path.parent) for path in sorted(folder.glob("*/result.json"))]
     return [(folder.name, folder)] if (folder / "result.json").exists() or not inside else inside
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Plain text columns; the first row is the head."""
+    """Plain text in columns; the first row is the head.
+
+    >>> print(table([["run", "top1"], ["first", "25.0"]]))
+    run    top1
+    -----  ----
+    first  25.0
+    """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

@@ -39,11 +39,12 @@ met = False  # whether this process ever was one of many, for dclr.errors: it as
 
 
 def _of_this_start(store: dist.Store, number: int, count: int) -> dist.Store:
-    """``store`` under a name that only the processes of this start know.
+    """``store`` behind a prefix that only the processes of this start know.
 
-    After a restart torchrun's store still holds the addresses of the processes before, and a rank that reads one of them fails
-    to connect (pytorch issue 135712; torch 2.13 too); counts of restarts differ between nodes. So rank 0 draws a name and gives
-    it to each rank in answer to a request that the rank has just drawn, again and again until the rank of this start has it.
+    After a restart torchrun's store still holds the addresses of the processes before. A rank that reads one of those fails to
+    connect (pytorch issue 135712; torch 2.13 too). The number of restarts is no prefix, because it differs between nodes. So
+    rank 0 draws the prefix. Each rank draws a request; rank 0 answers requests, of processes before too, until every rank of
+    this start has its answer.
     """
     mine, until = uuid4().hex, time.monotonic() + MEETING.total_seconds()
     if number:
@@ -62,7 +63,7 @@ def _of_this_start(store: dist.Store, number: int, count: int) -> dist.Store:
 
 
 def _control() -> dist.ProcessGroup | None:
-    """A group whose collectives run on the CPU: what it agrees on never waits for a GPU."""
+    """A group whose collectives run on the CPU, so that they never wait for a GPU."""
     global _gloo
     if dist.get_backend() == "nccl" and _gloo is None:
         _gloo = dist.new_group(backend="gloo")
@@ -91,8 +92,8 @@ def from_first(value: Any) -> Any:
 
 
 def wait() -> None:
-    """Until every rank is here, a day if need be: what rank 0 does alone can take longer than a collective waits. The first
-    call makes the group for it, so it comes before that work."""
+    """Wait until every rank calls this, for a day at most. Work that rank 0 does alone may take longer than other collectives
+    wait. The first call makes the group for it, so call it once before that work, too."""
     global _patient
     if world() > 1:
         _patient = _patient or dist.new_group(backend="gloo", timeout=timedelta(days=1))
@@ -130,7 +131,7 @@ def parallel(module: nn.Module) -> nn.Module:
 
 
 def unsynchronised(module: nn.Module, yes: bool) -> AbstractContextManager[None]:
-    """While gradients are only added up on this rank, because more of the batch is to come."""
+    """Inside, gradients are summed on this rank alone: more parts of the batch follow."""
     return module.no_sync() if yes and isinstance(module, DistributedDataParallel) else nullcontext()
 
 
@@ -165,8 +166,8 @@ def joined(x_B: torch.Tensor) -> torch.Tensor:
 
 
 def permuted(x_B: torch.Tensor, order_N: torch.Tensor | None) -> torch.Tensor:
-    """This rank's share of the joined rows in another order (N = n B, the same on every rank), without gradient; without an
-    order the rows stay. Clips (B, C, T, H, W) stay channels last."""
+    """This rank's share, (B, ...), of the joined rows in the order ``order_N``, without gradient; N = n B, and every rank gives
+    the same order. Without an order the rows stay. Clips (B, C, T, H, W) stay channels last."""
     if order_N is None:
         return x_B
     mine = joined(x_B)[order_N[rank() * len(x_B) : (rank() + 1) * len(x_B)]]

@@ -1,4 +1,4 @@
-"""What a user did wrong, or what a disk did not take, said once and clearly: one line, no traceback."""
+"""Errors for a user: a mistake in what was given, or a disk that takes no more. Each is one line without a traceback."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class NotKept(Exception):
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Turn an :class:`InputError` into one line on standard error and exit code 2, a disk that is full or read-only into one
-    and :data:`NOT_KEPT`, a training that diverged into one and 1; any other error stays a bug."""
+    """Turn errors for a user into one line on standard error and an exit code: 2 for an :class:`InputError`, :data:`NOT_KEPT`
+    for a full or read-only disk, 1 for a training that diverged. Any other error is a bug and keeps its traceback."""
     try:
         yield
     except (InputError, NotKept, FloatingPointError) as error:
@@ -51,8 +51,10 @@ def exit_on_input_error() -> Iterator[None]:
 
 
 def check_values(settings: Any, places: Collection[str] = ()) -> None:
-    """What every dataclass of settings checks first, in its ``__post_init__``: numbers are finite and of a usual size, and no
-    field of ``places`` is empty; ``~`` in those is expanded. Raises InputError naming the flag."""
+    """The first check of every dataclass of settings, in its ``__post_init__``.
+
+    Numbers must be finite and of a usual size (:func:`check_number`). The fields ``places`` must not be empty; ``~`` in them is
+    expanded. Raises InputError with the flag's name."""
     for field in fields(settings):
         value = getattr(settings, field.name)
         for item in value if isinstance(value, tuple) else (value,):
@@ -91,8 +93,8 @@ _told: set[Path] = set()
 
 @contextmanager
 def spared(folder: Path) -> Iterator[None]:
-    """What is written into ``folder`` inside is left out where the disk is full or unwritable: that costs a warning, one for
-    each folder, and never the run."""
+    """Inside, a write to ``folder`` that a full or read-only disk refuses is left out. That costs one warning for each folder,
+    never the run."""
     try:
         yield
     except OSError as error:
@@ -103,7 +105,7 @@ def spared(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def dispensable(what: str) -> Iterator[None]:
-    """What fails inside costs ``what``, such as a picture, and a warning that names it and the reason; never what goes on."""
+    """Inside, a failure costs ``what``, such as a picture, and a warning with its name and the reason. The run goes on."""
     try:
         yield
     except Exception as error:  # a drawing may fail in as many ways as there are libraries beneath it
@@ -112,7 +114,7 @@ def dispensable(what: str) -> Iterator[None]:
 
 
 def make_folder(out: Path, flag: str = "--out") -> None:
-    """The folder that ``flag`` names, made where it is not there; raises InputError where it cannot be one."""
+    """The folder that ``flag`` names; it is made if needed. Raises InputError where it cannot be a folder."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -120,6 +122,6 @@ def make_folder(out: Path, flag: str = "--out") -> None:
 
 
 def refuse_used(out: Path, name: str) -> None:
-    """Nothing already made is lost: a folder that holds a result is not written over."""
+    """Raises InputError where the folder holds a result, which is not written over."""
     if (out / name).exists():
         raise InputError(f"--out {out}: it holds {name} of an earlier run; name another folder, or --force to write over it")

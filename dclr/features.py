@@ -1,4 +1,4 @@
-"""Features of a frozen trunk: every video's clips through the network once, and kept for whatever is tried with them."""
+"""Features of a frozen trunk. Every video's clips go through the network once; the features are kept on disk for all modes."""
 
 from __future__ import annotations
 
@@ -39,11 +39,19 @@ def extract(
     setting: Setting, samples_N: np.ndarray, clips: int, crops: int, title: str, found: Found | None = None, what: str = "",
     moving: bool = False,
 ) -> Features | None:  # fmt: skip
-    """The features of these samples on rank 0, None on others: of ``clips`` uniform clips times ``crops`` a video, or what
-    ``found``, whose name is ``what``, says of them (and with ``moving`` of where they move).
+    """Features of the videos ``samples_N`` (int64 (N,), one sample a video) on rank 0; None on other ranks.
 
-    They are kept in ``--features`` (``features`` in ``--out`` by default), in a file named by the hash of all that decides them
-    (:func:`name`), and are read from it the next time. Raises FloatingPointError where they are not finite.
+    Each video is cut into ``clips`` uniform clips, each ``crops`` times. The features are read from ``--features`` (by default
+    ``features`` in ``--out``) where that has them. Else they are computed and written there. The file's name is the hash of all
+    that decides them (:func:`name`).
+
+    Args:
+        title: what the progress bar calls them.
+        found: computes a video's features from its batch; None pools the feature map of the RGB clips.
+        what: the name of ``found``, a part of the hash.
+        moving: the batch also says where the clips move (:func:`dclr.data.loader.eval_loader`).
+    Raises:
+        FloatingPointError: the features are not finite; nothing is written.
     """
     first = distributed.rank() == 0
     folder = Path(setting.config.features or setting.out / "features")
@@ -63,7 +71,7 @@ def extract(
 def _extracted(
     setting: Setting, samples_N: np.ndarray, clips: int, crops: int, title: str, found: Found | None, moving: bool, path: Path
 ) -> Features | None:
-    """:func:`extract` where they are not there yet."""
+    """What :func:`extract` does where no file has the features yet."""
     module = place(Pooled(setting.trunk.module), setting.device).eval()
     ask = found or (lambda net, batch: forward(net, setting, batch["rgb"][0]))
     kept = path.with_suffix(".part")
@@ -83,7 +91,7 @@ def _extracted(
 
 
 def read(path: Path) -> Features:
-    """What :func:`extract` kept in ``path``; raises InputError for anything else."""
+    """Read the features that :func:`extract` wrote to ``path``. Raises InputError for any other file."""
     try:
         return Features(**load_file(path))
     except (SafetensorError, OSError, ValueError, TypeError) as error:

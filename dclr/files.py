@@ -21,8 +21,9 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """The name to write ``path`` under; what was written there becomes ``path`` at the end, on the disk first, and nothing is
-    left of it where that fails. An OSError then names the path."""
+    """Yield a temporary name to write to. At the end the file is synced to disk and renamed to ``path``.
+
+    Where anything fails, nothing is left of it, and an OSError names ``path``."""
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
         yield unfinished
@@ -39,13 +40,15 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def held(lock: Path, what: str, shared: bool = False, wait: bool = False) -> Iterator[None]:
-    """While inside, no other process of this machine is inside with the same ``lock``. It is a file that is made, with its
-    folder, and goes again, with a folder that is still empty. The lock of a process that was killed is free.
+    """Hold ``lock``: no other process of this machine is inside with the same one.
+
+    The lock is a file. It is made with its folder, and deleted at the end, with the folder where that is empty. The lock of a
+    process that was killed is free.
 
     Args:
         what: what is held, as a user named it, such as ``--out runs/first``.
-        shared: hold it together with others that share it; one that does not is kept out.
-        wait: until it is free, telling for whom. Otherwise InputError names the owner's process and host.
+        shared: others that share the lock may hold it too; those that do not are kept out.
+        wait: wait until it is free, and print for whom. Otherwise InputError names the owner's process and host.
     Raises:
         InputError: the lock is another's, or its folder cannot be written to.
     """
@@ -71,7 +74,7 @@ def held(lock: Path, what: str, shared: bool = False, wait: bool = False) -> Ite
 
 
 def run_folder(out: str) -> AbstractContextManager[None]:
-    """The folder of a run, held by the first of its processes; the others do nothing."""
+    """The lock of a run's folder. The first of the run's processes holds it; the others do nothing."""
     return held(Path(out, LOCK), f"--out {out}") if os.environ.get("RANK", "0") == "0" else nullcontext()
 
 
@@ -105,7 +108,7 @@ def _acquired(lock: Path, kind: int, what: str, wait: bool) -> int:
 
 
 def _owner(lock: Path) -> str:
-    """Who holds it, or one of those who share it: each of them holds a lock of its own beside it."""
+    """The process that holds the lock, or one of those that share it. Each of these holds a lock of its own beside it."""
     for path in (lock, *sorted(lock.parent.glob(f".*{LOCK}"))):
         with suppress(OSError):
             if said := path.read_bytes()[:200].decode(errors="replace"):
@@ -114,7 +117,7 @@ def _owner(lock: Path) -> str:
 
 
 def _is(file: int, path: Path) -> bool:
-    """Whether the open file still has that name: its holder before removed it as it left."""
+    """Whether the open file still has this name. The holder before may have deleted it when it left."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file), path.stat())
     return False

@@ -27,10 +27,11 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def keep_freed_memory() -> None:
-    """Keep freed blocks in this process for the next step, which asks for the same ones.
+    """Keep freed blocks of memory in this process for the next step, which needs blocks of the same sizes.
 
-    glibc gives every large block back to the system and asks for it again: on the CPU that is a third of a training step
-    (r2plus1d_10 at 16x112x112, fp32, 2 cores: 0.9 -> 1.3 clips/s forward and backward) and a quarter of cutting a clip.
+    By default glibc gives every large block back to the system and asks for it again. On the CPU that takes a third of a
+    training step (r2plus1d_10 at 16x112x112, fp32, 2 cores: 0.9 -> 1.3 clips/s forward and backward) and a quarter of cutting a
+    clip.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -55,8 +56,10 @@ def place(module: M, device: torch.device) -> M:
 
 
 def sent(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """``x`` on ``device``, without waiting for what a GPU has still to do: only from pinned memory does it copy while the host
-    goes on. torch keeps that memory until the copy is done."""
+    """``x`` on ``device``, without waiting for the GPU.
+
+    A copy runs while the host goes on only from pinned memory, so ``x`` is pinned first. torch keeps that memory until the copy
+    is done."""
     if device.type == "cuda" and x.device.type == "cpu":
         x = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x)
     return x.to(device, non_blocking=True)
@@ -70,7 +73,7 @@ def peak_memory_gb() -> float:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 by itself (AVX512-BF16 or AMX)."""
+    """Whether this processor has instructions that multiply bfloat16 (AVX512-BF16 or AMX)."""
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16"))
 
@@ -88,7 +91,7 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def precision_name(dtype: torch.dtype) -> str:
-    """What ``--precision`` calls it."""
+    """The name that ``--precision`` has for a number format."""
     return next(name for name, other in PRECISIONS.items() if other == dtype)
 
 

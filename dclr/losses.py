@@ -23,7 +23,7 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
 
 
 def logits(query_ND: torch.Tensor, key_ND: torch.Tensor, queue_KD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine over temperature with the own key (N, 1) and with every queue entry (N, K); inputs L2-normalised."""
+    """Cosines over the temperature: with the own key (N, 1), and with every queue entry (N, K). Inputs are L2-normalised."""
     query, key, queue = at_least_float32(query_ND), at_least_float32(key_ND), at_least_float32(queue_KD)
     own_N1 = torch.einsum("nd,nd->n", query, key).unsqueeze(1) / TEMPERATURE
     queue_NK = torch.einsum("nd,kd->nk", query, queue) / TEMPERATURE
@@ -38,12 +38,15 @@ def contrast(
     form: str = "mil",
     dropped_N: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean over queries of ``logsumexp(all) - logsumexp(P)``: P the own key and the mined entries, all the own key and the
-    allowed ones. In log space throughout (fault 6); an empty queue gives exactly 0 with gradient 0.
+    """The contrast, a scalar: the mean over queries of ``logsumexp(all) - logsumexp(P)`` (docs/method.md, "Five contrasts").
+
+    P is the own key and the mined entries. "all" is the own key and the allowed entries. It is computed in log space throughout
+    (fault 6). An empty queue gives exactly 0 with gradient 0.
 
     Args:
-        form: ``mil``; ``masked``, the same where the own key leaves P and all in rows of ``dropped_N``, bool (N,), that have a
-            mined entry; ``mean-log``, the mean logit of P in the place of its logsumexp.
+        own_N1, queue_NK: :func:`logits`. allowed_NK, mined_NK: bool; a mined entry that is not allowed is ignored.
+        form: ``mil``, as above. ``masked``: in rows of ``dropped_N``, bool (N,), that have a mined entry, P and all lack the
+            own key. ``mean-log``: the mean logit of P stands in the place of its logsumexp.
     """
     never = float("-inf")
     mined_NK = mined_NK & allowed_NK
@@ -60,13 +63,17 @@ def contrast(
 
 
 def neighbour_probability(query_ND: torch.Tensor, queue_KD: torch.Tensor, allowed_NK: torch.Tensor) -> torch.Tensor:
-    """softmax over the allowed entries of query . queue / temperature: (N, K), 0 elsewhere, all 0 where none is allowed."""
+    """Softmax of query . queue / temperature over the allowed entries: (N, K), 0 at the others; a row without any is all 0."""
     scores = torch.einsum("nd,kd->nk", at_least_float32(query_ND), at_least_float32(queue_KD)) / TEMPERATURE
     return scores.masked_fill(~allowed_NK, float("-inf")).softmax(1).nan_to_num(0.0)
 
 
 def mine(score_NK: torch.Tensor, allowed_NK: torch.Tensor, k: int) -> torch.Tensor:
-    """The top min(k, allowed) entries of each row as a mask, bool (N, K); ties go to the lower index."""
+    """The top min(k, allowed) entries of each row as a mask, bool (N, K); ties go to the lower index.
+
+    >>> mine(torch.tensor([[0.1, 0.5, 0.3, 0.3]]), torch.tensor([[True, False, True, True]]), k=1)
+    tensor([[False, False,  True, False]])
+    """
     k = min(k, score_NK.shape[1])
     best_Nk = score_NK.masked_fill(~allowed_NK, -1).sort(dim=1, descending=True, stable=True).indices[:, :k]
     return torch.zeros_like(allowed_NK).scatter(1, best_Nk, True) & allowed_NK
@@ -78,21 +85,35 @@ def activation_map(features_BCTHW: torch.Tensor) -> torch.Tensor:
 
 
 def mean_one(map_BTHW: torch.Tensor) -> torch.Tensor:
-    """N(A): A over the mean of that sample's A, so that its mean is 1; an all-zero map stays zero."""
+    """N(A), (B, T, H, W): each sample's map divided by its mean, so that the mean is 1. A map of zeros stays zero.
+
+    >>> mean_one(torch.tensor([1.0, 3.0]).view(1, 1, 1, 2)).flatten()
+    tensor([0.5000, 1.5000])
+    """
     return map_BTHW / (map_BTHW.mean((1, 2, 3), keepdim=True) + 1e-6)
 
 
 def map_entropy(map_BTHW: torch.Tensor) -> torch.Tensor:
-    """Mean entropy of the maps as distributions over their positions, as a share of the greatest: 1 is flat, 0 one position."""
+    """Mean entropy of the maps, taken as distributions over their positions, divided by the entropy of a flat map: a scalar.
+
+    1 is a flat map, 0 a map that is active at one position.
+
+    >>> map_entropy(torch.ones(1, 2, 3, 3)).item()
+    1.0
+    """
     share = map_BTHW.flatten(1) / map_BTHW.flatten(1).sum(1, keepdim=True).clamp(min=1e-12)
     return torch.special.entr(share).sum(1).mean() / max(math.log(share.shape[1]), 1e-12)
 
 
 def alignment(query_BTHW: torch.Tensor, targets_BTHW: Sequence[torch.Tensor], form: str = "sum") -> torch.Tensor:
-    """mean((N(A_q(v)) - sg[N(A_k(s) + A_k(d))])^2): gradient through the query's map (and its mean), none in the target.
+    """Activation alignment, a scalar: ``mean((N(A_q(v)) - sg[N(A_k(s) + A_k(d))])^2)``, not yet times :data:`ALIGNMENT_WEIGHT`.
 
-    Args: the raw map A_q(v), and those of the other views of the query clip that there are, each (B, T, H, W). With ``form``
-    ``equal`` their mean-1 maps are added, so that each weighs the same. The weight is :data:`ALIGNMENT_WEIGHT`.
+    The query's map has a gradient, through its mean too; the target has none.
+
+    Args:
+        query_BTHW: the raw map A_q(v).
+        targets_BTHW: the raw maps A_k(s) and A_k(d) of the query clip, or one of them where the method lacks the other view.
+        form: ``sum`` adds the raw maps. ``equal`` adds their mean-1 maps, so that each weighs the same.
     """
     parts = targets_BTHW if form == "sum" else [mean_one(target) for target in targets_BTHW]
     target = mean_one(torch.stack(list(parts)).sum(0)).detach()

@@ -14,7 +14,11 @@ SHARE = re.compile(r"top[15]$|R@\d+$|.+: (?!neighbours$)")  # numbers that are a
 
 
 def interval(share: float, videos: int, z: float = 1.96) -> list[float]:
-    """Wilson's interval of 95 % for a share of so many videos that are independent draws (Wilson 1927): [low, high]."""
+    """Wilson's 95 % interval [low, high] of a ``share`` of ``videos`` independent draws (Wilson 1927).
+
+    >>> [round(end, 3) for end in interval(0.25, 400)]
+    [0.21, 0.295]
+    """
     middle = (share + z * z / (2 * videos)) / (1 + z * z / videos)
     half = z / (1 + z * z / videos) * math.sqrt(share * (1 - share) / videos + z * z / (4 * videos * videos))
     return [max(0.0, middle - half), min(1.0, middle + half)]
@@ -26,8 +30,13 @@ def confusion(predicted_N: np.ndarray, label_N: np.ndarray, classes: int) -> np.
 
 
 def confused(counts_CC: np.ndarray, names: Sequence[str], most: int = 20) -> list[dict[str, Any]]:
-    """The pairs of classes that are taken for each other most often, at most so many: ``true`` and ``named``, the ``count`` of
-    videos, and their ``share`` of the true class, the greatest count first."""
+    """The ``most`` pairs of classes that are confused most often, the greatest count first.
+
+    Each has the class names ``true`` and ``named``, the ``count`` of videos, and their ``share`` of the true class.
+
+    >>> confused(np.array([[3, 1], [0, 4]]), ["walk", "run"])
+    [{'true': 'walk', 'named': 'run', 'count': 1, 'share': 0.25}]
+    """
     wrong_CC = counts_CC - np.diag(counts_CC.diagonal())
     share_CC = wrong_CC / np.maximum(counts_CC.sum(1, keepdims=True), 1)
     pairs = np.argwhere(wrong_CC)
@@ -41,7 +50,10 @@ def confused(counts_CC: np.ndarray, names: Sequence[str], most: int = 20) -> lis
 def accuracies(scores_NC: np.ndarray, label_N: np.ndarray) -> dict[str, float]:
     """``top1``, ``top5`` (top min(5, C)) and ``mean_class`` (mean of per-class top-1 over the classes present), in 0..1.
 
-    Ties go to the lower class index. A label that has no column, C or above, is a class that nobody can name: it counts wrong.
+    Ties go to the lower class index. A label of C or above has no column in the scores: its videos count as wrong.
+
+    >>> accuracies(np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), np.array([0, 1, 1]))
+    {'top1': 0.6666666666666666, 'top5': 1.0, 'mean_class': 0.75}
     """
     order = np.argsort(-scores_NC, axis=1, kind="stable")
     hit = order == label_N[:, None]
@@ -55,8 +67,15 @@ def accuracies(scores_NC: np.ndarray, label_N: np.ndarray) -> dict[str, float]:
 
 
 def nearest(query_MC: np.ndarray, gallery_NC: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The min(k, N) of the gallery nearest to each query by cosine (0 for a feature of zeros): their places int64 and cosines,
-    both (M, k), nearest first. Ties go to the earlier of the gallery. The memory is that of 1,024 queries."""
+    """The min(k, N) nearest of the gallery to each query by cosine: places int64 (M, k) and cosines (M, k), nearest first.
+
+    The cosine with a feature of zeros is 0. Ties go to the earlier place. Queries are taken 1,024 at a time, which bounds the
+    memory.
+
+    >>> places, cosines = nearest(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0], [2.0, 0.0]]), k=1)
+    >>> places.tolist(), cosines.tolist()
+    ([[1]], [[1.0]])
+    """
     gallery, query = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (gallery_NC, query_MC))
     found = []
     for start in range(0, len(query), 1024):
@@ -68,15 +87,21 @@ def nearest(query_MC: np.ndarray, gallery_NC: np.ndarray, k: int) -> tuple[np.nd
 
 
 def knn(gallery_NC: np.ndarray, label_N: np.ndarray, query_MC: np.ndarray, classes: int, k: int = 20) -> np.ndarray:
-    """Weighted k-NN (Wu et al., CVPR 2018): scores (M, classes), the sum of exp(cos / 0.07) over the min(k, N) nearest."""
+    """Weighted k-NN (Wu et al., CVPR 2018): scores (M, classes), for each class the sum of exp((cos - 1) / 0.07) over those of
+    the min(k, N) nearest that have it."""
     place_Mk, cosine_Mk = nearest(query_MC, gallery_NC, k)
     weights_Mk = np.exp((cosine_Mk - 1) / 0.07)
     return np.stack([np.where(label_N[place_Mk] == c, weights_Mk, 0).sum(1) for c in range(classes)], 1)
 
 
 def retrieval(gallery_NC: np.ndarray, label_N: np.ndarray, query_MC: np.ndarray, query_label_M: np.ndarray) -> dict[str, float]:
-    """``R@k`` for each k of :data:`RECALLS`: the share of queries with one of their class among the k nearest by cosine; a k
-    above the gallery's size takes all of it."""
+    """``R@k`` for each k of :data:`RECALLS`: the share of queries that have one of their class among the k nearest by cosine.
+
+    A k above the gallery's size takes the whole gallery.
+
+    >>> retrieval(np.eye(2), np.array([0, 1]), np.array([[1.0, 0.1]]), np.array([1]))
+    {'R@1': 0.0, 'R@5': 1.0, 'R@10': 1.0, 'R@20': 1.0, 'R@50': 1.0}
+    """
     place_Mk, _ = nearest(query_MC, gallery_NC, max(RECALLS))
     hit_Mk = label_N[place_Mk] == query_label_M[:, None]
     return {f"R@{k}": float(hit_Mk[:, :k].any(1).mean()) for k in RECALLS}

@@ -32,12 +32,16 @@ Maps = dict[str, torch.Tensor]  # of views, each (B, T', H', W')
 
 @dataclass(frozen=True)
 class Method:
-    """What is trained. The default is DCLR; each field is one line of the loss (docs/method.md, "Baseline and ablations").
+    """What is trained. The default is DCLR; the other values are its ablations (docs/method.md, "Five contrasts").
 
-    ``views`` are those that are forwarded: ``"vd"`` is DCLR without the static view, ``"v"`` MoCo-v2. ``mined`` is k (0: the
-    own key is the only positive), ``alignment`` its weight (0: without), ``decoupling`` whether maps weight the RGB features
-    (else they are 1), ``loss`` and ``align_target`` one of :data:`losses.FORMS` and :data:`losses.TARGETS`, ``symmetric``
-    whether the clips are also swapped and the losses averaged. ``seed`` is that of the shuffled keys and of ``masked``.
+    Attributes:
+        views: those that are forwarded. ``"vd"`` is DCLR without the static view, ``"v"`` is MoCo-v2.
+        mined: k, the positives mined from other videos. With 0 the own key is the only positive.
+        alignment: the weight of the alignment; 0 leaves it out.
+        decoupling: whether maps weight the RGB features; without it the maps are 1.
+        loss, align_target: one of :data:`losses.FORMS` and one of :data:`losses.TARGETS`.
+        symmetric: whether the step is also taken with the clips swapped, and the losses averaged.
+        seed: of the order of shuffled keys and of the rows of ``masked``.
     """
 
     views: str = "vsd"
@@ -67,7 +71,7 @@ class Method:
 
 
 class Encoder(nn.Module):
-    """A trunk and a head an embedding, Linear(C', 512)-ReLU-Linear(512, D); BatchNorm as ``statistics`` says (dclr/norm.py)."""
+    """A trunk, and a head Linear(C', 512)-ReLU-Linear(512, D) for each embedding. BatchNorm is as ``statistics`` says."""
 
     def __init__(
         self,
@@ -86,7 +90,7 @@ class Encoder(nn.Module):
             self.heads[name] = nn.Sequential(*layers)
 
     def features(self, views: Views, track: bool = True) -> dict[str, torch.Tensor]:
-        """F(x), (B, C', T', H', W'), of every view. ``track`` says whether BatchNorm's running statistics learn of them."""
+        """F(x), (B, C', T', H', W'), of every view. ``track`` says whether BatchNorm's running statistics are updated."""
         if self.statistics.views == "split":
             return {name: self._run(clip, name, track) for name, clip in views.items()}
         together = torch.stack(list(views.values()), 1).flatten(0, 1)  # video by video, so that a group has whole ones
@@ -94,7 +98,7 @@ class Encoder(nn.Module):
         return dict(zip(views, found.unflatten(0, (-1, len(views))).unbind(1), strict=True))
 
     def _run(self, clip_BCTHW: torch.Tensor, view: str, track: bool) -> torch.Tensor:
-        """The trunk; where gradients are checkpointed, stage by stage, of which the backward pass computes each once more."""
+        """Run the trunk. With checkpointed gradients the backward pass computes each stage once more."""
         norm.use_view(self, view, track)
         if not (self.checkpointed and torch.is_grad_enabled()):
             return self.backbone(clip_BCTHW)
@@ -114,8 +118,8 @@ class Encoder(nn.Module):
     def forward(self, views: Views, maps: Maps | None = None, track: bool = True) -> tuple[dict[str, torch.Tensor], Maps]:
         """The embeddings (B, D) that the views allow, and the raw activation maps A (B, T', H', W') of the views.
 
-        ``maps`` are the mean-1 maps that weight the RGB features in vs and vd (none for a view that is not in it); by default
-        they are this encoder's own, without gradient.
+        ``maps`` are the mean-1 maps by view that weight the RGB features in vs and vd. Where a view has no map, its weights are
+        1. By default the maps are this encoder's own, without gradient.
         """
         features = self.features(views, track)
         raw = {name: losses.activation_map(x) for name, x in features.items()}
@@ -139,9 +143,14 @@ class Encoder(nn.Module):
 
 @dataclass(frozen=True)
 class Output:
-    """One step's results: ``total`` to go backward from, its ``terms`` and ``stats`` (scalars, no gradient), this rank's
-    ``keys`` (ring -> (B, D); one table, or one a side where the method is symmetric) and ``video`` (B,) to enqueue after the
-    optimiser; ``mined`` bool (B, K), vv's positives."""
+    """The results of one step.
+
+    Attributes:
+        total: the loss, to go backward from. terms, stats: scalars by name, without gradient.
+        keys: what :meth:`DCLR.enqueue` takes after the optimiser: ring -> (B, D) of this rank; a symmetric method has one such
+            table for each side.
+        video: int64 (B,), the ids of the keys' videos. mined: bool (B, K), the positives of vv.
+    """
 
     total: torch.Tensor
     terms: dict[str, torch.Tensor]
@@ -177,9 +186,13 @@ class DCLR(nn.Module):
             key.lerp_(query, 1 - MOMENTUM)
 
     def forward(self, q: Views, k: Views, video_B: torch.Tensor, step: int = 0, follow: bool = True) -> Output:
-        """Losses of a batch: ``q`` and ``k`` are the views of each video's two clips, ``video_B`` int64 ids (on the CPU, where
-        the draws are made), ``step`` what the draws of ``shuffle`` and ``masked`` depend on. f_k follows first, but for the
-        later parts of a batch that is taken in parts (``follow=False``)."""
+        """The losses of a batch.
+
+        Args:
+            q, k: the views of each video's two clips. video_B: int64 ids, on the CPU, where the draws are made.
+            step: what the draws of ``shuffle`` and ``masked`` depend on.
+            follow: f_k first follows f_q. False for all parts but the first of a batch that is taken in parts.
+        """
         if follow:
             self.follow()
         sides = [(q, k), (k, q)] if self.method.symmetric else [(q, k)]
@@ -238,12 +251,12 @@ class DCLR(nn.Module):
         return terms, stats, key, alike_BK
 
     def keys(self, q: Views, k: Views, step: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Maps]:
-        """What f_k says: the key clip's embeddings; sv and dv of the query clip; raw maps of the query clip's s and d.
+        """What f_k gives: the key clip's embeddings; sv and dv of the query clip; raw maps of the query clip's s and d.
 
-        The key clip's maps come out of its own pass; the query clip's s and d take the one extra pass, which updates no
-        statistics. With ``--bn shuffle`` both passes see whole videos of the joined batch in another order, and what comes out
-        is put back (fault 2). With BatchNorm statistics per view the two passes are the same arithmetic; with shared ones
-        (``--bn-views shared``) the key pass normalises v, s and d together, and the extra pass s and d alone.
+        The key clip's maps come out of the key pass. The query clip's s and d need one extra pass, which updates no running
+        statistics. With ``--bn shuffle`` both passes see whole videos of the joined batch in another order, and their results
+        are put back in place (fault 2). With statistics for each view the two passes are the same arithmetic. With
+        ``--bn-views shared`` the key pass normalises v, s and d together, and the extra pass s and d alone.
         """
         order = inverse = None
         if self.f_k.statistics.mode == "shuffle":
@@ -257,7 +270,7 @@ class DCLR(nn.Module):
         return key, extra, target
 
     def dropped(self, video_B: torch.Tensor, step: int) -> torch.Tensor | None:
-        """With ``masked``, the rows whose own key leaves: bool (B,), each with probability 0.9 from (seed, step, video)."""
+        """The rows whose own key ``masked`` leaves out: bool (B,), with probability 0.9, drawn from (seed, step, video)."""
         if self.method.loss != "masked":
             return None
         draws = [generator("masked", self.method.seed, step, video).random() < 0.9 for video in video_B.tolist()]

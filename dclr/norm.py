@@ -1,10 +1,14 @@
 """BatchNorm as docs/method.md defines it: over which clips the statistics of a training batch are taken.
 
-``mode`` says over which videos: ``sync``, those of the joined batch of all ranks (torch.nn.SyncBatchNorm refuses CPU tensors,
-so they are joined here); ``shuffle`` and ``local``, those of a group: a rank, or one of ``groups`` slices of its batch
-(``shuffle`` also sends the keys to other groups, dclr/model.py). ``views`` says over which views: ``split``, each of v, s, d
-by itself; ``shared``, all together. One set of running statistics fed with RGB, static and difference clips fits none of
-them, and evaluation sees RGB only (fault 5): split keeps one a view, and :func:`reestimate` mends shared ones.
+``mode`` says over which videos:
+
+- ``sync``: the joined batch of all ranks. (torch.nn.SyncBatchNorm refuses CPU tensors, so the statistics are joined here.)
+- ``shuffle`` and ``local``: a group, which is a rank or one of ``groups`` slices of its batch. With ``shuffle`` the model also
+  sends the keys to other groups.
+
+``views`` says over which views: ``split``, each of v, s, d by itself; ``shared``, all three together. Running statistics of
+RGB, static and difference clips together fit none of them, and evaluation sees RGB only (fault 5). ``split`` keeps statistics
+for each view. :func:`reestimate` replaces shared ones by those of RGB clips.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Statistics:
-    """Over what the statistics are taken: see above. Raises InputError for what is none of that."""
+    """Over which clips statistics are taken: ``mode``, ``groups``, ``views`` as above. Raises InputError for other values."""
 
     mode: str = "sync"
     groups: int = 1
@@ -44,9 +48,10 @@ class Statistics:
 
 
 class ViewBatchNorm(nn.BatchNorm3d):
-    """BatchNorm3d over what ``statistics`` says. Its ``running_mean`` and ``running_var`` are those of RGB clips (view ``v``,
-    the names that every VideoResNet has), with ``running_mean_s`` ... beside them where views are split. ``view`` and ``track``
-    are set by :func:`use_view`."""
+    """BatchNorm3d over the clips that ``statistics`` names.
+
+    ``running_mean`` and ``running_var`` are those of RGB clips (view ``v``): these are the names that every VideoResNet has.
+    Where views are split, ``running_mean_s`` and so on stand beside them. :func:`use_view` sets ``view`` and ``track``."""
 
     def __init__(self, like: nn.BatchNorm3d, statistics: Statistics):
         super().__init__(like.num_features, like.eps, MOMENTUM if like.momentum is None else like.momentum)
@@ -93,8 +98,10 @@ class ViewBatchNorm(nn.BatchNorm3d):
 
 
 class _Joined(torch.autograd.Function):
-    """BatchNorm over the rows of every rank (all have as many: dclr/data/plan.py), with torch's fused kernels on each: the
-    output, and mean and variance (C,) in the type of ``weight``. A rank holds nothing but its input for the backward pass."""
+    """BatchNorm over the rows of all ranks, by torch's fused kernels on each. Every rank has as many rows (dclr/data/plan.py).
+
+    Returns the output, and mean and variance (C,) in the type of ``weight``. For the backward pass a rank keeps its input
+    alone."""
 
     @staticmethod
     def forward(
@@ -112,8 +119,10 @@ class _Joined(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
-        """As if the statistics were constants, then what they add: -w / sd (mean(dy) + X mean(dy X)), X the normalised x, with
-        means over every rank's rows; that is ``slope`` x + ``level``."""
+        """The gradient as if the statistics were constants, plus what the statistics add.
+
+        They add -w / sd (mean(dy) + X mean(dy X)), where X is the normalised x and the means are over the rows of all ranks. In
+        x that is linear, so it is one more BatchNorm with the weight ``slope``."""
         x, weight, mean, var = ctx.saved_tensors
         normalise = torch.ops.aten.native_batch_norm_backward.default
         dx, dweight, dbias = normalise(gradients[0], x, weight, mean, var, None, None, False, ctx.eps, [True] * 3)
@@ -127,7 +136,7 @@ class _Joined(torch.autograd.Function):
 
 
 def convert(module: M, statistics: Statistics) -> M:
-    """Put a :class:`ViewBatchNorm` in the place of every BatchNorm3d below ``module``, in place."""
+    """Replace every BatchNorm3d below ``module`` by a :class:`ViewBatchNorm`, in place; returns ``module``."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm3d):
             setattr(module, name, ViewBatchNorm(child, statistics))
@@ -137,7 +146,8 @@ def convert(module: M, statistics: Statistics) -> M:
 
 
 def use_view(module: nn.Module, name: str, track: bool = True) -> None:
-    """From now on every BatchNorm of ``module`` normalises as view ``name``, and learns its running statistics if ``track``."""
+    """From now on every BatchNorm of ``module`` treats its input as view ``name``. ``track`` also updates the view's running
+    statistics."""
     for layer in module.modules():
         if isinstance(layer, ViewBatchNorm):
             layer.view, layer.track = name, track
@@ -145,7 +155,8 @@ def use_view(module: nn.Module, name: str, track: bool = True) -> None:
 
 @contextmanager
 def again(module: nn.Module, name: str) -> Iterator[None]:
-    """While a part of ``module`` is computed a second time (gradient checkpointing): view ``name``, nothing tracked twice."""
+    """Inside, a part of ``module`` is computed a second time (gradient checkpointing): as view ``name``, without updating the
+    running statistics a second time."""
     layers = [layer for layer in module.modules() if isinstance(layer, ViewBatchNorm)]
     before = [(layer.view, layer.track) for layer in layers]
     use_view(module, name, track=False)
@@ -158,9 +169,10 @@ def again(module: nn.Module, name: str) -> Iterator[None]:
 
 @torch.no_grad()
 def average(module: nn.Module) -> None:
-    """Give every rank the mean of the ranks' running statistics; under ``sync`` they are the same already.
+    """Give every rank the mean of the ranks' running statistics. Under ``sync`` they are equal already.
 
-    They are linear in what they saw, so averaging them seldom equals averaging them at every step.
+    Running statistics are linear in the batches that they saw. So this mean, taken once in a while, equals the one taken at
+    every step.
     """
     for layer in module.modules():
         if isinstance(layer, ViewBatchNorm) and layer.statistics.mode != "sync" and world() > 1:
@@ -171,8 +183,8 @@ def average(module: nn.Module) -> None:
 
 @torch.no_grad()
 def reestimate(module: nn.Module, batches: Iterable[torch.Tensor]) -> None:
-    """Running statistics anew: the mean over ``batches`` of RGB clips (B, 3, T, H, W) of each batch's mean and variance,
-    with the weights as they are ("precise BatchNorm", Wu and Johnson 2021). ``module`` is left in evaluation mode."""
+    """Replace the running statistics by the mean, over ``batches`` of RGB clips (B, 3, T, H, W), of each batch's mean and
+    variance ("precise BatchNorm", Wu and Johnson 2021). The weights stay. ``module`` is in evaluation mode afterwards."""
     layers = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm3d)]
     before = [layer.momentum for layer in layers]
     module.train()

@@ -84,7 +84,7 @@ def _section(folder: Path, result: dict[str, Any]) -> str:
 
 
 def _numbers(result: dict[str, Any]) -> list[list[str]]:
-    """The table of numbers in per cent: with intervals, deviations and the baseline where there are some."""
+    """The table of numbers in per cent, with intervals, deviations and a baseline where the result has them."""
     names = [name for name in result if ACCURACIES.fullmatch(name)]
     random, several = result.get("random") or {}, result.get("deviation") or {}
     head = ["", "per cent", "95 % interval", *(["± over draws, folds or seeds"] if several else [])]

@@ -1,4 +1,4 @@
-"""What an evaluation has found of each video so far, on disk: a killed one goes on where it was."""
+"""The results of single videos, written while an evaluation runs, so that a killed one goes on after them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ SECONDS = 30  # between files
 
 
 class Pieces:
-    """Files of some samples' results each, in ``folder`` (None keeps nothing). Every rank adds its own, under the number of a
-    sample that it alone has; what stands under a final name is whole. A disk that is full costs the file, not the run."""
+    """Results of samples in ``folder``, several in each file; ``folder`` None keeps nothing.
+
+    Each rank writes files of its own: a file is named by a sample that no other rank has. A file is whole or absent. A full
+    disk costs the file, not the run."""
 
     def __init__(self, folder: Path | None):
         self.folder = folder
@@ -50,7 +52,7 @@ class Pieces:
         print(f"warning: what was found so far could not be kept in {self.folder} ({error.strerror})", file=sys.stderr)
 
     def read(self) -> dict[int, np.ndarray]:
-        """What is on the disk; a file that cannot be read is found anew."""
+        """The results on the disk. A file that cannot be read is passed over, and its videos are computed again."""
         found: dict[int, np.ndarray] = {}
         for path in sorted(self.folder.glob("*.safetensors")) if self.folder else ():
             try:
@@ -62,5 +64,5 @@ class Pieces:
 
     @staticmethod
     def remove(folder: Path) -> None:
-        """What was kept is of no more use."""
+        """Delete the folder: the evaluation has its features."""
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What frozen features are good for: a linear probe, k-NN, retrieval, and a probe on few videos a class."""
+"""Evaluations of frozen features: a linear probe, k-NN, retrieval, and a probe on few videos a class."""
 
 from __future__ import annotations
 
@@ -42,8 +42,10 @@ def both(setting: Setting) -> tuple[Features, Features] | None:
 
 
 def frozen(config: EvalConfig) -> dict[str, Any]:
-    """Extract, try, save; returns the result. On video level (k-NN, retrieval) a video is the mean of its clips' features; the
-    probes see every clip, and the probabilities or logits of a test video's clips are averaged."""
+    """Evaluate one mode on frozen features, save it and return its result.
+
+    For k-NN and retrieval a video is the mean of its clips' features. The probes see every clip, and average the probabilities
+    or logits of a test video's clips."""
     setting = prepare(config)
     found = both(setting)
     if found is None:
@@ -120,7 +122,8 @@ def _zeros(channels: int, classes: int) -> nn.Linear:
 
 
 def averaged(logits_MVK: torch.Tensor, average: str = "probabilities") -> torch.Tensor:
-    """Class scores of videos, (M, K), from the logits of their V clips: the mean probability, or that of the mean logit."""
+    """Class scores of videos, (M, K), from the logits of their V clips: the mean of the probabilities, or the probabilities of
+    the mean logit."""
     return logits_MVK.softmax(-1).mean(-2) if average == "probabilities" else logits_MVK.mean(-2).softmax(-1)
 
 
@@ -169,8 +172,10 @@ def sgd(known: Labelled, classes: int, lr: float, seed: int) -> nn.Module:
 def sgd_probe(
     known: Labelled, held_N: np.ndarray, test_MVC: np.ndarray, classes: int, config: EvalConfig
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Scores (M, classes) of :func:`sgd` on all training videos with that of ``--probe-lr`` which does best on the held-out
-    ones (bool (N,)) after training without them; and what was tried. Of one learning rate nothing is chosen."""
+    """Scores (M, classes) of :func:`sgd` on all training videos, and what was tried.
+
+    Of several ``--probe-lr`` it takes the one that is best on the held-out videos (bool (N,)) after training without them. Of
+    one learning rate nothing is chosen."""
     tried = {}
     for lr in config.probe_lr if len(config.probe_lr) > 1 else ():
         layer = sgd(Labelled(known.value[~held_N], known.label[~held_N]), classes, lr, config.seed)
@@ -185,8 +190,8 @@ def sgd_probe(
 def few_shot(known: Labelled, asked: Labelled, classes: int, config: EvalConfig) -> dict[int, list[float]]:
     """Top-1 of convex probes on ``--shots`` training videos of each class, for each draw: shots -> ``--draws`` accuracies.
 
-    Draw n takes the first videos of each class in an order from (seed, n, class), so that 5 videos hold the 1 of the same draw.
-    Shots above the smallest class are left out; raises InputError where that is all of them.
+    Draw n takes the first videos of each class in an order that is drawn from (seed, n, class). So the 5 videos of a draw
+    include its 1 video. Shots above the size of the smallest class are left out; raises InputError where none is left.
     """
     present = np.unique(known.label)
     smallest = min(int((known.label == c).sum()) for c in present)

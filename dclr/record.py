@@ -58,6 +58,9 @@ def luma_difference(luma_HW: np.ndarray, previous_HW: np.ndarray) -> np.ndarray:
     """Signed difference of two uint8 luma planes as uint8 (H, W): ``round(x / 2) + 128`` with x = luma - previous.
 
     Halves round to even and +255 saturates to 255; a still pixel is exactly 128 (docs/method.md, "Inputs of one video").
+
+    >>> luma_difference(np.array([[10, 10, 0]], np.uint8), np.array([[10, 0, 10]], np.uint8)).tolist()
+    [[128, 133, 123]]
     """
     return cv2.addWeighted(luma_HW, 0.5, previous_HW, -0.5, STILL)
 
@@ -80,17 +83,25 @@ def flow_pixels(levels_n2hw: np.ndarray, scale_n: np.ndarray) -> np.ndarray:
 
 
 def flow_size(height: int, width: int) -> tuple[int, int]:
-    """(h, w) of the flow stored for frames of ``height`` x ``width``."""
+    """(h, w) of the flow stored for frames of ``height`` x ``width``.
+
+    >>> flow_size(128, 170)
+    (32, 42)
+    """
     return max(1, height // FLOW_SHRINK), max(1, width // FLOW_SHRINK)
 
 
 def video_id(video: str) -> int:
-    """63-bit integer of a video's name, the same in every process: what queues mask by and evaluation groups by."""
+    """The 63-bit id of a video's name, the same in every process. Queues mask by it, and evaluations group by it."""
     return int.from_bytes(hashlib.blake2b(video.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def member_names(codec: str, cues: Sequence[str]) -> tuple[str, ...]:
-    """The extensions of a sample's members, in their order."""
+    """The extensions of a sample's members, in their order.
+
+    >>> member_names("jpeg", ["energy"])
+    ('mjpg', 'idx', 'energy.npy', 'grid.npy', 'json')
+    """
 
     def stream(prefix: str) -> tuple[str, ...]:
         names = (CODECS[codec], "idx") if codec == "jpeg" else (CODECS[codec], "idx", "kinds")
@@ -174,7 +185,7 @@ class Stream:
         return out[..., 0] if grey else out
 
     def grain(self, stride: int) -> int:
-        """A random clip of this stride starts at a multiple of this."""
+        """A random clip of this stride should start at a multiple of this number of frames."""
         return 1
 
     def _decode(self, wanted_n: np.ndarray, out_nHWC: np.ndarray) -> None:
@@ -199,9 +210,9 @@ class JpegStream(Stream):
 class PacketStream(Stream):
     """Packets of H.264 in coded order, decoded without a container.
 
-    Every group starts at an I and needs nothing before it, and a b is referenced by nothing and needs the picture after it:
-    so a clip costs the references from its group's start on and those b that it asks for. Coded order is display order with
-    each b behind its follower.
+    A group starts at an I and needs nothing before it. Nothing refers to a b, and a b needs the picture after it. So a clip
+    costs the references from its group's start on, and the b that it asks for. Coded order is display order with each b behind
+    the picture that follows it.
     """
 
     kinds: str  # N letters I, P or b in display order
@@ -333,8 +344,9 @@ class Record:
 
 
 def _header(block: bytes) -> tuple[str, int]:
-    """Name and size of a regular file from a ustar header such as :func:`pack` writes; raises ValueError for any other. (By
-    tarfile a sample's headers take a tenth of the time that its two clips take to decode.)"""
+    """Name and size of a regular file, from a ustar header such as :func:`pack` writes. Raises ValueError for any other header.
+
+    (tarfile needs a tenth of the time in which a sample's two clips decode to read its headers.)"""
     sum_said, size = block[148:156].rstrip(b" \0"), block[124:136].rstrip(b" \0")
     if block[257:265] != b"ustar\x0000" or not OCTAL.fullmatch(sum_said) or not OCTAL.fullmatch(size):
         raise ValueError("no ustar header")

@@ -1,4 +1,4 @@
-"""One evaluation on several folds of a data set and with several seeds: a result for each, and their mean."""
+"""One evaluation on several folds of a data set and with several seeds: a result for each, and the mean of all."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ Evaluate = Callable[[EvalConfig], dict[str, Any]]
 
 
 def everything(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], evaluate: Callable[[str], Evaluate]) -> None:
-    """Every mode, each into a folder of its name in ``config.out``, on the same features; what is done is kept, and
-    ``report.html`` has them all. ``evaluate`` says the evaluation of a mode."""
+    """Evaluate every mode on the same features, each into a folder of its name in ``config.out``.
+
+    Modes that are done already are kept. ``report.html`` has all of them. ``evaluate(mode)`` is the evaluation of a mode."""
     out = Path(config.out)
     folders = [out / mode for mode in MODES]
     with run_folder(config.out):

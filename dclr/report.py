@@ -1,4 +1,4 @@
-"""What a person would rather look at than read: activation maps over frames, the confusion matrix, tables."""
+"""Pictures of a run or an evaluation: activation maps over frames, neighbours, confusion matrix, bars, curves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIDE = 256  # pixels, most of a frame's long side in a picture
 
 
 def middle_frame(shards: ShardSet, sample: int) -> np.ndarray:
-    """A small picture of a sample, uint8 (H, W, 3); a black one where it is damaged (the loader has told of it)."""
+    """A small picture of a sample, uint8 (H, W, 3). A black one where the sample is damaged; the loader has named it."""
     try:
         record = shards.read(sample)
         frame = record.frames([len(record) // 2])[0]
@@ -73,8 +73,9 @@ def _visible(clips_BCTHW: torch.Tensor, view: str) -> torch.Tensor:
 
 
 def neighbours(rows: Sequence[Sequence[tuple[np.ndarray, str]]], out: Path) -> Path:
-    """Write a PNG of queries and, beside each, the videos mined for it or nearest to it: uint8 (H, W, 3) pictures and their
-    titles; one that begins with "same" is green, with "other" red."""
+    """Write a PNG: a row for each query, with the videos mined for it or nearest to it beside it. Returns ``out``.
+
+    A cell is a picture, uint8 (H, W, 3), and its title. A title that begins with "same" is green, with "other" red."""
     columns = max(len(row) for row in rows)
     figure, axes = canvas.axes(len(rows), columns, 1.5 * columns, 1.4 * len(rows))
     for line, row in zip(axes, rows, strict=True):

@@ -49,8 +49,10 @@ def overlays(setting: Setting, sample_M: np.ndarray, out: Path, trunk: nn.Module
 def save_scores(
     setting: Setting, scores_MK: np.ndarray, sample_M: np.ndarray, extra: dict[str, Any], pictures: Pictures
 ) -> dict[str, Any]:
-    """:func:`save_result` of scores (M, K) of the classes that training has: accuracies, confusion, accuracy of each class, and
-    the scores of all C classes, 0 for those that training lacks."""
+    """Save scores (M, K) of M videos for the K classes that training has, by :func:`save_result`.
+
+    Saved are accuracies, confusion counts, the accuracy of each class, and scores for all C classes, 0 for those that training
+    lacks."""
     if not np.isfinite(scores_MK).all():
         raise FloatingPointError("scores are not finite and nothing was saved: try --precision fp32 or a smaller --lr")
     label_M, names = setting.label(sample_M), setting.classes.names
@@ -78,11 +80,14 @@ def save_result(
     setting: Setting, numbers: dict[str, float], sample_M: np.ndarray, extra: dict[str, Any], pictures: Pictures,
     kinds: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Write result.json with ``numbers`` in 0..1, by name, of these test videos. Then draw ``pictures``; write TensorBoard's
-    events, result.json once more with those pictures that are there, and report.html. Returns the result. Of several ``kinds``
-    of label, chance and majority are tables.
+    """Write an evaluation's files and return its result.
 
-    Raises NotKept, with the numbers in it, where result.json cannot be written; what else fails costs itself and a warning.
+    First result.json, with ``numbers`` (name -> 0..1) of these test videos. Then the ``pictures``, TensorBoard's events,
+    result.json again with the names of the pictures that could be drawn, and report.html. With several ``kinds`` of label,
+    chance and majority are tables by kind.
+
+    Raises NotKept, with the numbers in its message, where result.json cannot be written. Any other file that fails costs that
+    file and a warning.
     """
     config, out, videos = setting.config, setting.out, len(sample_M)
     every = {kind: setting.classes_of(kind) for kind in kinds or [setting.kind]}
@@ -157,7 +162,7 @@ def _drawn(out: Path, numbers: Mapping[str, float], pictures: Pictures) -> list[
 
 
 def write(out: Path, result: Mapping[str, Any], said: str) -> None:
-    """Write result.json; raises NotKept with ``said``, so that it is not lost, where the disk does not take it."""
+    """Write result.json. Where the disk does not take it, raises NotKept with ``said`` in its message: it is not lost."""
     try:
         with whole(out / RESULT) as unfinished:
             unfinished.write_text(json.dumps(result, indent=1) + "\n")

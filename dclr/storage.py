@@ -1,4 +1,4 @@
-"""A folder on this machine, in object storage or behind a web server, with the few things that shards need done to it.
+"""A folder on this machine, in object storage or behind a web server, with the few operations that shards need.
 
 ``s3://bucket/prefix`` and ``http(s)://host/path`` (anything with ``://``) go through fsspec; credentials, region and endpoint
 come from the usual environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...), never from a flag or a file of ours.
@@ -51,11 +51,11 @@ class Folder:
         return self.listing()[0]
 
     def listing(self) -> tuple[dict[str, int], dict[str, str]]:
-        """:meth:`files`, and path -> reason of all else that was met: what cannot be read, empty folders, pipes, links in a
-        circle. The path of a folder ends with ``/``.
+        """:meth:`files`, and path -> reason of everything else: what cannot be read, empty folders, pipes, links in a circle.
+        The path of a folder ends with ``/``.
 
-        Links are followed, to folders too and wherever they lead, but not to a folder that they lie in. One that is met again
-        and again through other links is followed :data:`FOLLOWED` times, so that many that lead to one another come to an end.
+        Links are followed, to folders too, wherever they lead. A link to a folder that it lies in is not followed. A link that
+        is met again through other links is followed :data:`FOLLOWED` times at most, so that links among each other end.
         """
         files, others, followed = dict[str, int](), dict[str, str](), Counter[tuple[int, int]]()
         folders: list[tuple[str, frozenset[tuple[int, int]]]] = []  # with those above, by device and number
@@ -110,7 +110,7 @@ class Folder:
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
-        """A path of this machine that holds the file; a copy that goes afterwards where the folder is remote."""
+        """Yield a path of this machine that holds the file. Of a remote folder that is a copy, deleted afterwards."""
         yield Path(self.place, name)
 
     @contextmanager
@@ -120,7 +120,7 @@ class Folder:
         yield Path(self.place)
 
     def put(self, name: str, file: Path) -> None:
-        """Give a finished file of :meth:`staging` its final name: on disk first, then the name."""
+        """Give a finished file of :meth:`staging` its final name, after it is synced to disk."""
         with file.open("rb") as written:
             os.fsync(written.fileno())
         file.replace(Path(self.place, name))
@@ -143,8 +143,8 @@ class Folder:
 
     @contextmanager
     def held(self, part: tuple[int, int] | None = None) -> Iterator[None]:
-        """While inside, no other process of this machine writes here; with ``part`` (i, n) none writes that part, while others
-        may write theirs. Raises InputError as :func:`dclr.files.held` does."""
+        """Inside, no other process of this machine writes here. With ``part`` (i, n), no other process writes that part, and
+        others may write theirs. Raises InputError as :func:`dclr.files.held` does."""
         with held(self._locks / LOCK, f"--out {self}", shared=part is not None):
             if part is None:
                 yield
@@ -167,7 +167,7 @@ class Folder:
             path.unlink(missing_ok=True)
 
     def free(self) -> int | None:
-        """Bytes that can still be written here; None where nobody can say."""
+        """Bytes that can still be written here; None where the place does not say."""
         at = Path(self.place).absolute()
         while not at.exists():
             at = at.parent
@@ -189,7 +189,7 @@ class RemoteFolder(Folder):
 
     @cached_property
     def _system(self) -> Any:
-        """The file system; made where it is used, so that a folder can be sent to another process."""
+        """The file system. It is made at its first use, so that a folder can be sent to another process."""
         options: dict[str, Any] = {
             "skip_instance_cache": True
         }  # a kept one would go on to the endpoint that the environment named
@@ -224,7 +224,7 @@ class RemoteFolder(Folder):
             raise InputError(public(f"{self._path(name)}: {said}; check the name and {how}")) from None
 
     def _path(self, name: str) -> str:
-        """Where a file is; a web server's query, such as a signature for the whole folder, stays behind its name."""
+        """The path of a file. The query of a web server's URL, such as a signature for the whole folder, follows the name."""
         place, mark, query = (self.place, "", "") if self.listable else self.place.partition("?")
         return (f"{place.rstrip('/')}/{name}" if name else place) + mark + query
 

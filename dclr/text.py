@@ -1,4 +1,4 @@
-"""What a person may read: a URL without what is secret in it, and any name on one line."""
+"""Text that may be shown: a URL without its secrets, and any name on one line."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ PORT = re.compile(r"\d*(?=[/?#]|$)")
 
 
 def public(text: str) -> str:
-    """``text`` with every URL in it cut to what may be kept: without ``user:password@``, and without what follows ``?`` or
-    ``#``, where signatures and tokens stand.
+    """``text`` with every URL in it without ``user:password@``, and without what follows ``?`` or ``#``: these may be secret.
 
     >>> public("cannot read https://me:secret@host:8080/set/a.tar?X-Amz-Signature=abc: timed out")
     'cannot read https://host:8080/set/a.tar: timed out'
@@ -37,8 +36,11 @@ def _shown(rest: str) -> str:
 
 
 def plain(text: str, most: int = LETTERS) -> str:
-    """``text`` on one line that shows every letter: control characters as ``\\n`` and the like. More than ``most`` letters are
-    cut, and end in an ellipsis."""
+    """``text`` on one line, control characters as ``\\n`` and the like. Of more than ``most`` letters the rest is cut off.
+
+    >>> plain("two\\nlines"), plain("abcdef", most=4)
+    ('two\\\\nlines', 'abc…')
+    """
     shown = "".join(
         letter if letter.isprintable() else " " if unicodedata.category(letter) == "Zs" else repr(letter)[1:-1]
         for letter in text[: most + 1]

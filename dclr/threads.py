@@ -1,4 +1,4 @@
-"""How many threads a process computes with, and how they wait: settled before torch is imported, which reads it once."""
+"""How many threads a process computes with, and how they wait. Call :func:`settle` before torch, which reads it at import."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ SPINS = "1000"  # looks at a barrier before a thread sleeps: benchmarks/threads.
 
 
 def settle() -> None:
-    """Threads that wait give their core away, and there are as many as :func:`permitted` cores over the ranks that torchrun
-    started here. What the environment says already stays, but for torchrun's own ``OMP_NUM_THREADS=1``."""
+    """Set the number of threads to the :func:`permitted` cores, divided by the ranks that torchrun started here. Threads that
+    wait give their core away.
+
+    A value that the environment already has stays, except for the ``OMP_NUM_THREADS=1`` that torchrun sets by itself."""
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     os.environ.setdefault("KMP_BLOCKTIME", "0")  # the same for Intel's runtime
     if "OMP_NUM_THREADS" not in os.environ or _by_torchrun():

@@ -2,8 +2,8 @@
 
 Legend: B videos, C = 3 colours, T frames, H W pixels. All draws were made on the CPU (dclr/data/clips.py); here is only
 arithmetic, one draw a clip and the same for all its frames. Nothing here waits for a GPU: the batch is pinned on its way
-(:func:`dclr.hardware.sent`), constants are made once, and kornia is given its factors as tensors that are filled on the device
-(a plain number it would copy there and wait; its blur fills by itself).
+(:func:`dclr.hardware.sent`), and constants are made once. kornia gets its factors as tensors that are filled on the device: it
+would copy a plain number there and wait. Its blur fills its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def to_clip(rgb_BTHWC: torch.Tensor) -> torch.Tensor:
 
 @lru_cache
 def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """These values on the device, made once: that copies them from the host, which waits."""
+    """These values on the device. They are made once, because copying them from the host waits for the GPU."""
     return torch.tensor(values, device=device, dtype=dtype)
 
 
@@ -89,10 +89,12 @@ def photometry(clip_BCTHW: torch.Tensor, colours_BP: torch.Tensor) -> torch.Tens
 
 
 def hold_seams(dynamic_BCTHW: torch.Tensor, frames_BT: torch.Tensor, first_is_second: bool) -> torch.Tensor:
-    """At a looped video's seam (frame numbers fall) the difference would be a cut, not a motion: repeat the entry before.
+    """Replace the motion at the seam of a looped video, which would be a cut, by the entry before it.
 
-    ``first_is_second`` says that entry 0 is a copy of entry 1 (differences within the clip): then a seam at the second frame
-    spoils both, and they take the first entry that is no seam. A clip of nothing but seams is returned as it is.
+    A seam is where the frame numbers ``frames_BT`` fall.
+
+    ``first_is_second`` says that entry 0 is a copy of entry 1, as in differences within the clip. A seam at the second frame
+    then spoils both, and both take the first entry that is no seam. A clip of seams alone is returned as it is.
     """
     time = torch.arange(frames_BT.shape[1], device=frames_BT.device).expand_as(frames_BT)
     fair = torch.ones_like(frames_BT, dtype=torch.bool)

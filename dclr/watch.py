@@ -20,7 +20,7 @@ LINES = "metrics.jsonl"
 
 
 class Videos:
-    """What is known of the videos behind the ids in a queue, to see whether what is mined is alike; never trained on."""
+    """The labels and frames of the videos whose ids are in a queue: do mined videos resemble their query? Never trained on."""
 
     def __init__(self, shards: ShardSet, samples_N: np.ndarray):
         order = np.argsort(shards.video_N[samples_N], kind="stable")
@@ -31,11 +31,11 @@ class Videos:
         self._names = shards.manifest.classes[kinds[0]] if kinds else []
 
     def sample(self, video: torch.Tensor) -> np.ndarray:
-        """A sample of each video, int64; an id that is none of theirs (an empty entry's) gives another one's."""
+        """A sample of each video, int64. An unknown id, which is that of an empty entry, gives any known video's sample."""
         return self._samples[np.searchsorted(self._ids, video.cpu().numpy()).clip(max=len(self._ids) - 1)]
 
     def alike(self, mined_BK: torch.Tensor, query_B: np.ndarray, entry_K: np.ndarray) -> dict[str, float]:
-        """The share of mined positives that have the query's label, over all ranks; nothing where none is mined or labelled."""
+        """The share of mined positives that have the query's label, over all ranks. Empty where none is mined or labelled."""
         query_B1, entry_1K = self._label[query_B][:, None], self._label[entry_K][None]
         mined = mined_BK.cpu().numpy() & (query_B1 >= 0) & (entry_1K >= 0)
         counts = distributed.joined_objects((int((mined & (query_B1 == entry_1K)).sum()), int(mined.sum())))

@@ -1,6 +1,6 @@
-"""What lies below --root: which files may be videos by their names, and for the few whose names do not tell, whether they are.
+"""What lies below --root: which files are videos, by their names or, where a name does not tell, by their contents.
 
-Whatever is not taken keeps a reason, so that nothing goes missing without a word.
+Everything that is not taken is given a reason.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LOOK_SECONDS = 60.0  # a fetch from object storage included
 
 
 def find_files(root: Folder) -> tuple[dict[str, int], dict[str, str]]:
-    """Relative path -> bytes of every file below ``root``, and path -> reason of what is none (:meth:`Folder.listing`).
+    """Relative path -> bytes of every file below ``root``, and path -> reason of all else (:meth:`Folder.listing`).
 
     Raises InputError where there is no file.
     """
@@ -60,7 +60,11 @@ def suffix_of(path: str) -> str:
 
 
 def no_video(path: str) -> str | None:
-    """Why a file is no video, by its path alone; None where it may be one."""
+    """Why a file is no video, by its path alone; None where it may be one.
+
+    >>> no_video("run/v_1.avi") is None, no_video(".hidden/v_1.avi") is None
+    (True, False)
+    """
     if any(part.startswith(".") or part in SYSTEM for part in path.split("/")):
         return HIDDEN
     return NO_VIDEO.get(suffix_of(path))
@@ -69,8 +73,8 @@ def no_video(path: str) -> str | None:
 def tell_apart(root: Folder, files: dict[str, int], asked: Collection[str]) -> tuple[list[str], dict[str, str]]:
     """Which of the paths ``asked`` are videos, sorted, and path -> reason of those that are not.
 
-    Files are opened where their suffixes do not tell, and taken where they have more than one frame: a few milliseconds
-    each here, in processes of their own; one in object storage is fetched.
+    A file whose suffix does not tell is opened, and taken if it has more than one frame. That takes a few milliseconds a file,
+    in a process of its own. From object storage the file is fetched first.
     """
     others = {path: reason for path in asked if (reason := no_video(path)) is not None}
     videos = [path for path in asked if path not in others and suffix_of(path) in VIDEO_SUFFIXES]

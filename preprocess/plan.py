@@ -58,7 +58,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Failure:
-    """What is not in the set: one line of failures.jsonl, with what a second try needs to know."""
+    """A video or file that is not in the set: one line of failures.jsonl, with what a second try needs."""
 
     path: str
     stage: str  # missing, fetch, open, decode, size, span, length, timeout, crash or error; left-out: no video of the set's

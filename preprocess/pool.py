@@ -1,7 +1,7 @@
-"""Worker processes for work that may hang or crash: such a task costs itself, not the run.
+"""Worker processes for work that may hang or crash. Such a task is lost; the run goes on.
 
-concurrent.futures' pool breaks as a whole when one worker dies and cannot stop one that hangs; here each worker has a pipe of
-its own, is killed when its task is over time, and is replaced.
+The pool of concurrent.futures breaks as a whole when one worker dies, and cannot stop a worker that hangs. Here each worker has
+a pipe of its own. One that dies, or whose task takes too long and is killed, is replaced.
 """
 
 from __future__ import annotations

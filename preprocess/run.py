@@ -50,8 +50,10 @@ SAMPLED = 8  # videos that a dry run transcodes to measure
 
 @dataclass(frozen=True)
 class How:
-    """What decides how fast a run goes and when it gives up, and not one byte of the set. ``workers``: processes.
-    ``timeout``: seconds a video. ``engine``: local or ray. ``part``: (i, n), the i-th of n machines, from 1."""
+    """How a run is carried out. No byte of the set depends on it.
+
+    ``workers``: processes. ``timeout``: seconds a video. ``engine``: local or ray. ``part``: (i, n), the i-th of n machines,
+    from 1."""
 
     workers: int = 1
     timeout: float = 600
@@ -61,8 +63,8 @@ class How:
 
 @dataclass(frozen=True)
 class Summary:
-    """What came of it: the manifest, every failure, path -> reason of what is left out, and the number of videos that the
-    lists name and that were tried."""
+    """The outcome of a run: the ``manifest``, every failure, ``left_out`` as path -> reason, and two numbers of videos:
+    ``listed``, which the lists name, and ``tried``."""
 
     manifest: Manifest
     failures: list[Failure]
@@ -80,7 +82,7 @@ class Summary:
 
 
 def make_samples(task: Task, root: Folder, options: Options, spool: Path) -> Made | Failure:
-    """One video to its samples; what goes wrong with it is returned, not raised (this runs in a worker)."""
+    """Make the samples of one video. An error is returned as a :class:`Failure`, not raised: this runs in a worker."""
     cv2.setNumThreads(1)  # a process is one core, and thread counts must not decide bytes
     began, video, out = time.perf_counter(), task.video, MadeWriter(spool)
     try:
@@ -127,7 +129,7 @@ def make_shards(
     timeout: float,
     tell: Tell,
 ) -> None:
-    """Make these shards, one after another, on ``workers`` processes; one is filled while the one before it is stored."""
+    """Make these shards one after another, on ``workers`` processes. A shard is filled while the one before it is stored."""
     if not todo:
         return
     with out.staging() as staging, ThreadPoolExecutor(1) as closer:
@@ -224,7 +226,7 @@ def _plan(source: Source, options: Options, keep: list[str], made: Sequence[Job]
 
 
 def carry_out(plan: Plan, made: Sequence[Job], root: Folder, out: Folder, options: Options, how: How) -> Summary | None:
-    """Make the plan's shards that are not there yet, then the manifest (a part of several: only its shards)."""
+    """Make the shards of the plan that are not there yet, then the manifest. One part of several makes its shards alone."""
     ours = list(made) if how.part is None else list(made[how.part[0] - 1 :: how.part[1]])
     sizes = out.files()
     checking = tqdm(ours, "checking", unit="shard", disable=not sizes, leave=False)
@@ -309,7 +311,7 @@ def finish(out: Folder, plan: Plan) -> Summary:
 
 
 def empty_classes(classes: dict[str, list[str]], labels: Iterable[dict[str, int]]) -> dict[str, str]:
-    """``NAME/`` -> reason of each class that none of ``labels`` (kind -> label of a video) is of."""
+    """``NAME/`` -> reason of each class without a video. ``labels`` has kind -> label of each video."""
     there = {(kind, label) for of_one in labels for kind, label in of_one.items()}
     return {
         f"{name}/": EMPTY_CLASS
@@ -463,5 +465,9 @@ def left_out_lines(left_out: dict[str, str]) -> list[str]:
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
-    """The first names and how many more there are."""
+    """The first names and how many more there are.
+
+    >>> some(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -97,8 +97,8 @@ class TranscodeError(Exception):
 
 @dataclass(frozen=True)
 class Transcoded:
-    """A finished sample: its ``members`` (:func:`dclr.record.member_names` but json), its number of ``frames``, the source
-    frame that the ``first`` of them is, and what :func:`transcode` adds to ``KEY.json``."""
+    """A finished sample: its ``members`` (all of :func:`dclr.record.member_names` except json), its number of ``frames``,
+    ``first``, the source frame that its frame 0 is, and ``meta``, what :func:`transcode` adds to ``KEY.json``."""
 
     members: dict[str, bytes | IO[bytes]]
     frames: int
@@ -107,7 +107,11 @@ class Transcoded:
 
 
 def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """(width, height) with the short side ``short_side`` and the long one to the nearest even number of pixels."""
+    """(width, height) with the short side ``short_side`` and the long side to the nearest even number of pixels.
+
+    >>> stored_size(320, 240, 128), stored_size(720, 1280, 128)
+    ((170, 128), (128, 228))
+    """
     scale = short_side / min(width, height)
     long_side = 2 * round(max(width, height) * scale / 2)
     return (long_side, short_side) if width >= height else (short_side, long_side)
@@ -310,7 +314,7 @@ class Source:
 
 
 def _timestamps(timed: Iterable[av.Packet | av.VideoFrame]) -> list[int | None]:
-    """Of all that can be read; what is wrong with a file is said when it is transcoded."""
+    """The timestamps that can be read. An error in the file is raised later, when it is transcoded."""
     times: list[int | None] = []
     try:
         for one in timed:
@@ -321,8 +325,14 @@ def _timestamps(timed: Iterable[av.Packet | av.VideoFrame]) -> list[int | None]:
 
 
 def measured_rate(times: Sequence[int | None], time_base: Fraction) -> float | None:
-    """Frames a second of two or more frames with these timestamps, in units of ``time_base`` seconds and any order that a
-    decoder can put right. None where they contradict each other: missing, equal, out of order, or far apart."""
+    """Frames a second of two or more frames, from their timestamps in units of ``time_base`` seconds.
+
+    The timestamps may be in any order that a decoder can put right. None where they contradict each other: too many are
+    missing or equal, out of order, or far apart.
+
+    >>> measured_rate([0, 2, 1, 3, 4], Fraction(1, 25))
+    25.0
+    """
     told = np.array([time for time in times if time is not None], np.float64)
     order = np.argsort(told, kind="stable")
     gaps = np.diff(told[order]) * float(time_base)
@@ -361,12 +371,12 @@ def _video_stream(container: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong without FFmpeg's error number and without the path of this machine."""
+    """The error in words, without FFmpeg's error number and without paths of this machine."""
     return getattr(error, "strerror", None) or str(error)
 
 
 def _known_side_data(frame: av.VideoFrame) -> av.VideoFrame:
-    """The frame without side data whose kinds PyAV has no name for (EXIF): where there are any, it lets none be read."""
+    """The frame without side data of kinds that PyAV has no name for (EXIF). Where there is one, PyAV cannot read any."""
     graph = av.filter.Graph()
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, DEFAULT_FPS))
     without = [graph.add("sidedata", f"mode=delete:type={kind}") for kind in range(len(SideData), len(SideData) + 16)]

@@ -78,7 +78,7 @@ def verify(folder: Folder, deep: bool, workers: int) -> list[str]:
 
 
 def _same(joined: ShardSet, at: int, entry: Entry) -> bool:
-    """Whether the set's joined index says of a sample what its shard's own index says."""
+    """Whether the set's joined index and the shard's own index say the same of a sample."""
     _, offset, size = joined.where(at)
     return (joined.keys[at], offset, size, joined.crc32_N[at], joined.frames_N[at], joined.fps_N[at], joined.video_N[at]) == (
         entry.key, entry.offset, entry.size, entry.crc32, entry.frames, entry.fps, video_id(entry.video)
@@ -113,7 +113,7 @@ def verify_shard(shard: Shard, folder: Folder, deep: bool) -> tuple[list[str], l
 
 
 def _content_faults(tar: memoryview, shard: Shard, entries: list[Entry], deep: bool, rates: Counter[str]) -> list[str]:
-    """Where a tar is not what its index and the manifest say."""
+    """The faults of a tar: where its bytes differ from its index and the manifest."""
     faults: list[str] = []
     at = 0
     for entry in entries:

@@ -1,5 +1,7 @@
-"""Finished samples -> one shard, whole or not at all: temporary name, fsync, rename; then failures, then the index that makes
-the shard count."""
+"""Write finished samples as one shard, whole or not at all: temporary name, fsync, rename.
+
+The shard's failures follow, and its index last: a shard counts only with its index.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Made:
-    """What became of one video: its samples' tar bytes (or a file of them, a long video's) and where each lies."""
+    """The samples of one video: their tar bytes, in a file where the video is long, and where each sample lies in them."""
 
     parts: list[Part]
     data: bytes | Path

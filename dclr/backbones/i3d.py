@@ -27,7 +27,7 @@ MIXED = {  # outputs of b0, b1a, b1b, b2a, b2b, b3b at the published width
 
 
 def pad_same(x_BCTHW: torch.Tensor, kernel: Triple, stride: Triple) -> torch.Tensor:
-    """Zeros around, so that ceil(size / stride) places come out: TensorFlow's "SAME", the odd one at the end."""
+    """Pad with zeros so that ceil(size / stride) places come out: TensorFlow's "SAME", which puts an odd zero at the end."""
     sides: list[int] = []
     for size, k, s in zip(x_BCTHW.shape[2:], kernel, stride, strict=True):
         need = max((-(-size // s) - 1) * s + k - size, 0)

@@ -29,10 +29,12 @@ class Backbone(nn.Module):
 class Conv3d(nn.Conv3d):
     """A convolution without bias, computed by the best of torch's that is right.
 
-    Where T is not above its kernel's, time is padded before it. Where it looks at one frame at a time and the clip lies
-    channels last, it is a 2D convolution of B T frames, a view of the same memory: torch's 3D weight gradient of such a kernel
-    can take three times as long (64 to 144 channels at 16x56x56, batch 4, on a CPU with AVX2: 962 and 319 ms). Not so under
-    autocast: in bfloat16 the 2D one adds the frames up in bfloat16 there, and its error grows with their number (512: 2.7 %).
+    Where the clip has no more frames than the kernel, time is padded before the convolution.
+
+    A kernel of one frame, on a clip that lies channels last, becomes a 2D convolution of B T frames, a view of the same memory.
+    torch's 3D weight gradient of such a kernel can take three times as long (64 to 144 channels at 16x56x56, batch 4, on a CPU
+    with AVX2: 962 and 319 ms). Under autocast it stays 3D: in bfloat16 the 2D one sums the frames in bfloat16, and its error
+    grows with their number (512 frames: 2.7 %).
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1), padding: Triple = (0, 0, 0)):

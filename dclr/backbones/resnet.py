@@ -17,7 +17,11 @@ Conv = Callable[[int, int, int, int], nn.Module]  # inputs, middle channels (R(2
 
 
 def midplanes(inputs: int, outputs: int) -> int:
-    """Channels between the spatial and the temporal convolution, so that both have the parameters of one 3x3x3."""
+    """Channels between the spatial and the temporal convolution: both together then have the parameters of one 3x3x3.
+
+    >>> midplanes(64, 64), midplanes(64, 128)
+    (144, 230)
+    """
     return (inputs * outputs * 27) // (inputs * 9 + 3 * outputs)
 
 

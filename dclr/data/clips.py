@@ -1,4 +1,4 @@
-"""Record + generator -> clips: where a clip starts, how it is cropped and flipped, what its colours will do.
+"""Record + generator -> clips: where a clip starts, how it is cropped and flipped, and the draws of its colours.
 
 Legend: N clips of one video, T frames a clip, S side of the crop, H W stored frame. Everything random is drawn here, on the
 CPU, from (seed, epoch, key, clip); the device only computes (dclr/views.py). Geometry (start, crop, flip) is one draw a clip,
@@ -27,9 +27,14 @@ AREA_FROM = 1.5  # a crop that shrinks by more is averaged over areas (four time
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """What a clip is. ``frames`` T, ``stride`` between them, ``size`` S in pixels, ``min_scale`` the least share of the
-    frame's area that RandomResizedCrop keeps, ``flip`` the probability of a horizontal flip, ``cue`` which of the stored
-    :data:`CUES` comes with it, ``sample_motion`` whether a clip's start is drawn by the stored energy of its frames."""
+    """What a clip is. Raises InputError for values that no clip can have.
+
+    Attributes:
+        frames: T. stride: stored frames from one of them to the next. size: S, the side of the crop in pixels.
+        min_scale: the least share of the frame's area that RandomResizedCrop keeps. flip: probability of a horizontal flip.
+        cue: the one of the stored :data:`CUES` that comes with the clip, or None.
+        sample_motion: whether a clip's start is drawn by the stored energy of its frames.
+    """
 
     frames: int = 16
     stride: int = 2
@@ -51,21 +56,29 @@ class ClipConfig:
 
     @property
     def span(self) -> int:
-        """Stored frames from a clip's first to its last."""
+        """Stored frames from a clip's first to its last, both included.
+
+        >>> ClipConfig(frames=16, stride=2).span
+        31
+        """
         return (self.frames - 1) * self.stride + 1
 
 
 def frame_indices(start: int, total: int, clip: ClipConfig) -> np.ndarray:
-    """Stored frames of the clip that starts at ``start``: int64 (T,). A video shorter than the clip is looped, never
-    continued with another video (docs/method.md, fault 13)."""
+    """The stored frames of the clip that starts at ``start``: int64 (T,). A video of fewer frames is looped, never continued
+    with another video (docs/method.md, fault 13).
+
+    >>> frame_indices(3, total=6, clip=ClipConfig(frames=4, stride=2)).tolist()
+    [3, 5, 1, 3]
+    """
     return (start + np.arange(clip.frames) * clip.stride) % total
 
 
 def random_start(total: int, clip: ClipConfig, rng: np.random.Generator, energy_N: np.ndarray | None = None) -> int:
-    """A start among those that fit; among all frames where the video is shorter than the clip and loops.
+    """A random start among those that fit. In a video that is shorter than the clip, and loops, any frame is a start.
 
-    Each is as likely as any other, or with ``energy_N``, float32 (total,), as likely as the frames it spans are energetic
-    (a video without any motion, or one that loops: uniform).
+    The draw is uniform. With ``energy_N``, float32 (total,), a start's probability is proportional to the energy of the frames
+    that the clip spans; a video that loops or never moves stays uniform.
     """
     starts = total - clip.span + 1
     if starts < 1:
@@ -79,7 +92,11 @@ def random_start(total: int, clip: ClipConfig, rng: np.random.Generator, energy_
 
 
 def uniform_starts(total: int, clip: ClipConfig, clips: int) -> list[int]:
-    """``clips`` evenly spaced starts from the first that fits to the last; the middle one for a single clip."""
+    """``clips`` evenly spaced starts, from the first that fits to the last. A single clip starts in the middle.
+
+    >>> uniform_starts(100, ClipConfig(frames=16, stride=2), clips=4)
+    [0, 23, 46, 69]
+    """
     last = max(total - clip.span, 0)
     return [last // 2] if clips == 1 else [round(i * last / (clips - 1)) for i in range(clips)]
 
@@ -97,8 +114,13 @@ def random_resized_crop(height: int, width: int, min_scale: float, rng: np.rando
 
 
 def eval_crops(height: int, width: int, crops: int) -> list[tuple[int, int, int, int]]:
-    """(top, left, height, width) of the evaluation crops: squares of 112 / 128 of the short side, the middle one, or three:
-    at the beginning, in the middle and at the end of the long side."""
+    """The evaluation crops, each (top, left, height, width): squares whose side is 112 / 128 of the short side.
+
+    One crop lies in the middle. Three lie at the beginning, in the middle and at the end of the long side.
+
+    >>> eval_crops(128, 170, crops=3)
+    [(8, 0, 112, 112), (8, 29, 112, 112), (8, 58, 112, 112)]
+    """
     side = round(min(height, width) * CENTRE)
     middle = [(height - side) // 2, (width - side) // 2]
     long = int(width >= height)
@@ -111,10 +133,10 @@ def eval_crops(height: int, width: int, crops: int) -> list[tuple[int, int, int,
 
 
 def crop_resize(frames_THW: np.ndarray, box: tuple[int, int, int, int], flip: bool, out_TSS: np.ndarray) -> None:
-    """Cut ``box`` out of uint8 frames (T, H, W[, C]), resize it into ``out_TSS`` (T, S, S[, C]), flip it left-right or not.
+    """Cut ``box`` out of uint8 frames (T, H, W[, C]), resize it into ``out_TSS`` (T, S, S[, C]), and flip it where asked.
 
-    Bilinear without antialiasing up to a shrinking of :data:`AREA_FROM`, then by areas. shards/README.md ("Crops") says how far
-    that is from an antialiased resize.
+    The resize is bilinear without antialiasing where the crop shrinks by at most :data:`AREA_FROM`, else by areas.
+    shards/README.md ("Crops") says how far that is from an antialiased resize.
     """
     (top, left, height, width), size = box, out_TSS.shape[1]
     cut = frames_THW[:, top : top + height, left : left + width]
@@ -131,13 +153,14 @@ def crop_resize(frames_THW: np.ndarray, box: tuple[int, int, int, int], flip: bo
 def crop_flow(
     levels_n2hw: np.ndarray, frame: tuple[int, int], box: tuple[int, int, int, int], flip: bool, out_T2SS: np.ndarray
 ) -> np.ndarray:
-    """The part of stored flow that lies in ``box`` of frames of ``frame`` = (height, width), as :func:`crop_resize` cuts them.
+    """Crop stored flow as :func:`crop_resize` crops frames. The frames are ``frame`` = (height, width) large.
 
     Args:
-        levels_n2hw: uint8 (T, 2h, w), horizontal above vertical; cut into ``out_T2SS``, uint8 (T, 2, S, S), as levels.
+        levels_n2hw: uint8 (T, 2h, w), horizontal above vertical. Its part in ``box`` is written to ``out_T2SS``, uint8
+            (T, 2, S, S), as levels.
     Returns:
-        What a level counts for more in the crop than in the frame, horizontally and vertically, float32 (2,): the crop's zoom,
-        negative across where it is flipped (motion to the right is then to the left).
+        float32 (2,): the factor by which a level is longer in the crop than in the frame, horizontally and vertically. It is
+        the crop's zoom. A flip negates the horizontal one, because motion to the right is then motion to the left.
     """
     (top, left, height, width), size = box, out_T2SS.shape[-1]
     rows, columns = levels_n2hw.shape[1] // 2, levels_n2hw.shape[2]
@@ -185,11 +208,11 @@ def eval_shapes(clip: ClipConfig, clips: int, crops: int, moving: bool = False) 
 
 
 def moving_cells(grid_NGG: np.ndarray, indices_T: np.ndarray, stride: int) -> np.ndarray:
-    """Where something moves in the frames of a clip, by the stored energy: bool (T, G, G).
+    """The cells of each frame of a clip in which something moves, by the stored energy: bool (T, G, G).
 
-    A cell's energy is its mean over the stored frames from the clip's frame before to the one after. Cells above Otsu's
-    threshold of all of the clip's cells (the split into two classes of least variance; Otsu 1979) move; in a clip without any
-    energy none does.
+    The energy of a cell in a frame is its mean over the stored frames between the clip's frame before and the one after. A cell
+    moves where that is above Otsu's threshold of all cells of the clip (the split into two classes of least variance; Otsu
+    1979). In a clip without energy none moves.
     """
     around = indices_T[:, None] + np.arange(1 - stride, stride + 1)
     energy = np.nan_to_num(grid_NGG[around.clip(0, len(grid_NGG) - 1)].astype(np.float32), posinf=0, neginf=0).clip(0).mean(1)
@@ -203,8 +226,10 @@ def moving_cells(grid_NGG: np.ndarray, indices_T: np.ndarray, stride: int) -> np
 def crop_cells(
     cells_TGG: np.ndarray, frame: tuple[int, int], box: tuple[int, int, int, int], out_TSS: np.ndarray
 ) -> np.ndarray:
-    """The part of a grid of cells over frames of ``frame`` = (height, width) that lies in ``box``, one value a pixel of the
-    crop: written into ``out_TSS`` (T, S, S), and returned. Cell i spans the rows from ``i * height // G`` on."""
+    """Crop a grid of cells as :func:`crop_resize` crops frames: one value for each pixel of the crop.
+
+    It is written to ``out_TSS`` (T, S, S), which is returned. The frames are ``frame`` = (height, width) large; cell i spans
+    the rows from ``i * height // G`` on."""
     lines = []
     for side, start, length in zip(frame, box[:2], box[2:], strict=True):
         pixel_S = (start + (np.arange(out_TSS.shape[-1]) + 0.5) * length / out_TSS.shape[-1]).astype(int)

@@ -1,7 +1,7 @@
-"""Samples of a set behind a URL -> bytes: fetched ahead in byte ranges, checked, and kept on the node's disk if wanted.
+"""Read the samples of a set behind a URL: in byte ranges, ahead of their use, checked, and cached on disk if wanted.
 
-One sample is one range of its shard; neighbours that are wanted together are one request. So an epoch costs the bytes of the
-samples it selects, on any number of ranks, and what lies ahead is bounded (:data:`AHEAD`).
+One sample is one byte range of its shard. Neighbours that are wanted together are one request. So an epoch transfers the bytes
+of the samples that it selects, on any number of ranks. :data:`AHEAD` bounds what is fetched ahead.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ CONNECTIONS = 16  # requests of one worker at a time
 class Cache:
     """Samples of remote sets on this machine's disk, shared by all ranks and workers here without harm.
 
-    A sample is one file, ``DIR/<shard's sha256>/<offset>``, that appears whole; its crc32 is checked at every use. ``DIR/used``
-    counts bytes, under a lock that a writer holds, before the file has its name: where a process was killed it is too high,
-    never too low. When the cache is full, shards of other sets go; what then does not fit is not kept: over epochs that read
-    everything once, keeping the first ones serves a larger share than always replacing the oldest would.
+    A sample is one file, ``DIR/<shard's sha256>/<offset>``, that appears whole. Its crc32 is checked at every use.
+
+    ``DIR/used`` holds the number of bytes in use. A writer locks it and raises it before the sample's file gets its name. So
+    after a kill the number may be too high, never too low.
+
+    A full cache deletes shards of other sets, the oldest first, and then keeps no more samples. An epoch reads every sample
+    once, so samples that stay serve more reads than samples that replace each other.
 
     Raises InputError where ``place`` cannot be a folder that is written to.
     """
@@ -58,7 +61,7 @@ class Cache:
         return self._path(shards, sample).exists()
 
     def read(self, shards: ShardSet, sample: int) -> bytes | None:
-        """The sample's bytes; None where they are not here or not right."""
+        """The sample's bytes; None where the cache lacks them or their crc32 is wrong."""
         path = self._path(shards, sample)
         with suppress(OSError):
             data = path.read_bytes()
@@ -102,8 +105,10 @@ class Cache:
             os.close(file)
 
     def _make_room(self, shards: ShardSet, size: int) -> int:
-        """Bytes in use, counted anew, after what killed processes left half done has gone and, as far as ``size`` needs it,
-        shards of other sets: those first that were written to last the longest ago."""
+        """Make room for ``size`` bytes; returns the bytes then in use, counted anew.
+
+        Temporary files of killed processes are deleted. Shards of other sets follow until there is room: first the one whose
+        last write is the oldest."""
         ours = {shard.sha256[:32] for shard in shards.manifest.shards}
         bytes_of: dict[Path, int] = {}
         for folder in [entry for entry in self.place.iterdir() if entry.is_dir()]:
@@ -125,9 +130,9 @@ Arrivals = dict[int, Future[dict[int, "bytes | memoryview | InputError"]]]  # sa
 
 
 def fetch_ahead(shards: ShardSet, rows: Iterable[Row], cache: Cache | None) -> Iterator[tuple[Row, Arrivals]]:
-    """Each row with the requests that bring its samples, made while earlier rows are used.
+    """Yield each row with the requests that bring its samples. Requests start while earlier rows are in use.
 
-    Rows are taken in chunks of up to half of :data:`AHEAD`; the chunk after the one in use is on its way.
+    Rows are taken in chunks of at most half of :data:`AHEAD` bytes. While one chunk is in use, the next one is requested.
     """
     pool = ThreadPoolExecutor(CONNECTIONS)
     chunks: deque[list[tuple[Row, Arrivals]]] = deque()
@@ -157,7 +162,7 @@ def _chunks(shards: ShardSet, rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def _request(shards: ShardSet, chunk: list[Row], cache: Cache | None, pool: ThreadPoolExecutor) -> list[tuple[Row, Arrivals]]:
-    """Ask for every sample of these rows, once, neighbours together, in the order they are used."""
+    """Request each sample of these rows once, in the order of use; neighbours share a request."""
     first_use = {sample: None for row in chunk for _, sample in row}
     run_of: dict[int, list[int]] = {}
     for sample in sorted(first_use):
@@ -183,7 +188,9 @@ def _request(shards: ShardSet, chunk: list[Row], cache: Cache | None, pool: Thre
 
 
 def fetch(shards: ShardSet, run: list[int], cache: Cache | None) -> dict[int, bytes | memoryview | InputError]:
-    """Neighbouring samples of one shard, by one request: sample -> bytes with the right crc32, or the error to raise for it."""
+    """Fetch neighbouring samples of one shard by one request.
+
+    Returns: sample -> its bytes, whose crc32 is right, or the InputError to raise when the sample is used."""
     assert isinstance(shards.root, RemoteFolder)
     if cache is not None and len(run) == 1 and (kept := cache.read(shards, run[0])) is not None:
         return {run[0]: kept}

@@ -1,8 +1,8 @@
 """The webdataset pipeline: plan -> tar bytes -> record -> clips -> batch, as a list of named, picklable stages.
 
-Workers split whole batches (worker w of W makes batches w, w + W, ...), and torch's DataLoader takes them in turn: the order of
-batches does not depend on the number of workers. Rank and world size are passed in, because a spawned worker cannot ask
-torch.distributed for them (it would answer 0 of 1, and every rank would read everything).
+Each worker makes whole batches: worker w of W makes batches w, w + W, and so on. torch's DataLoader takes one of each worker in
+turn, so the order of batches does not depend on the number of workers. Rank and world size are arguments: a spawned worker that
+asked torch.distributed would be told rank 0 of 1, and every rank would read everything.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FOR_THE_TRAINER = {signal.SIGTERM, signal.SIGINT}  # it ends a run by them, and 
 
 @dataclass(frozen=True)
 class Read:
-    """A record of a batch: ``number`` of the pass, ``sample``, and the damaged sample that it stands in for, or -1."""
+    """A record of a batch: the ``number`` of its pass, its ``sample``, and the ``damaged`` sample that it replaces, or -1."""
 
     number: int
     sample: int
@@ -62,7 +62,8 @@ def _of_this_worker(every: Sequence[int]) -> Sequence[int]:
 
 @dataclass
 class TrainRows(torch.utils.data.IterableDataset):
-    """Stage 1, training: this worker's rows of the rank's batches, of the steps ``first``, ``first + 1``, ... ``last - 1``."""
+    """Stage 1, training: the rows of this worker, which are the rank's shares of its batches among the steps ``first`` to
+    ``last - 1``."""
 
     plan: Plan
     rank: int
@@ -89,11 +90,11 @@ class EvalRows(torch.utils.data.IterableDataset):
 
 @dataclass
 class ReadRecords:
-    """Stage 2: rows of indices -> the records they name, fetched ahead where the set is behind a URL.
+    """Stage 2: rows of indices -> the records that they name. Behind a URL they are fetched ahead of their use.
 
-    A sample that cannot be read raises InputError naming it, or with ``skip`` is told on standard error, once, and replaced:
-    in training by another one of the selection, drawn from (seed, pass, sample), so that no batch is short; in evaluation
-    (no ``plan``) by nothing.
+    A sample that cannot be read raises InputError with its name. With ``skip`` it is named on standard error, once. In training
+    another sample of the selection, drawn from (seed, pass, sample), replaces it, so that no batch is short. In evaluation
+    (``plan`` None) it is left out.
     """
 
     shards: ShardSet
@@ -143,8 +144,8 @@ class ReadRecords:
 
 @dataclass
 class CutClips:
-    """Stage 3: records -> the clips that ``make`` cuts of each, its pictures into rows of the batch's. A batch of which nothing
-    can be read (a video of an evaluation) is left out."""
+    """Stage 3: records -> clips. ``make`` cuts the clips of a record into its row of the batch's pictures. A batch without a
+    readable record, which is a damaged video of an evaluation, is left out."""
 
     shards: ShardSet
     kind: str | None
@@ -182,7 +183,7 @@ class CutClips:
 
 
 def _eval_clips(record: Record, epoch: int, **how: Any) -> Sample:
-    """An evaluation has no epochs: it cuts the same clips always."""
+    """The clips of an evaluation. They do not depend on an epoch: the same clips are cut each time."""
     return eval_clips(record, **how)
 
 
@@ -196,7 +197,7 @@ def _one_core(worker: int) -> None:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """What is started inside is born with these signals blocked, and never dies of them."""
+    """Processes that are started inside have these signals blocked from their first moment, and never die of them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_TRAINER)
     try:
         yield
@@ -205,9 +206,11 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _start_worker(worker: int) -> None:
-    """Ctrl-C, torchrun and Slurm signal the trainer's whole process group, and a worker that died of it would take the
-    trainer's checkpoint along. So it heeds only what the trainer itself sends, which is how multiprocessing ends its children;
-    that the trainer is gone torch's own loop sees."""
+    """Make a worker deaf to signals that are not the trainer's.
+
+    Ctrl-C, torchrun and Slurm signal the trainer's whole process group. A worker that died of that would end the trainer before
+    its checkpoint is written. So a worker ends only by a signal of the trainer itself, which is how multiprocessing ends its
+    children. torch's own loop sees when the trainer is gone."""
 
     def heed() -> None:
         while signal.sigwaitinfo(FOR_THE_TRAINER).si_pid != os.getppid():
@@ -221,7 +224,7 @@ def _start_worker(worker: int) -> None:
 def _batches(
     rows: torch.utils.data.IterableDataset, read: ReadRecords, cut: CutClips, batch: int, workers: int
 ) -> Iterator[Sample]:
-    """What comes out of the pipeline, ``batch`` samples at a time."""
+    """The batches of the pipeline, ``batch`` samples each."""
     pages = Pages(workers, batch * sum(math.prod(shape) for shape in cut.shapes.values())) if workers else None
     loader = torch.utils.data.DataLoader(
         wds.DataPipeline(rows, read, replace(cut, pages=pages), stack),
@@ -243,8 +246,9 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def open_set(place: str, on_error: str, cache: str | None, cache_size: float) -> tuple[ShardSet, Cache | None]:
-    """The set that ``--shards`` names, and the cache of ``--cache`` and ``--cache-size`` (GB). With ``on_error="skip"`` a set
-    with damaged shards is opened all the same, and they are told on standard error."""
+    """Open the set that ``--shards`` names, and the cache that ``--cache`` and ``--cache-size`` (GB) name, None without one.
+
+    With ``on_error="skip"`` a set with damaged shards is opened all the same; they are named on standard error."""
     _check(None, None, on_error)
     shards = ShardSet(place, keep_damaged=on_error == "skip")
     for said in shards.damaged if os.environ.get("LOCAL_RANK", "0") == "0" else ():
@@ -262,24 +266,25 @@ def _check(shards: ShardSet | None, cache: Cache | None, on_error: str) -> None:
 
 
 class TrainLoader:
-    """Training batches of one rank, epoch after epoch, that never loses its place.
+    """Training batches of one rank, epoch after epoch, from any place on.
 
-    Iterating yields what is left of the current epoch; iterating again, the next one. The workers go on across epochs.
-    Batch ``step`` depends on (set, selection, seed, batch, passes, last) alone: :meth:`state_dict` after any batch and
-    :meth:`load_state_dict` in another process continue bit for bit, at no cost, with any number of ranks and workers
-    (the joined global batches are then the same).
+    Iterating yields the rest of the current epoch. Iterating again yields the next epoch. The workers live across epochs.
+
+    Batch ``step`` depends on (set, selection, seed, batch, passes, last) alone. So :meth:`state_dict` after any batch, and
+    :meth:`load_state_dict` in another process, continue bit for bit at no cost. The number of ranks and workers may change: the
+    joined global batches stay the same.
 
     A batch is a dict of :func:`dclr.data.clips.train_clips`' arrays as tensors with B = batch / world in front, plus ``key``
     (list of B str), ``sample`` and ``label`` int64 (B,) (-1 without a ``kind`` of label) and ``damaged`` int64 (B,): the sample
-    that could not be read and that this one stands in for, -1 nearly always.
+    that could not be read and that this one replaces, else -1.
 
     Args:
         samples_N: what to train on, from :meth:`ShardSet.select`.
         clips: clips a video. batch: videos a step, over all ranks. passes: over the samples, in one epoch.
-        epochs: where it ends; nothing is read ahead beyond.
+        epochs: the loader ends after so many, and reads nothing ahead beyond them.
         last: ``"drop"`` or ``"wrap"`` an epoch's last, partial batch.
-        on_error: ``"stop"`` raises InputError for a sample that cannot be read; ``"skip"`` replaces it, :attr:`skipped` has
-            those that this rank met.
+        on_error: ``"stop"`` raises InputError for a sample that cannot be read. ``"skip"`` replaces it, and :attr:`skipped`
+            has those that this rank met.
     Raises:
         InputError: ``batch`` does not divide by ``world``, it or ``world`` exceeds the samples, or ``cache`` for a set on this
             machine.
@@ -340,7 +345,7 @@ class TrainLoader:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is: a few integers and the manifest's hash. ``step`` counts the batches that were handed out."""
+        """Its place: a few integers and the manifest's hash. ``step`` is the number of batches that were handed out."""
         plan = self.plan
         return {
             "version": STATE, "step": self.step, "seed": plan.seed, "batch": plan.batch, "passes": plan.passes,
@@ -349,7 +354,7 @@ class TrainLoader:
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the batch that ``state`` was taken after; raises InputError naming what differs, found and expected."""
+        """Go on after the batch after which ``state`` was taken. Raises InputError with what was found and what expected."""
         for name, expected in self.state_dict().items():
             if name != "step" and state.get(name) != expected:
                 raise InputError(
@@ -376,9 +381,11 @@ def eval_loader(
     cache: Cache | None = None,
     on_error: str = "stop",
 ) -> Iterator[Sample]:
-    """One video a batch, every selected video exactly once over the ranks: rgb uint8 (1, clips * crops, T, S, S, 3), with
-    ``moving`` where it moves, uint8 (1, clips * crops, T, S, S), and names. With ``on_error="skip"`` a video that cannot be
-    read is left out."""
+    """Evaluation batches of one rank, one video each; every selected video comes once over all ranks.
+
+    A batch has ``rgb`` uint8 (1, clips * crops, T, S, S, 3), ``key``, ``sample`` and ``label``. ``moving=True`` adds ``moving``
+    uint8 (1, clips * crops, T, S, S), 1 where something moves. With ``on_error="skip"`` a video that cannot be read is left
+    out."""
     _check(shards, cache, on_error)
     if crops not in CROPS:
         raise InputError(f"--crops {crops}: expected 1 (the middle) or 3 (along the long side)")
@@ -389,8 +396,10 @@ def eval_loader(
 
 
 def all_skipped(skipped: set[int], samples: int, percent: float) -> set[int]:
-    """The samples that no rank could read so far. Every rank calls this at the same step, so that none ends before the others.
-    Raises InputError, on every rank, where they are more than ``percent`` of ``samples``."""
+    """The samples that some rank could not read so far. All ranks must call this at the same step.
+
+    Raises InputError on every rank, so that none ends before the others, where they are more than ``percent`` of
+    ``samples``."""
     found = {sample for part in distributed.joined_objects(sorted(skipped)) for sample in part}
     if len(found) > samples * percent / 100:
         raise InputError(

@@ -190,8 +190,9 @@ def mapped(path: Path, offset: int, size: int, of: str) -> memoryview:
 
 
 class Names(Sequence[str]):
-    """N short texts in two arrays: ``blob`` uint8, their bytes end to end, and ``end_N`` int64 (N,), where each ends. Many
-    of them cost what their letters do, in a worker too."""
+    """N short texts in two arrays: ``blob`` uint8, their bytes end to end, and ``end_N`` int64 (N,), where each ends.
+
+    They take the memory of their letters alone, in each worker too."""
 
     def __init__(self, blob: np.ndarray, end_N: np.ndarray):
         self._blob, self._end_N = blob, end_N
@@ -218,8 +219,8 @@ class Names(Sequence[str]):
 
 
 def pack_columns(entries: Sequence[Entry], splits: Sequence[str], kinds: Sequence[str]) -> bytes:
-    """``index.npz`` of a set: every shard's index joined, as columns. Stored, not packed, so that the same set gives the same
-    bytes whatever zlib is at hand."""
+    """``index.npz`` of a set: every shard's index joined, as columns. It is not compressed, so that the same set gives the same
+    bytes with any version of zlib."""
     columns = {
         **Names.of([entry.key for entry in entries]).columns,
         "size": np.array([entry.size for entry in entries], "<i8"),
@@ -289,7 +290,7 @@ class ShardSet:
         keys: N names. shard_N, offset_N, size_N, frames_N: int64 (N,). crc32_N uint32 (N,). fps_N float64 (N,).
         video_N: int64 (N,), the 63-bit id of the video that a sample is (a segment of): :func:`dclr.record.video_id`.
         labels: kind -> int64 (N,), -1 where unlabelled.
-        damaged: what :meth:`__init__` would have said of each such shard.
+        damaged: the error of each shard that ``keep_damaged`` let pass.
         digest: the manifest's sha256 as hex digits, which stands for every byte of the set.
     """
 
@@ -336,8 +337,8 @@ class ShardSet:
             return parse_columns(file, memoryview(data), self.manifest.samples, splits, kinds, name)
 
     def _check(self) -> list[str]:
-        """The shards that are missing or have another size: they are named now, not in the middle of an epoch. (A web server
-        cannot say so in few requests: there each sample's crc32 tells.)"""
+        """The errors of shards that are missing or have another size, so that they are named now and not in the middle of an
+        epoch. A web server cannot list its files in few requests; there each sample's crc32 tells."""
         names = [shard.name for shard in self.manifest.shards]
         sizes: Mapping[str, int | None] = {}
         if not isinstance(self.root, RemoteFolder):
@@ -426,7 +427,11 @@ class ShardSet:
 
 
 def split_list(text: str) -> tuple[str, ...]:
-    """``"train01,train02"`` -> ``("train01", "train02")``: how the command line names splits."""
+    """The splits that a flag names, with commas between them. Raises InputError where it names none.
+
+    >>> split_list("train01,train02")
+    ('train01', 'train02')
+    """
     splits = tuple(part.strip() for part in text.split(",") if part.strip())
     if not splits:
         raise InputError(f"split {text!r}: expected names with commas between them, such as train01,train02")

@@ -1,7 +1,7 @@
-"""How batches travel from a worker to the trainer: pictures in shared memory that is used again and again, the rest by value.
+"""How batches travel from a worker to the trainer: pictures in shared memory that is used again, the rest by value.
 
-A worker that sends each batch in fresh shared memory spends a fifth of its time on page faults. Here clips are cut into a slot
-of the worker's pages; the trainer's side copies it out and frees it. Where no slot is free a batch goes by value.
+A worker that sends each batch in fresh shared memory spends a fifth of its time on page faults. Here a worker cuts clips into a
+slot of its own shared memory. The trainer copies the slot out and frees it. Where no slot is free the batch is sent by value.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Pages:
         self._used = 0  # by this worker
 
     def lend(self, shapes: Shapes) -> dict[str, Lent]:
-        """Places for pictures of these shapes in this worker's next slot; none where it is not free, or this is no worker."""
+        """Places for pictures of these shapes in this worker's next slot; none where it is in use, or outside of a worker."""
         worker = get_worker_info()
         if worker is None or not self._free[worker.id].acquire(block=False):
             return {}
@@ -65,7 +65,7 @@ class Pages:
         self._free[worker].release()
 
     def take_back(self, worker: int) -> None:
-        """In that worker: the slot that it lent last is free again, for no batch came of it."""
+        """In the worker: free the slot that it lent last, because no batch came of it."""
         self._used -= 1
         self._free[worker].release()
 
@@ -99,7 +99,7 @@ def stack(batches: Iterable[Cut]) -> Iterator[Sample]:
 
 
 def received(batch: Sample, pages: Pages | None) -> Sample:
-    """A batch as tensors of this process, its slot free again."""
+    """A batch as tensors of this process; frees its slot."""
     lent = {name: value for name, value in batch.items() if isinstance(value, Lent)}
     if pages is not None and lent:
         batch |= {name: pages.array(value).copy() for name, value in lent.items()}

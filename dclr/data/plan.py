@@ -1,4 +1,4 @@
-"""Who reads what, when: a pure function of (selection, seed, epoch, global batch). No clock, no worker, no rank decides.
+"""Which rank reads which samples at which step: a pure function of (selection, seed, epoch, global batch).
 
 The epoch is one list of samples, cut into global batches; rank r of n takes the r-th of n equal slices of every batch, so each
 rank has the same number of steps by construction and the joined batch is the same for any n. Nothing here is kept between
@@ -21,7 +21,11 @@ LAST = ("drop", "wrap")  # what becomes of an epoch's last, partial global batch
 
 
 def generator(*key: object) -> np.random.Generator:
-    """A generator that depends on nothing but ``key``, such as (seed, epoch, sample key, clip)."""
+    """A generator that depends on ``key`` alone, such as (seed, epoch, sample key, clip).
+
+    >>> int(generator(0, 1, "clip").integers(100)) == int(generator(0, 1, "clip").integers(100))
+    True
+    """
     digest = hashlib.blake2b("\0".join(map(str, key)).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
@@ -87,12 +91,19 @@ class Plan:
 
     @property
     def selection(self) -> int:
-        """crc32 of the selected samples: with the manifest's hash, what was selected."""
+        """crc32 of the selected samples. Together with the manifest's hash it names the selection."""
         return zlib.crc32(self.samples_N.astype("<i8").tobytes())
 
     def rows(self, step: int, rank: int = 0, world: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Rank's share of global batch ``step`` (counted over all epochs): which pass over the set it belongs to, and the
-        sample, two int64 (batch / world,). Raises InputError where the batch does not divide over the ranks."""
+        """The share of ``rank`` in global batch ``step``, counted over all epochs: two int64 (batch / world,), the number of
+        the pass over the set and the sample. Raises InputError where the batch does not divide over the ranks.
+
+        >>> samples = np.arange(8)
+        >>> plan = Plan(samples, np.zeros(8, np.int64), seed=0, batch=4)
+        >>> whole, half = plan.rows(step=1)[1], plan.rows(step=1, rank=1, world=2)[1]
+        >>> plan.steps, whole[2:].tolist() == half.tolist()
+        (2, True)
+        """
         if self.batch % world:
             raise InputError(
                 f"a global batch of {self.batch} does not divide over {world} processes: choose a multiple of {world}"
@@ -112,10 +123,14 @@ class Plan:
         return epoch_order(self.samples_N, self.shard_N, self.seed, number)
 
     def instead(self, number: int, sample: int, attempt: int) -> int:
-        """The sample that stands in for a damaged one, from (seed, pass, sample, attempt) alone."""
+        """The sample that replaces a damaged one, drawn from (seed, pass, sample, attempt) alone."""
         return int(generator("instead", self.seed, number, sample, attempt).choice(self.samples_N))
 
 
 def eval_share(samples_N: np.ndarray, rank: int, world: int) -> np.ndarray:
-    """Rank's samples of an evaluation: disjoint over ranks, complete, no padding; ranks may differ by one sample."""
+    """The samples of ``rank`` in an evaluation. The ranks share all samples, each once; they may differ by one sample.
+
+    >>> [eval_share(np.arange(5), rank, world=2).tolist() for rank in range(2)]
+    [[0, 2, 4], [1, 3]]
+    """
     return samples_N[rank::world]

@@ -17,9 +17,10 @@ LINES = "metrics.jsonl"
 
 
 class Curves:
-    """A run's scalars, TensorBoard's events and a line a step in ``metrics.jsonl``, and its pictures. What was written after
-    the step ``after`` that a resumed run goes on from is dropped (everything where it is 0). What a full disk does not take is
-    left out, with a warning; TensorBoard's writer then ends for good."""
+    """A run's scalars, as TensorBoard's events and as a line for each step in ``metrics.jsonl``, and its pictures.
+
+    A resumed run goes on after the step ``after``: what was written for later steps is dropped, or everything where it is 0. On
+    a full disk a line or picture is left out, with a warning; TensorBoard's writer then ends for good."""
 
     def __init__(self, out: Path, after: int):
         self._out, self._lines = out, out / LINES
@@ -52,7 +53,7 @@ class Curves:
 
 
 def read_lines(out: Path) -> list[dict[str, float]]:
-    """The whole lines of a run's metrics.jsonl, which a kill or a full disk may have cut."""
+    """The lines of a run's metrics.jsonl, without one that a kill or a full disk has cut."""
     path, lines = out / LINES, []
     for line in path.read_text().splitlines() if path.exists() else []:
         with suppress(ValueError):

@@ -1,4 +1,4 @@
-"""A run's checkpoints: written in the background, whole or not at all, and the newest valid one found again."""
+"""A run's checkpoints: written in the background, whole or not at all. :func:`resume` finds the newest valid one again."""
 
 from __future__ import annotations
 
@@ -33,10 +33,12 @@ def on_cpu(value: Any) -> Any:
 
 
 class Saver:
-    """Writes ``step-000000123.pt`` and ``last.pt``, the same file, into ``folder``; keeps the last ``keep`` and every one whose
-    step is a multiple of ``milestone``. Files of that step and above are of a course that the run has left (it went back past
-    damaged ones, or by ``--resume``): they stay as ``NAME.abandoned``. A disk that is full or read-only costs that checkpoint,
-    never the run: :meth:`require` says so at its end."""
+    """Writes the checkpoints of a run into ``folder``: ``step-000000123.pt``, and ``last.pt``, which is the same file.
+
+    It keeps the last ``keep`` checkpoints, and those whose step is a multiple of ``milestone``. A run that went back, past
+    damaged checkpoints or by ``--resume``, meets files of its own step or later ones. They belong to a course that the run has
+    left, and are renamed to ``NAME.abandoned``. A full or read-only disk costs the checkpoint, never the run; at the end of the
+    run :meth:`require` raises for it."""
 
     def __init__(self, folder: Path, keep: int, milestone: int):
         self.folder, self.keep, self.milestone = folder, keep, milestone
@@ -45,12 +47,12 @@ class Saver:
         self._pending: Future[None] | None = None
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Copy ``state`` now and write it behind the back of the training; waits for the checkpoint before."""
+        """Copy ``state`` and write it in the background. Waits first until the checkpoint before is written."""
         self.wait()
         self._pending = self._pool.submit(self._write, step, on_cpu(state))
 
     def wait(self) -> None:
-        """Until what :meth:`save` began is on the disk."""
+        """Wait until the checkpoint that :meth:`save` began is on the disk."""
         if self._pending is not None:
             self._pending.result()
             self._pending = None
@@ -95,7 +97,11 @@ class Saver:
 
 
 def number(path: Path) -> int:
-    """The step in a checkpoint's name; raises ValueError where it is another file's."""
+    """The step in the name of a checkpoint. Raises ValueError for the name of any other file.
+
+    >>> number(Path("runs/first/step-000000123.pt"))
+    123
+    """
     match = NAME.fullmatch(path.name)
     if not match:
         raise ValueError(f"{path.name}: no checkpoint's name")
@@ -108,11 +114,13 @@ def found(folder: Path) -> list[Path]:
 
 
 def resume(folder: Path, which: str) -> dict[str, Any] | None:
-    """The state to go on from: with ``auto`` the newest valid one in ``folder`` (damaged ones are told on standard error and
-    passed over), None where there is none; with ``never`` None. With a file's name that one, or the newest in ``folder`` where
-    that is of a run which was started from it: torchrun's restart goes on.
+    """The state to go on from, or None to begin anew.
 
-    Raises InputError for a folder that holds a run that is not to be resumed, or whose checkpoints are all damaged.
+    ``which`` is ``auto``: the newest valid checkpoint in ``folder``, None where it holds no run. Damaged ones are named on
+    standard error and passed over. ``never``: None. The name of a file: that file. But where ``folder`` already holds a run
+    that began from this file, the newest checkpoint of that run, so that a restart by torchrun does not begin again.
+
+    Raises InputError where ``folder`` holds a run that is not to be resumed, or only damaged checkpoints.
     """
     paths = [*found(folder), *(path for path in [folder / LAST] if path.exists())]
     if which == "never" and paths:
@@ -132,7 +140,7 @@ def resume(folder: Path, which: str) -> dict[str, Any] | None:
 
 
 def _newest(paths: list[Path]) -> dict[str, Any] | None:
-    """The state in the first valid one of ``paths``; the others before it are told."""
+    """The state in the first valid file of ``paths``. Those before it are named on standard error."""
     for path in paths:
         try:
             return valid(path)
@@ -142,7 +150,8 @@ def _newest(paths: list[Path]) -> dict[str, Any] | None:
 
 
 def valid(path: Path) -> dict[str, Any]:
-    """The state in ``path`` with every byte checked against the file's own sums; raises InputError as checkpoint.load does."""
+    """The state in ``path``, after every byte was checked against the file's own checksums. Raises InputError as
+    checkpoint.load does."""
     checkpoint.require_unpacked(path)
     try:
         with zipfile.ZipFile(path) as archive:
