@@ -82,13 +82,7 @@ def _within(folder: Path) -> list[tuple[str, Path]]:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Plain text in columns; the first row is the head.
-
-    >>> print(table([["run", "top1"], ["first", "25.0"]]))
-    run    top1
-    -----  ----
-    first  25.0
-    """
+    """Plain text columns; the first row is the head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

@@ -51,10 +51,8 @@ def exit_on_input_error() -> Iterator[None]:
 
 
 def check_values(settings: Any, places: Collection[str] = ()) -> None:
-    """The first check of every dataclass of settings, in its ``__post_init__``.
-
-    Numbers must be finite and of a usual size (:func:`check_number`). The fields ``places`` must not be empty; ``~`` in them is
-    expanded. Raises InputError with the flag's name."""
+    """What every dataclass of settings checks first, in its ``__post_init__``: numbers are finite and of a usual size, and no
+    field of ``places`` is empty; ``~`` in those is expanded. Raises InputError naming the flag."""
     for field in fields(settings):
         value = getattr(settings, field.name)
         for item in value if isinstance(value, tuple) else (value,):

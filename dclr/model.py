@@ -32,16 +32,12 @@ Maps = dict[str, torch.Tensor]  # of views, each (B, T', H', W')
 
 @dataclass(frozen=True)
 class Method:
-    """What is trained. The default is DCLR; the other values are its ablations (docs/method.md, "Five contrasts").
+    """What is trained. The default is DCLR; each field is one line of the loss (docs/method.md, "Baseline and ablations").
 
-    Attributes:
-        views: those that are forwarded. ``"vd"`` is DCLR without the static view, ``"v"`` is MoCo-v2.
-        mined: k, the positives mined from other videos. With 0 the own key is the only positive.
-        alignment: the weight of the alignment; 0 leaves it out.
-        decoupling: whether maps weight the RGB features; without it the maps are 1.
-        loss, align_target: one of :data:`losses.FORMS` and one of :data:`losses.TARGETS`.
-        symmetric: whether the step is also taken with the clips swapped, and the losses averaged.
-        seed: of the order of shuffled keys and of the rows of ``masked``.
+    ``views`` are those that are forwarded: ``"vd"`` is DCLR without the static view, ``"v"`` MoCo-v2. ``mined`` is k (0: the
+    own key is the only positive), ``alignment`` its weight (0: without), ``decoupling`` whether maps weight the RGB features
+    (else they are 1), ``loss`` and ``align_target`` one of :data:`losses.FORMS` and :data:`losses.TARGETS`, ``symmetric``
+    whether the clips are also swapped and the losses averaged. ``seed`` is that of the shuffled keys and of ``masked``.
     """
 
     views: str = "vsd"

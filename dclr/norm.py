@@ -34,7 +34,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Statistics:
-    """Over which clips statistics are taken: ``mode``, ``groups``, ``views`` as above. Raises InputError for other values."""
+    """Over what the statistics are taken: see above. Raises InputError for what is none of that."""
 
     mode: str = "sync"
     groups: int = 1

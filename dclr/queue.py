@@ -14,11 +14,7 @@ RINGS = ("vv", "sv", "dv", "vs", "vd")
 
 
 def default_length(videos: int, batch: int) -> int:
-    """The largest multiple of the batch not above min(2048, videos / 2), and at least one batch: it fills in the first epoch.
-
-    >>> default_length(9537, batch=64), default_length(800, batch=16), default_length(10, batch=8)
-    (2048, 400, 8)
-    """
+    """The largest multiple of the batch not above min(2048, videos / 2), at least one batch: it fills in the first epoch."""
     return max(batch, min(2048, videos // 2) // batch * batch)
 
 

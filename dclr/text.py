@@ -1,4 +1,4 @@
-"""Text that may be shown: a URL without its secrets, and any name on one line."""
+"""What a person may read: a URL without what is secret in it, and any name on one line."""
 
 from __future__ import annotations
 

@@ -50,10 +50,8 @@ SAMPLED = 8  # videos that a dry run transcodes to measure
 
 @dataclass(frozen=True)
 class How:
-    """How a run is carried out. No byte of the set depends on it.
-
-    ``workers``: processes. ``timeout``: seconds a video. ``engine``: local or ray. ``part``: (i, n), the i-th of n machines,
-    from 1."""
+    """What decides how fast a run goes and when it gives up, and not one byte of the set. ``workers``: processes.
+    ``timeout``: seconds a video. ``engine``: local or ray. ``part``: (i, n), the i-th of n machines, from 1."""
 
     workers: int = 1
     timeout: float = 600

@@ -161,7 +161,7 @@ def test_examples_in_docstrings() -> None:
         module = importlib.import_module(path.relative_to(REPOSITORY).with_suffix("").as_posix().replace("/", "."))
         failed, tried[path.stem] = doctest.testmod(module)
         assert not failed, path.name
-    assert {"metrics", "queue", "losses", "text", "clips", "plan", "record", "transcode"} <= set(tried) and all(tried.values())
+    assert {"metrics", "losses", "text", "clips", "plan", "record", "transcode"} <= set(tried) and all(tried.values())
 
 
 def test_ci_and_the_package_say_what_they_should() -> None:

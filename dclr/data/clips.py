@@ -27,14 +27,9 @@ AREA_FROM = 1.5  # a crop that shrinks by more is averaged over areas (four time
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """What a clip is. Raises InputError for values that no clip can have.
-
-    Attributes:
-        frames: T. stride: stored frames from one of them to the next. size: S, the side of the crop in pixels.
-        min_scale: the least share of the frame's area that RandomResizedCrop keeps. flip: probability of a horizontal flip.
-        cue: the one of the stored :data:`CUES` that comes with the clip, or None.
-        sample_motion: whether a clip's start is drawn by the stored energy of its frames.
-    """
+    """What a clip is. ``frames`` T, ``stride`` between them, ``size`` S in pixels, ``min_scale`` the least share of the
+    frame's area that RandomResizedCrop keeps, ``flip`` the probability of a horizontal flip, ``cue`` which of the stored
+    :data:`CUES` comes with it, ``sample_motion`` whether a clip's start is drawn by the stored energy of its frames."""
 
     frames: int = 16
     stride: int = 2
