@@ -148,7 +148,7 @@ def test_files_that_pages_and_sources_name_are_there() -> None:
         for named in re.findall(r"`((?:tests|benchmarks|recipes|docs)/[\w/.]+\.\w+)`", page.read_text()):
             assert (REPOSITORY / named).exists(), f"{name_of(page)}: {named}"
     for source in sorted(path for top in ("dclr", "preprocess", "tests") for path in (REPOSITORY / top).rglob("*.py")):
-        for named in re.findall(r"docs/\w+\.md", source.read_text()):
+        for named in re.findall(r"(?:docs|shared)/\w+\.md", source.read_text()):  # shared/ was where the method stood
             assert (REPOSITORY / named).exists(), f"{name_of(source)}: {named}"
 
 
