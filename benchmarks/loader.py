@@ -32,7 +32,7 @@ import webdataset as wds
 from dclr.data.clips import ClipConfig, crop_resize, frame_indices, random_resized_crop, random_start, train_clips
 from dclr.data.loader import TrainLoader, _one_core
 from dclr.data.manifest import ShardSet
-from dclr.data.plan import generator
+from dclr.draws import generator
 from dclr.record import Record, parse, unpack
 
 ROUNDS = 5

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from dclr import metrics, report
-from dclr.compare import table
 from dclr.data.loader import eval_loader
-from dclr.data.plan import generator
+from dclr.draws import generator
 from dclr.evaluate import EvalConfig, Setting, forward, prepare
 from dclr.features import Features, extract
 from dclr.hardware import peak_memory_gb
 from dclr.probe import Labelled, both, fit_and_score, neighbours
 from dclr.result import Pictures, overlays, save_result
+from dclr.text import table
 from dclr.views import MEAN
 
 FILL = torch.tensor([round(255 * mean) for mean in MEAN], dtype=torch.uint8)  # the colour that normalisation takes to 0

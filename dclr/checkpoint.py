@@ -21,13 +21,13 @@ from safetensors import SafetensorError, safe_open
 
 from dclr.backbones import ARCHITECTURES, build
 from dclr.backbones.layers import Backbone
-from dclr.compare import table
 from dclr.data.clips import ClipConfig
 from dclr.errors import InputError
 from dclr.files import whole
 from dclr.model import Encoder
 from dclr.norm import Statistics
 from dclr.queue import RINGS
+from dclr.text import table
 
 VERSION = 1
 OURS = "f_q."  # the trained encoder in our checkpoints

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dclr.errors import InputError, exit_on_input_error, path_flag
-from dclr.text import plain
+from dclr.text import plain, table
 
 COLUMNS = ("run", "mode", "label", "pretrained", "arch", "width", "videos")
 GUESSES = ("chance", "majority")
@@ -79,13 +78,6 @@ def _within(folder: Path) -> list[tuple[str, Path]]:
     """(name, folder) of the results in a folder: its own, or where it has none, those of the folders in it."""
     inside = [(f"{folder.name}/{path.parent.name}", path.parent) for path in sorted(folder.glob("*/result.json"))]
     return [(folder.name, folder)] if (folder / "result.json").exists() or not inside else inside
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Plain text columns; the first row is the head."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from dclr.data.clips import CROPS, ClipConfig
 from dclr.data.fetch import Cache
 from dclr.data.loader import TrainLoader, all_skipped, eval_loader, open_set
 from dclr.data.manifest import ShardSet, require_size
-from dclr.data.plan import generator
+from dclr.draws import generator
 from dclr.errors import InputError, check_values, make_folder, refuse_used
 from dclr.hardware import pick_device, place, resolve_precision, sent
 from dclr.pieces import Pieces

@@ -16,7 +16,7 @@ from torch import nn
 from dclr import checkpoint, distributed, metrics, norm, report
 from dclr.backbones.layers import Backbone
 from dclr.data.loader import TrainLoader, all_skipped
-from dclr.data.plan import generator
+from dclr.draws import generator
 from dclr.errors import InputError, spared
 from dclr.evaluate import EvalConfig, Setting, forward, over_videos, prepare
 from dclr.hardware import peak_memory_gb, place, sent

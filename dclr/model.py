@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 from dclr import losses, norm
 from dclr.backbones.layers import Backbone
-from dclr.data.plan import generator
 from dclr.distributed import joined, permuted, world
+from dclr.draws import generator
 from dclr.errors import InputError
 from dclr.hardware import sent
 from dclr.queue import RINGS, Queue

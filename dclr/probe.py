@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dclr import metrics, report
-from dclr.data.plan import generator
+from dclr.draws import generator
 from dclr.errors import InputError
 from dclr.evaluate import EvalConfig, Setting, prepare
 from dclr.features import Features, extract

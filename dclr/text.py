@@ -1,9 +1,10 @@
-"""What a person may read: a URL without what is secret in it, and any name on one line."""
+"""What a person may read: a URL without what is secret in it, any name on one line, columns."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 URL = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*://)(?P<rest>[^\s'\"<>|]+)")
 LETTERS = 30  # of a name in a picture
@@ -46,3 +47,10 @@ def plain(text: str, most: int = LETTERS) -> str:
         for letter in text[: most + 1]
     )
     return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Plain text columns; the first row is the head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

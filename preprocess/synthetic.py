@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from dclr.data.plan import generator
+from dclr.draws import generator
 from dclr.storage import Folder
 from preprocess.datasets import Source, Video
 

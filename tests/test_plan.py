@@ -7,6 +7,7 @@ import pytest
 
 from dclr.data import plan
 from dclr.data.plan import Plan
+from dclr.draws import generator
 from dclr.errors import InputError
 
 SAMPLES = np.arange(0, 500, 2)
@@ -96,5 +97,5 @@ def test_a_stand_in_comes_from_the_selection_and_is_always_the_same() -> None:
 
 def test_generators_differ_for_any_part_of_their_key() -> None:
     keys = [(0, 0, "a", 0), (1, 0, "a", 0), (0, 1, "a", 0), (0, 0, "b", 0), (0, 0, "a", 1), (0, 0, "a\0", 0)]
-    assert len({plan.generator(*key).random() for key in keys}) == len(keys)
-    assert plan.generator(0, 0, "a", 0).random() == plan.generator(0, 0, "a", 0).random()
+    assert len({generator(*key).random() for key in keys}) == len(keys)
+    assert generator(0, 0, "a", 0).random() == generator(0, 0, "a", 0).random()

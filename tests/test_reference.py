@@ -12,7 +12,7 @@ import steps
 import torch
 from conftest import succeed
 
-from dclr.data.plan import generator
+from dclr.draws import generator
 
 TOLERANCE = 1e-10
 QUEUES = {

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from dclr.data.plan import generator
+from dclr.draws import generator
 from dclr.errors import InputError, check_values
 from dclr.record import Record, video_id
 

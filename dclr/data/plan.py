@@ -7,23 +7,17 @@ steps: step 1,000,000 is as quick to find as step 0, which is what makes resumin
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from dclr.draws import generator
 from dclr.errors import InputError
 
 GROUP = 16  # shards whose samples are shuffled together
 LAST = ("drop", "wrap")  # what becomes of an epoch's last, partial global batch
-
-
-def generator(*key: object) -> np.random.Generator:
-    """A generator that depends on nothing but ``key``, such as (seed, epoch, sample key, clip)."""
-    digest = hashlib.blake2b("\0".join(map(str, key)).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
 def epoch_order(samples_N: np.ndarray, shard_N: np.ndarray, seed: int, epoch: int) -> np.ndarray:
