@@ -15,7 +15,7 @@ import numpy as np
 
 from dclr.record import full_range_rgb, pack, unpack
 from preprocess.motion import Motion
-from preprocess.transcode import Options, Scaler, Source, transcode
+from preprocess.transcode import OpenedVideo, Options, Scaler, transcode
 
 LEVELS = [("jpeg", 85), ("jpeg", 90), ("jpeg", 95), ("h264", 17), ("h264", 20), ("h264", 23)]
 SETS = {  # folder, videos, mean frames: of the papers (UCF101 27 h at 25 fps, HMDB51 3.15 s at 30 fps), Kinetics 10 s at 30 fps
@@ -28,8 +28,8 @@ SETS = {  # folder, videos, mean frames: of the papers (UCF101 27 h at 25 fps, H
 def resized(path: Path, size: int) -> np.ndarray:
     """The source's frames at the stored size, uint8 (N, H, W, 3) RGB, from unencoded 4:2:0 planes as both codecs get them."""
     out, scaler = [], None
-    with Source(path) as source:
-        for frame in source.frames():
+    with OpenedVideo(path) as opened:
+        for frame in opened.frames():
             scaler = scaler or Scaler(frame, size)
             out.append(np.empty((scaler.height, scaler.width, 3), np.uint8))
             full_range_rgb(scaler(frame), out[-1])
@@ -39,8 +39,8 @@ def resized(path: Path, size: int) -> np.ndarray:
 def flow_errors(path: Path, size: int) -> np.ndarray:
     """Stored minus computed flow of a video in stored pixels, float32 (vectors, 2)."""
     motion, scaler, computed = Motion(frozenset({"flow"})), None, []
-    with Source(path) as source:
-        for frame in source.frames():
+    with OpenedVideo(path) as opened:
+        for frame in opened.frames():
             scaler = scaler or Scaler(frame, size)
             if (moved := motion(scaler(frame)[0])) is not None:
                 computed.append(moved.flow_hw2)

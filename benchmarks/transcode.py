@@ -27,9 +27,10 @@ import numpy as np
 
 from dclr.record import pack, unpack
 from dclr.storage import Folder
-from preprocess import datasets, run
+from preprocess import run
+from preprocess.datasets import folder, sample_keys
 from preprocess.plan import jobs
-from preprocess.transcode import Options, Source, stored_size, transcode
+from preprocess.transcode import OpenedVideo, Options, stored_size, transcode
 
 ROUNDS = 5
 SIZE = 128
@@ -111,8 +112,8 @@ def ours(files: list[Path], options: Options) -> int:
 def decode(files: list[Path]) -> int:
     total = 0
     for path in files:
-        with Source(path) as source:
-            total += sum(1 for _ in source.frames())
+        with OpenedVideo(path) as opened:
+            total += sum(1 for _ in opened.frames())
     return total
 
 
@@ -146,8 +147,8 @@ def peer_table(sets: dict[str, list[Path]]) -> None:
     for name, files in sets.items():
         sizes = {}
         for path in files:
-            with Source(path) as source:
-                sizes[path] = stored_size(source.stream.width, source.stream.height, SIZE)
+            with OpenedVideo(path) as opened:
+                sizes[path] = stored_size(opened.stream.width, opened.stream.height, SIZE)
         columns: dict[str, list[float]] = {"diff": [], "ffmpeg": [], "energy": [], "flow": [], "decode": []}
         frames = ours(files, Options(size=SIZE, cues=("diff",)))
         for _ in range(ROUNDS):
@@ -226,8 +227,8 @@ def read_table(sets: dict[str, list[Path]]) -> None:
 
 def workers_table(root: Path) -> None:
     """The whole of make_shards; the first eighth of the videos, in which the processes start, does not count."""
-    source = datasets.folder(Folder(str(root)))
-    keys = datasets.sample_keys([video.id for video in source.videos])
+    source = folder.find(Folder(str(root)))
+    keys = sample_keys([video.id for video in source.videos])
     options = Options(size=SIZE)
     todo = jobs(source, keys, options, 3.5)
     ratios, rates = [], []

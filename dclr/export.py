@@ -25,7 +25,7 @@ from dclr.files import whole
 from dclr.views import MEAN, STD
 
 
-class Features(nn.Module):
+class WithFeatures(nn.Module):
     """Clips (B, 3, T, H, W) -> features (B, C') and the feature map (B, C', T', H', W')."""
 
     def __init__(self, trunk: nn.Module):
@@ -75,7 +75,7 @@ def _onnx(trunk: Trunk, out: Path) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):
         program = torch.onnx.export(
-            Features(trunk.module).eval(),
+            WithFeatures(trunk.module).eval(),
             (clip,),
             input_names=["clip"],
             output_names=["features", "feature_map"],

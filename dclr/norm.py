@@ -27,7 +27,7 @@ from dclr.errors import InputError
 
 VIEWS = ("v", "s", "d")
 MODES = ("sync", "shuffle", "local")
-MOMENTUM = 0.1  # of the running statistics, torch's default
+RUNNING_MOMENTUM = 0.1  # of the running statistics, torch's default
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -54,7 +54,7 @@ class ViewBatchNorm(nn.BatchNorm3d):
     Where views are split, ``running_mean_s`` and so on stand beside them. :func:`use_view` sets ``view`` and ``track``."""
 
     def __init__(self, like: nn.BatchNorm3d, statistics: Statistics):
-        super().__init__(like.num_features, like.eps, MOMENTUM if like.momentum is None else like.momentum)
+        super().__init__(like.num_features, like.eps, RUNNING_MOMENTUM if like.momentum is None else like.momentum)
         self.load_state_dict(like.state_dict())
         self.statistics, self.view, self.track = statistics, "v", True
         for name in VIEWS[1:] if statistics.views == "split" else ():

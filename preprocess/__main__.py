@@ -14,19 +14,13 @@ from dclr.errors import InputError, check_number, exit_on_input_error, path_flag
 from dclr.record import CODECS, CUES
 from dclr.storage import Folder, RemoteFolder, open_folder
 from dclr.threads import permitted
-from preprocess import datasets, run, synthetic
-from preprocess.datasets import Source
+from preprocess import run, synthetic
+from preprocess.datasets import DATASETS, VideoSet
 from preprocess.preview import contact_sheet
 from preprocess.stats import describe
 from preprocess.transcode import Options
 from preprocess.verify import verify
 
-LISTED = {
-    "ucf101": "UCF101, or any set with lists in its form: classInd.txt, trainlist0N.txt, testlist0N.txt",
-    "hmdb51": "HMDB51: CLASS_test_splitN.txt",
-    "kinetics": "Kinetics: the official CSV files, or one of them, and a label map where there is one",
-    "diving48": "Diving48 V2: train, test and vocabulary JSON",
-}
 WARN_MISSING = 5  # percent of the listed videos
 
 
@@ -86,14 +80,12 @@ def parser() -> argparse.ArgumentParser:
         "--swap-scenes", action="store_true", help="a split 'swapped' too: each test video's motion over another scene"
     )
 
-    for name, what in LISTED.items():
-        listed = commands.add_parser(name, parents=[reading], help=what.partition(":")[0])
-        listed.add_argument("--splits", type=path_flag, required=True, metavar="LISTS", help=f"folder of the lists. {what}")
-    commands.add_parser("folder", parents=[reading], help="a folder of videos: sub-folders are classes, split 'all'")
-    table = commands.add_parser("csv", parents=[reading], help="your own list: path[,label][,split][,start,end], frames")
-    table.add_argument(
-        "--list", type=path_flag, required=True, metavar="CSV", help="with a header line; paths relative to --root"
-    )
+    for dataset in DATASETS.values():
+        read = commands.add_parser(dataset.name, parents=[reading], help=dataset.help)
+        if dataset.flag:
+            read.add_argument(
+                dataset.flag, dest="lists", type=path_flag, required=True, metavar=dataset.metavar, help=dataset.flag_help
+            )
 
     existing = argparse.ArgumentParser(add_help=False)
     existing.add_argument("set", type=folder_flag, metavar="SET", help=f"a shard set: {place}")
@@ -193,7 +185,7 @@ def make(args: argparse.Namespace) -> None:
         conclude(args.out, summary, args)
 
 
-def _drawn(args: argparse.Namespace, stack: ExitStack) -> Source:
+def _drawn(args: argparse.Namespace, stack: ExitStack) -> VideoSet:
     """The embedded set's videos, drawn below the set's folder (a temporary one where that is in object storage)."""
     drawn_with = synthetic.made_with(args.videos, args.seed, args.swap_scenes)
     if args.out.size(MANIFEST) is not None:
@@ -207,13 +199,9 @@ def _drawn(args: argparse.Namespace, stack: ExitStack) -> Source:
     return synthetic.make(place, args.videos, args.seed, args.workers, args.swap_scenes)
 
 
-def _found(args: argparse.Namespace) -> Source:
-    if args.command == "folder":
-        source = datasets.folder(args.root)
-    elif args.command == "csv":
-        source = datasets.csv(args.root, args.list)
-    else:
-        source = getattr(datasets, args.command)(args.root, args.splits)
+def _found(args: argparse.Namespace) -> VideoSet:
+    dataset = DATASETS[args.command]
+    source = dataset.find(args.root, args.lists) if dataset.flag else dataset.find(args.root)
     if args.limit is None:
         return source
     return replace(source, videos=source.videos[: args.limit], options=source.options | {"limit": args.limit})

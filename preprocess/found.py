@@ -15,8 +15,7 @@ from tqdm import tqdm
 from dclr.errors import InputError
 from dclr.storage import Folder
 from preprocess.pool import Lost, Pool
-from preprocess.transcode import Source as OpenedVideo
-from preprocess.transcode import TranscodeError
+from preprocess.transcode import OpenedVideo, TranscodeError
 
 # What a suffix says by itself: a broken "video" is then a failure with a reason of its own. Files with other suffixes, or none,
 # are looked into: .gif, .webp, .apng and .avif may be stills, .ogg sound, .dat anything.
@@ -85,13 +84,13 @@ def tell_apart(root: Folder, files: dict[str, int], asked: Collection[str]) -> t
         return sorted(videos), others
     with Pool(partial(_look, root=root), 2, LOOK_SECONDS) as pool:
         looks = tqdm(pool.map(unclear), "looking", len(unclear), unit="file", leave=False)
-        for path, found in zip(unclear, looks, strict=True):
-            if isinstance(found, Lost):
-                found = f"it cannot be told whether it is a video ({found.stage})"
-            if found is None:
+        for path, why in zip(unclear, looks, strict=True):
+            if isinstance(why, Lost):
+                why = f"it cannot be told whether it is a video ({why.stage})"
+            if why is None:
                 videos.append(path)
             else:
-                others[path] = found
+                others[path] = why
     return sorted(videos), others
 
 

@@ -13,9 +13,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from dclr.record import CUES as CUES  # the names that Motion knows
 from dclr.record import GRID, flow_size, luma_difference
-from dclr.record import STILL as STILL  # the difference's value where nothing moved
 
 MAX_FLOW = 64  # pixels a frame that a component of the flow is clipped to
 MIN_SIDE = 16  # DIS refuses pictures below 12 pixels
@@ -199,11 +197,11 @@ def camera_motion(at_hw2: np.ndarray, flow_hw2: np.ndarray, luma_HW: np.ndarray,
     A robust fit to the flow at ``at_hw2`` (float32, x and y), refined on pixels because flow is a quarter of a pixel off. It
     must match the two frames clearly better than a camera at rest does.
     """
-    found = _fits(at_hw2, flow_hw2)
-    if not found:
+    fits = _fits(at_hw2, flow_hw2)
+    if not fits:
         return None
     pixels = Pixels(luma_HW, previous_HW)
-    camera = pixels.refined(min(found, key=pixels.mismatch) if len(found) > 1 else found[0])
+    camera = pixels.refined(min(fits, key=pixels.mismatch) if len(fits) > 1 else fits[0])
     height, width = luma_HW.shape
     corners = np.array([[[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]]], np.float32)
     if np.abs(camera_flow(camera, corners)).max() < NEGLIGIBLE:
@@ -216,19 +214,19 @@ def _fits(at_hw2: np.ndarray, flow_hw2: np.ndarray) -> list[np.ndarray]:
     step = max(1, flow_hw2.shape[0] // FIT_ROWS)
     now = at_hw2[::step, ::step].reshape(-1, 2)
     before = now - flow_hw2[::step, ::step].reshape(-1, 2)
-    found: list[np.ndarray] = []
-    while len(now) > 2 and len(found) < 2:
+    cameras: list[np.ndarray] = []
+    while len(now) > 2 and len(cameras) < 2:
         camera, follow = cv2.estimateAffinePartial2D(
             now, before, method=cv2.RANSAC, ransacReprojThreshold=INLIER, maxIters=100, refineIters=FIT_STEPS
         )
         if camera is None or not np.isfinite(camera).all():
             break
-        found.append(camera)
+        cameras.append(camera)
         others = follow[:, 0] == 0
         if others.mean() < 1 - DOUBT:
             break
         now, before = now[others], before[others]
-    return found
+    return cameras
 
 
 class Pixels:

@@ -1,7 +1,7 @@
 """Which video goes into which shard, fixed before work starts: a pure function of the sorted list, file sizes and options.
 
 A :class:`Job` is one shard to make, with everything that decides its bytes; its ``recipe`` is the hash of that, and a shard on
-disk counts as done only if its index names the same recipe. A :class:`Plan` is a whole run, kept as plan.json in the set's
+disk counts as done only if its index names the same recipe. A :class:`RunPlan` is a whole run, kept as plan.json in the set's
 folder: what merge, retry and a second start need.
 """
 
@@ -21,10 +21,9 @@ from dclr.data.manifest import SHARD_NAME
 from dclr.errors import InputError
 from dclr.record import VERSION
 from dclr.storage import Folder
-from preprocess.datasets import Source, Video
+from preprocess.datasets import Video, VideoSet
 from preprocess.pool import Lost, Pool
-from preprocess.transcode import DEFAULT_FPS, QUALITY, Options, TranscodeError, stored_size
-from preprocess.transcode import Source as OpenedVideo
+from preprocess.transcode import DEFAULT_FPS, QUALITY, OpenedVideo, Options, TranscodeError, stored_size
 
 PLAN = "plan.json"
 MISSING, LEFT_OUT = "missing", "left-out"  # stages of a failure that nothing was tried for
@@ -72,20 +71,20 @@ class Failure:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
 
 
-def parse_failure(found: Any) -> Failure:
+def parse_failure(fields: Any) -> Failure:
     """A failure from a line's JSON; raises ValueError, KeyError or TypeError where it is none."""
-    span = None if found["span"] is None else (int(found["span"][0]), int(found["span"][1]))
-    labels = {str(kind): int(label) for kind, label in dict(found["labels"]).items()}
-    path, stage, reason, splits = (found[name] for name in ("path", "stage", "reason", "splits"))
+    span = None if fields["span"] is None else (int(fields["span"][0]), int(fields["span"][1]))
+    labels = {str(kind): int(label) for kind, label in dict(fields["labels"]).items()}
+    path, stage, reason, splits = (fields[name] for name in ("path", "stage", "reason", "splits"))
     if not all(isinstance(text, str) for text in [path, stage, reason, *splits]):
         raise TypeError("path, stage, reason and splits are texts")
-    return Failure(path, stage, reason, float(found["seconds"]), labels, tuple(splits), span)
+    return Failure(path, stage, reason, float(fields["seconds"]), labels, tuple(splits), span)
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """A run as plan.json keeps it. ``keep``: shards of the set that was there before (append, retry) in order; ``shards``:
-    name -> recipe of those to make; ``failures``: videos that are missing; ``listed`` and ``left_out`` as in :class:`Source`,
+    name -> recipe of those to make; ``failures``: videos that are missing; ``listed`` and ``left_out`` as in :class:`VideoSet`,
     which decide no byte of the set."""
 
     dataset: str
@@ -104,12 +103,12 @@ class Plan:
         return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
-    def loads(cls, text: str | bytes, name: str = PLAN) -> Plan:
+    def loads(cls, text: str | bytes, name: str = PLAN) -> RunPlan:
         """Parse and check; raises InputError naming the file."""
         try:
-            found = json.loads(text)
-            found.pop("unlisted", None)  # older plans count what is left out
-            plan = cls(**found | {"failures": tuple(parse_failure(line) for line in found["failures"])})
+            fields = json.loads(text)
+            fields.pop("unlisted", None)  # older plans count what is left out
+            plan = cls(**fields | {"failures": tuple(parse_failure(line) for line in fields["failures"])})
             names = [*plan.keep, *plan.shards]
             if plan.version != VERSION or not all(SHARD_NAME.fullmatch(f"{shard}.tar") for shard in names):
                 raise ValueError(f"version {plan.version!r}, shards {names[:3]}...")
@@ -125,22 +124,22 @@ class Plan:
         return plan
 
     @classmethod
-    def load(cls, folder: Folder) -> Plan | None:
+    def load(cls, folder: Folder) -> RunPlan | None:
         """The plan in a set's folder; None where there is none."""
         return None if folder.size(PLAN) is None else cls.loads(folder.read(PLAN), f"{folder}/{PLAN}")
 
 
-def manifest_options(options: Options, source: Source) -> dict[str, Any]:
+def manifest_options(options: Options, source: VideoSet) -> dict[str, Any]:
     """What a set was made with, as its manifest says it."""
     return dataclasses.asdict(options) | {"cues": list(options.cues)} | source.options
 
 
-def output_ratio(source: Source, options: Options) -> float:
+def output_ratio(source: VideoSet, options: Options) -> float:
     """Estimated output bytes a source byte, from the headers of up to :data:`PROBED` evenly spaced videos (none is decoded)."""
     chosen = [source.videos[at] for at in np.unique(np.linspace(0, len(source.videos) - 1, PROBED).astype(int))]
     with Pool(partial(_probe, root=source.root, options=options), 2, PROBE_SECONDS) as pool:  # a header may hang too
-        found = [sizes for sizes in pool.map(chosen) if not isinstance(sizes, Lost)]
-    read, written = (sum(sizes[n] for sizes in found) for n in (0, 1))
+        probed = [sizes for sizes in pool.map(chosen) if not isinstance(sizes, Lost)]
+    read, written = (sum(sizes[n] for sizes in probed) for n in (0, 1))
     return written / read if read and written else FALLBACK_RATIO
 
 
@@ -167,7 +166,7 @@ def pixel_bytes(options: Options) -> float:
     return BYTES_A_PIXEL[options.codec] * finer * coarser * share + (FLOW_BYTES_A_PIXEL if "flow" in options.cues else 0)
 
 
-def jobs(source: Source, keys: Sequence[str], options: Options, ratio: float, first_shard: int = 0) -> list[Job]:
+def jobs(source: VideoSet, keys: Sequence[str], options: Options, ratio: float, first_shard: int = 0) -> list[Job]:
     """The shards of ``source.videos``, numbered from ``first_shard``, for an :func:`output_ratio`; a video is never split over
     two."""
     kind = next(iter(source.classes), None)

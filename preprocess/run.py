@@ -28,8 +28,8 @@ from dclr.errors import InputError
 from dclr.record import pack
 from dclr.storage import Folder, open_folder
 from dclr.text import public
-from preprocess.datasets import EMPTY_CLASS, Source, Video, sample_keys
-from preprocess.plan import LEFT_OUT, MISSING, PLAN, Failure, Job, Plan, Task, jobs, manifest_options, output_ratio
+from preprocess.datasets import EMPTY_CLASS, Video, VideoSet, sample_keys
+from preprocess.plan import LEFT_OUT, MISSING, PLAN, Failure, Job, RunPlan, Task, jobs, manifest_options, output_ratio
 from preprocess.pool import Lost, Pool
 from preprocess.transcode import Options, TranscodeError, transcode
 from preprocess.write import (
@@ -186,13 +186,13 @@ def _on_ray(todo: Sequence[Job], root: Folder, out: Folder, options: Options, ti
             tell(frames, failed)
 
 
-def build(source: Source, out: Folder, options: Options, how: How) -> Summary | None:
+def build(source: VideoSet, out: Folder, options: Options, how: How) -> Summary | None:
     """Write the set and say what came of it; None for one part of several. A video that fails costs itself, not the run.
 
     Raises InputError where ``out`` holds a set made from other videos or options, there is too little space, or no video
     could be used.
     """
-    old, finished = Plan.load(out), out.size(MANIFEST) is not None
+    old, finished = RunPlan.load(out), out.size(MANIFEST) is not None
     begun = not finished and any(name.startswith("shard-") for name in out.top())
     if begun and old is None:
         raise InputError(f"--out {out}: there are shards that no {PLAN} here explains; name another folder")
@@ -213,17 +213,17 @@ def build(source: Source, out: Folder, options: Options, how: How) -> Summary | 
     return carry_out(plan, made, source.root, out, options, how)
 
 
-def _plan(source: Source, options: Options, keep: list[str], made: Sequence[Job], ratio: float) -> Plan:
+def _plan(source: VideoSet, options: Options, keep: list[str], made: Sequence[Job], ratio: float) -> RunPlan:
     missing = tuple(failure(video, MISSING, NOT_ON_DISK, 0.0) for video in source.missing)
     root = public(source.root.place) if "://" in source.root.place else str(Path(source.root.place).absolute())
-    plan = Plan(
+    plan = RunPlan(
         source.name, root, source.classes, manifest_options(options, source), keep,
         {job.name: job.recipe for job in made}, missing, ratio, listed=source.listed, left_out=source.left_out,
     )  # fmt: skip
-    return Plan.loads(plan.dumps())  # as it will be read: lists for tuples
+    return RunPlan.loads(plan.dumps())  # as it will be read: lists for tuples
 
 
-def carry_out(plan: Plan, made: Sequence[Job], root: Folder, out: Folder, options: Options, how: How) -> Summary | None:
+def carry_out(plan: RunPlan, made: Sequence[Job], root: Folder, out: Folder, options: Options, how: How) -> Summary | None:
     """Make the shards of the plan that are not there yet, then the manifest. One part of several makes its shards alone."""
     ours = list(made) if how.part is None else list(made[how.part[0] - 1 :: how.part[1]])
     sizes = out.files()
@@ -268,7 +268,7 @@ def _make(todo: Sequence[Job], root: Folder, out: Folder, options: Options, how:
         make_shards(todo, root, out, options, how.workers, how.timeout, tell)
 
 
-def finish(out: Folder, plan: Plan) -> Summary:
+def finish(out: Folder, plan: RunPlan) -> Summary:
     """The manifest of a plan whose shards are all there; raises InputError naming those that are not."""
     sizes = out.files()
     absent = [name for name, recipe in plan.shards.items() if not done(out, name, recipe, sizes, read=False)]
@@ -329,14 +329,14 @@ def merge(out: Folder) -> Summary:
     return finish(out, _plan_of(out))
 
 
-def _plan_of(out: Folder) -> Plan:
-    plan = Plan.load(out)
+def _plan_of(out: Folder) -> RunPlan:
+    plan = RunPlan.load(out)
     if plan is None:
         raise InputError(f"{out}: no {PLAN} there; expected the folder of a set that python -m preprocess made")
     return plan
 
 
-def append(source: Source, out: Folder, options: Options, how: How) -> Summary | None:
+def append(source: VideoSet, out: Folder, options: Options, how: How) -> Summary | None:
     """Add the videos of ``source`` that are not in the set, as further shards; old shards stay as they are.
 
     Raises InputError where the set was made with other options, or a video that is in it has other labels or splits now.
@@ -391,7 +391,7 @@ def retry(out: Folder, how: How, root: Folder | None = None) -> Summary:
     missing = [Video(line.path, line.labels, line.splits, line.span) for line in lines if line.path not in files]
     options = Options(**{name: value for name, value in plan.options.items() if name in Options.__dataclass_fields__})
     extra = {name: value for name, value in plan.options.items() if name not in Options.__dataclass_fields__}
-    source = Source(
+    source = VideoSet(
         plan.dataset,
         root,
         sorted(videos, key=lambda v: (v.path, v.span or (0, 0))),
@@ -406,7 +406,7 @@ def retry(out: Folder, how: How, root: Folder | None = None) -> Summary:
     return summary
 
 
-def _extend(source: Source, have: ShardSet, out: Folder, options: Options, how: How) -> Summary | None:
+def _extend(source: VideoSet, have: ShardSet, out: Folder, options: Options, how: How) -> Summary | None:
     """Further shards for the videos of ``source``, numbered after those of the set."""
     keep = [shard.name.removesuffix(".tar") for shard in have.manifest.shards]
     if not source.videos:
@@ -418,7 +418,7 @@ def _extend(source: Source, have: ShardSet, out: Folder, options: Options, how: 
     return carry_out(_plan(source, options, keep, made, ratio), made, source.root, out, options, how)
 
 
-def _nothing_new(source: Source, have: ShardSet, out: Folder) -> Summary:
+def _nothing_new(source: VideoSet, have: ShardSet, out: Folder) -> Summary:
     """No shard to make: only what is not in the set is told anew, beside the failures that an earlier run told of."""
     told = [line for line in read_failures(out, FAILURES) if line.stage != LEFT_OUT] if out.size(FAILURES) is not None else []
     known = {(line.path, line.span) for line in told}
@@ -429,7 +429,7 @@ def _nothing_new(source: Source, have: ShardSet, out: Folder) -> Summary:
     return Summary(have.manifest, told, left_out, source.listed, 0)
 
 
-def dry_run(source: Source, options: Options, how: How) -> str:
+def dry_run(source: VideoSet, options: Options, how: How) -> str:
     """What a run would do, in words: its videos, shards, bytes and hours, by transcoding a few of the videos."""
     made = jobs(source, sample_keys([video.id for video in source.videos]), options, output_ratio(source, options))
     tasks = [task for job in made for task in job.tasks]

@@ -23,8 +23,9 @@ import numpy as np
 from tqdm import tqdm
 
 from dclr.draws import generator
+from dclr.files import whole
 from dclr.storage import Folder
-from preprocess.datasets import Source, Video
+from preprocess.datasets import Video, VideoSet
 
 MOTIONS = ("left", "right", "up", "down", "orbit_cw", "orbit_ccw", "zoom_in", "oscillate")
 SIZES = ((112, 96), (120, 108), (128, 112), (120, 120))  # width, height
@@ -205,8 +206,10 @@ def encode(frames_NHW3: np.ndarray, rate: int, path: Path) -> None:
     """Write mpeg4 (.avi) or h264 (.mp4) by the suffix, one thread, nothing in the file that changes from run to run."""
     height, width = frames_NHW3.shape[1:3]
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    with av.open(str(temporary), "w", format=path.suffix[1:], options={"fflags": "+bitexact"}) as container:
+    with (
+        whole(path) as unfinished,
+        av.open(str(unfinished), "w", format=path.suffix[1:], options={"fflags": "+bitexact"}) as container,
+    ):
         codec = {".avi": "mpeg4", ".mp4": "libx264"}[path.suffix]
         options = {"flags": "+bitexact", "threads": "1"}
         if codec == "libx264":  # without these params x264 gives other bytes about one time in ten
@@ -218,11 +221,10 @@ def encode(frames_NHW3: np.ndarray, rate: int, path: Path) -> None:
             frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p", threads=1)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    temporary.replace(path)
 
 
 @dataclass(frozen=True)
-class Plan:
+class DrawnVideo:
     """One video to make: where, and from what seed."""
 
     path: str
@@ -232,7 +234,7 @@ class Plan:
     seed: tuple[object, ...]
 
 
-def plan(videos: int, seed: int, swap_scenes: bool = False) -> list[Plan]:
+def plan(videos: int, seed: int, swap_scenes: bool = False) -> list[DrawnVideo]:
     """``videos`` videos, a third of them test: motion and scene cross in full, container drawn at random.
 
     ``swap_scenes`` adds for each of test one of split swapped: its number, seed and container, another scene.
@@ -247,11 +249,11 @@ def plan(videos: int, seed: int, swap_scenes: bool = False) -> list[Plan]:
             drawn = [(split, scene)]
             if swap_scenes and split == "test":
                 drawn.append(("swapped", SWAPPED[scene]))
-            plans += [Plan(f"{of}/{motion}/{over}_{i:05d}{suffix}", motion, over, of, key) for of, over in drawn]
+            plans += [DrawnVideo(f"{of}/{motion}/{over}_{i:05d}{suffix}", motion, over, of, key) for of, over in drawn]
     return sorted(plans, key=lambda p: p.path)
 
 
-def _make(root: Path, p: Plan) -> None:
+def _make(root: Path, p: DrawnVideo) -> None:
     path = root / p.path
     if not path.exists():
         encode(*render(p.motion, p.scene, p.seed), path)
@@ -263,7 +265,7 @@ def made_with(videos: int, seed: int, swap_scenes: bool) -> dict[str, int | str]
     return options | ({"swap_scenes": True} if swap_scenes else {})
 
 
-def make(root: Path, videos: int, seed: int, workers: int, swap_scenes: bool = False) -> Source:
+def make(root: Path, videos: int, seed: int, workers: int, swap_scenes: bool = False) -> VideoSet:
     """Make the videos below ``root`` (those that are there stay) and say what they are."""
     plans = plan(videos, seed, swap_scenes)
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
@@ -271,11 +273,11 @@ def make(root: Path, videos: int, seed: int, workers: int, swap_scenes: bool = F
         for _ in tqdm(made, total=len(plans), desc="drawing", unit="video"):
             pass
     classes = {"motion": list(MOTIONS), "scene": list(SCENES)}
-    found = [
+    listed = [
         Video(
             p.path, {"motion": MOTIONS.index(p.motion), "scene": list(SCENES).index(p.scene)}, (p.split,),
             bytes=(root / p.path).stat().st_size,
         )
         for p in plans
     ]  # fmt: skip
-    return Source("synthetic", Folder(str(root)), found, classes, options=made_with(videos, seed, swap_scenes))
+    return VideoSet("synthetic", Folder(str(root)), listed, classes, options=made_with(videos, seed, swap_scenes))

@@ -34,7 +34,7 @@ from preprocess.motion import Motion, Moved
 
 QUALITY = {"jpeg": (90, 1, 100), "h264": (20, 0, 51)}  # codec -> default, least, most
 FLOW_QUALITY = 90  # of flow's JPEGs: 0.03 px of error, a third of the bytes of PNG
-GROUP = 16  # frames from one I to the next: what the first frame of a clip may cost
+GOP = 16  # frames from one I to the next: what the first frame of a clip may cost
 SPOOL = 64_000_000  # bytes of a member that stay in memory
 MAX_WIDTH, MAX_HEIGHT = 8192, 4320  # their product bounds what a hostile header can make a decoder allocate
 DEFAULT_FPS = 25  # of a file that does not say: turns --max-seconds and --segment into frames
@@ -158,7 +158,7 @@ class PacketEncoder:
         context.thread_count = 1
         context.options = {
             "crf": str(self._quality), "preset": "veryfast", "tune": "fastdecode",
-            "x264-params": f"keyint={GROUP}:min-keyint={GROUP}:scenecut=0:open-gop=0:bframes=1:b-adapt=0:b-pyramid=0"
+            "x264-params": f"keyint={GOP}:min-keyint={GOP}:scenecut=0:open-gop=0:bframes=1:b-adapt=0:b-pyramid=0"
             ":cpu-independent=1:mbtree=0:fullrange=on",
         }  # fmt: skip
         return context
@@ -197,7 +197,7 @@ class PacketEncoder:
         }
 
 
-class Sample:
+class SampleEncoder:
     """A sample that grows frame by frame: the encoders and the cues of one :class:`Options`."""
 
     def __init__(self, options: Options, first: int, spool: Path | None):
@@ -258,7 +258,7 @@ class Sample:
 
 
 @dataclass
-class Source:
+class OpenedVideo:
     """An opened video: its stream and its frame rate."""
 
     path: Path
@@ -267,7 +267,7 @@ class Source:
     fps: float = field(init=False)  # 0 where the file does not say
     rate: str | None = field(init=False)  # None: fps is the header's; "measured" or "contradictory" as shards/README.md says
 
-    def __enter__(self) -> Source:
+    def __enter__(self) -> OpenedVideo:
         self.container, self.stream = _opened(self.path)
         try:
             self.fps, self.rate = self._rate()
@@ -294,14 +294,14 @@ class Source:
         the decoded pictures decide: a packet may be one field of a picture, or none."""
         header = round(float(self.stream.average_rate or self.stream.guessed_rate or 0), 3)
         index = self.stream.index_entries
-        whole, found = len(index) >= self.stream.frames > 1, None
-        for read in (lambda: [entry.timestamp for entry in index]) if whole else self._packets, self._pictures:
+        indexed, measured = len(index) >= self.stream.frames > 1, None
+        for read in (lambda: [entry.timestamp for entry in index]) if indexed else self._packets, self._pictures:
             if len(times := read()) < 2:
                 return header, None
-            found = measured_rate(times, self.stream.time_base)
-            if found and abs(header / found - 1) < max(TOLERANCE, 1 / (len(times) - 1)):
+            measured = measured_rate(times, self.stream.time_base)
+            if measured and abs(header / measured - 1) < max(TOLERANCE, 1 / (len(times) - 1)):
                 return header, None
-        return (round(found, 3), "measured") if found else (header, "contradictory")
+        return (round(measured, 3), "measured") if measured else (header, "contradictory")
 
     def _packets(self) -> list[int | None]:
         with _opened(self.path)[0] as container:  # once more: not every file can be wound back to its beginning
@@ -391,12 +391,12 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     """(transposed, then upside down, then mirrored): what the metadata asks for, of the eight symmetries of a square. Any other
     display matrix is left alone."""
     try:
-        found: Any = frame.side_data.get("DISPLAYMATRIX")
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
-        found = _known_side_data(frame).side_data.get("DISPLAYMATRIX")
-    if found is None:
+        matrix = _known_side_data(frame).side_data.get("DISPLAYMATRIX")
+    if matrix is None:
         return False, False, False
-    a, b, _, c, d = np.frombuffer(bytes(found), np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y
     if 100 * max(abs(b), abs(c)) <= min(abs(a), abs(d)):
         return False, d < 0, a < 0
     if 100 * max(abs(a), abs(d)) <= min(abs(b), abs(c)):
@@ -455,21 +455,21 @@ def transcode(
     Raises:
         TranscodeError: with the stage and the reason.
     """
-    with Source(path) as source:
-        rate = source.fps or DEFAULT_FPS
+    with OpenedVideo(path) as opened:
+        rate = opened.fps or DEFAULT_FPS
         most = max(1, round((options.segment or options.max_seconds) * rate))
         first, end = span or (0, None)
-        sample: Sample | None = None
+        sample: SampleEncoder | None = None
         scaler: Scaler | None = None
         seen = 0
 
-        def finished(sample: Sample, scaler: Scaler) -> Transcoded:
+        def finished(sample: SampleEncoder, scaler: Scaler) -> Transcoded:
             origin: dict[str, Any] = {"width": scaler.source[0], "height": scaler.source[1], "first": sample.first}
-            origin |= {"rate": source.rate} if source.rate else {}
-            meta = {"fps": source.fps, "width": scaler.width, "height": scaler.height, "source": origin}
+            origin |= {"rate": opened.rate} if opened.rate else {}
+            meta = {"fps": opened.fps, "width": scaler.width, "height": scaler.height, "source": origin}
             return Transcoded(sample.members(), sample.frames, sample.first, meta)
 
-        for number, frame in enumerate(source.frames()):
+        for number, frame in enumerate(opened.frames()):
             if end is not None and number >= end:
                 break
             seen = number + 1
@@ -481,7 +481,7 @@ def transcode(
                     raise TranscodeError("length", f"longer than --max-seconds {options.max_seconds:g}; cut it with --segment")
                 yield finished(sample, scaler)
                 sample = None
-            sample = sample or Sample(options, number, spool)
+            sample = sample or SampleEncoder(options, number, spool)
             sample.add(scaler(frame))
         if sample is not None and scaler is not None:
             yield finished(sample, scaler)

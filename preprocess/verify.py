@@ -46,11 +46,11 @@ def verify(folder: Folder, deep: bool, workers: int) -> list[str]:
         Pool(check, min(workers, len(manifest.shards) or 1), timeout=7 * 24 * 3600) as pool,
         tqdm(total=sum(shard.bytes for shard in manifest.shards), desc="verifying", unit="B", unit_scale=True) as bar,
     ):
-        for shard, found in zip(manifest.shards, pool.map(manifest.shards), strict=True):
-            if isinstance(found, Lost):
-                new = [f"{shard.name}: {found.reason} while it was read"]
+        for shard, result in zip(manifest.shards, pool.map(manifest.shards), strict=True):
+            if isinstance(result, Lost):
+                new = [f"{shard.name}: {result.reason} while it was read"]
             else:
-                new, entries, told = found
+                new, entries, told = result
                 rates += told
                 new += [
                     f"{shard.name}: key {key!r} is in another shard too" for key in keys.intersection(e.key for e in entries)

@@ -12,8 +12,19 @@ from conftest import REAL, needs_real_data
 
 from dclr.errors import InputError
 from dclr.storage import Folder
-from preprocess import datasets
-from preprocess.datasets import Source, Video, diving48, folder, hmdb51, kinetics, sample_keys, ucf101
+from preprocess.datasets import (
+    OTHER_TAKEN,
+    UNLISTED,
+    Video,
+    VideoSet,
+    csv,
+    diving48,
+    folder,
+    hmdb51,
+    kinetics,
+    sample_keys,
+    ucf101,
+)
 from preprocess.found import ONE_FRAME
 
 
@@ -36,7 +47,7 @@ def written(folder: Path, **files: str | bytes) -> Path:
     return folder
 
 
-def rows(source: Source) -> list[tuple[str, int | None, tuple[str, ...]]]:
+def rows(source: VideoSet) -> list[tuple[str, int | None, tuple[str, ...]]]:
     """Id, label and splits of the videos on disk."""
     return [(v.id, v.labels.get("action"), v.splits) for v in source.videos]
 
@@ -53,7 +64,7 @@ def test_videos_are_found_with_their_sizes_wherever_they_lie(tmp_path: Path) -> 
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"12345")
     (tmp_path / "gone.avi").symlink_to("nowhere.avi")
-    source = folder(Folder(str(tmp_path)))
+    source = folder.find(Folder(str(tmp_path)))
     assert {video.path: video.bytes for video in source.videos} == {"a.avi": 5, "deep/er/B.MP4": 5}
     dead = {"gone.avi": "cannot be read (No such file or directory)"}
     assert source.left_out == {"notes.txt": "text", "avi": ONE_FRAME, "c.avi/readme": ONE_FRAME} | dead
@@ -62,7 +73,7 @@ def test_videos_are_found_with_their_sizes_wherever_they_lie(tmp_path: Path) -> 
         (Listing("notes.txt", "a/b.md", ".x.mp4"), "no videos in it; of its 3 files are 2 text, 1 hidden"),
     ):
         with pytest.raises(InputError, match=says):
-            folder(root)
+            folder.find(root)
 
 
 def test_two_spans_of_one_file_are_two_videos() -> None:
@@ -90,7 +101,7 @@ def layout(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_one_source_holds_all_splits(layout: tuple[Path, Path]) -> None:
     root, lists = Folder(str(layout[0])), layout[1]
-    source = ucf101(root, lists)
+    source = ucf101.find(root, lists)
     assert rows(source) == [
         ("Run/a.avi", 0, ("train01",)),
         ("Run/b.avi", 0, ("test01", "train03")),
@@ -98,8 +109,8 @@ def test_one_source_holds_all_splits(layout: tuple[Path, Path]) -> None:
     ]
     assert [(v.path, v.bytes) for v in source.missing] == [("Swim/gone.avi", 0)]
     (layout[0] / "Swim/gone.avi").symlink_to("nowhere.avi")  # a dead link is missing too
-    assert [v.path for v in ucf101(root, lists).missing] == ["Swim/gone.avi"]
-    assert source.left_out == {"Swim/extra.avi": datasets.UNLISTED} and source.listed == 4
+    assert [v.path for v in ucf101.find(root, lists).missing] == ["Swim/gone.avi"]
+    assert source.left_out == {"Swim/extra.avi": UNLISTED} and source.listed == 4
     assert source.classes == {"action": ["Run", "Swim"]} and source.root is root
     assert {v.bytes for v in source.videos} == {1}
 
@@ -127,7 +138,7 @@ def test_wrong_lists_are_named_with_their_line(layout: tuple[Path, Path], file: 
         for path in [*root.rglob("a.avi"), *root.rglob("b.avi"), *root.rglob("c.avi")]:
             path.unlink()
     with pytest.raises(InputError, match=says):
-        ucf101(Folder(str(root)), lists)
+        ucf101.find(Folder(str(root)), lists)
 
 
 def test_folders_that_are_not_there_or_empty(layout: tuple[Path, Path], tmp_path: Path) -> None:
@@ -141,19 +152,19 @@ def test_folders_that_are_not_there_or_empty(layout: tuple[Path, Path], tmp_path
         (root, written(tmp_path / "lines", classInd__txt="1 Run", trainlist01__txt="\n"), "no videos in its lists"),
     ):
         with pytest.raises(InputError, match=says):
-            ucf101(Folder(str(place)), of)
+            ucf101.find(Folder(str(place)), of)
 
 
 def test_a_list_that_cannot_be_read(tmp_path: Path) -> None:
     lists = written(tmp_path / "lists", classInd__txt="1 Run")
     (lists / "trainlist01.txt").mkdir()
     with pytest.raises(InputError, match=r"trainlist01.txt: cannot be read \(Is a directory\)"):
-        ucf101(Listing("Run/a.avi"), lists)
+        ucf101.find(Listing("Run/a.avi"), lists)
 
 
 @needs_real_data
 def test_the_official_ucf101_lists_on_a_half_downloaded_disk() -> None:
-    source = ucf101(Folder(str(REAL / "ucf101/videos")), REAL / "lists/ucf101")
+    source = ucf101.find(Folder(str(REAL / "ucf101/videos")), REAL / "lists/ucf101")
     assert len(source.classes["action"]) == 101 and len(source.videos) == 341
     assert len(source.missing) == 13320 - 341 and source.listed == 13320 and not source.left_out
     assert split_counts(source.videos + source.missing) == {
@@ -163,10 +174,10 @@ def test_the_official_ucf101_lists_on_a_half_downloaded_disk() -> None:
 
 @needs_real_data
 def test_the_lists_of_the_clips_at_hand() -> None:
-    source = ucf101(Folder(str(REAL / "ucf101/videos")), REAL / "ucf101/splits16")
+    source = ucf101.find(Folder(str(REAL / "ucf101/videos")), REAL / "ucf101/splits16")
     counts = {split: split_counts(source.videos)[split] for split in ("train01", "test01", "train02", "test03")}
     assert counts == {"train01": 223, "test01": 101, "train02": 234, "test03": 86}
-    assert not source.missing and list(source.left_out.values()) == [datasets.UNLISTED] * (341 - len(source.videos))
+    assert not source.missing and list(source.left_out.values()) == [UNLISTED] * (341 - len(source.videos))
 
 
 # --- HMDB51
@@ -180,13 +191,13 @@ def test_hmdb51_has_a_list_for_each_class_and_split(tmp_path: Path) -> None:
         shoot_bow_test_split1__txt="c d.avi 2",
         shoot_bow_test_split2__txt="c d.avi 2",
     )
-    source = hmdb51(Listing("wave/#20_(x)!.avi", "wave/b.avi", "wave/never.avi", "wave/extra.avi"), lists)
+    source = hmdb51.find(Listing("wave/#20_(x)!.avi", "wave/b.avi", "wave/never.avi", "wave/extra.avi"), lists)
     assert source.classes == {"action": ["shoot_bow", "wave"]}
     assert rows(source) == [("wave/#20_(x)!.avi", 1, ("train01",)), ("wave/b.avi", 1, ("test01", "train02"))]
     assert [(v.path, v.labels, v.splits) for v in source.missing] == [
         ("shoot_bow/c d.avi", {"action": 0}, ("test01", "test02"))
     ]
-    assert source.left_out == {"wave/extra.avi": datasets.UNLISTED, "wave/never.avi": datasets.UNUSED}
+    assert source.left_out == {"wave/extra.avi": UNLISTED, "wave/never.avi": hmdb51.UNUSED}
 
 
 @pytest.mark.parametrize(
@@ -205,22 +216,22 @@ def test_hmdb51_has_a_list_for_each_class_and_split(tmp_path: Path) -> None:
 )
 def test_wrong_hmdb51_lists(tmp_path: Path, content: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        hmdb51(Listing("wave/a.avi"), written(tmp_path, wave_test_split1__txt=content))
+        hmdb51.find(Listing("wave/a.avi"), written(tmp_path, wave_test_split1__txt=content))
 
 
 def test_hmdb51_lists_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
-        hmdb51(Listing("wave/a.avi"), tmp_path / "none")
+        hmdb51.find(Listing("wave/a.avi"), tmp_path / "none")
     with pytest.raises(InputError, match=r"no <class>_test_split1.txt"):
-        hmdb51(Listing("wave/a.avi"), tmp_path)
+        hmdb51.find(Listing("wave/a.avi"), tmp_path)
     written(tmp_path, wave_test_split1__txt="a.avi 1", wave_test_split2__txt="a.avi 1", run_test_split1__txt="b.avi 1")
     with pytest.raises(InputError, match=r"run_test_split2.txt is missing"):
-        hmdb51(Listing("wave/a.avi"), tmp_path)
+        hmdb51.find(Listing("wave/a.avi"), tmp_path)
 
 
 @needs_real_data
 def test_the_official_hmdb51_lists() -> None:
-    source = hmdb51(Folder(str(REAL / "wild/hmdb51")), REAL / "lists/hmdb51")
+    source = hmdb51.find(Folder(str(REAL / "wild/hmdb51")), REAL / "lists/hmdb51")
     everything = source.videos + source.missing
     assert len(source.classes["action"]) == 51 and len(everything) == 6766 - 395  # 395 are 0 in all three lists
     for k in "123":
@@ -229,7 +240,7 @@ def test_the_official_hmdb51_lists() -> None:
             of_class = Counter(v.labels["action"] for v in everything if split in v.splits)
             assert of_class == dict.fromkeys(range(51), count)
     assert {v.path.partition("/")[0] for v in source.videos} <= {"cartwheel", "pour", "wave"}
-    whole = hmdb51(Listing(*(v.path for v in everything)), REAL / "lists/hmdb51")  # brackets, #, !, ; and all
+    whole = hmdb51.find(Listing(*(v.path for v in everything)), REAL / "lists/hmdb51")  # brackets, #, !, ; and all
     assert len(whole.videos) == 6371 and not whole.missing and not whole.left_out
 
 
@@ -251,7 +262,7 @@ def csvs(tmp_path: Path) -> Path:
 
 
 def test_kinetics_joins_its_csv_files(csvs: Path) -> None:
-    source = kinetics(
+    source = kinetics.find(
         Listing(
             "train/air drumming/-abcdefghij_000003_000013.mp4",
             "train/abseiling/a_b-cdefghi_000417_000427.mp4",
@@ -268,7 +279,7 @@ def test_kinetics_joins_its_csv_files(csvs: Path) -> None:
         ("train/air drumming/-abcdefghij_000003_000013.mp4", 1, ("train",)),
         ("val/air drumming/zzzzzzzzzzz_000000_000010.mp4", 1, ("val",)),
     ]
-    assert not source.missing and source.left_out == {"train/abseiling/other_000000_000010.mp4": datasets.UNLISTED}
+    assert not source.missing and source.left_out == {"train/abseiling/other_000000_000010.mp4": UNLISTED}
 
 
 @pytest.mark.parametrize(
@@ -282,7 +293,7 @@ def test_kinetics_joins_its_csv_files(csvs: Path) -> None:
     ],
 )
 def test_kinetics_in_the_layouts_that_people_have(csvs: Path, path: str) -> None:
-    source = kinetics(Listing(path), csvs)
+    source = kinetics.find(Listing(path), csvs)
     assert rows(source) == [(path, 1, ("train",))] and not source.left_out
     assert [v.path for v in source.missing] == [
         "test/ttttttttttt_000002_000012.mp4",
@@ -293,32 +304,32 @@ def test_kinetics_in_the_layouts_that_people_have(csvs: Path, path: str) -> None
 
 def test_of_several_files_for_one_clip_the_one_in_its_split(csvs: Path) -> None:
     copies = [f"{place}/zzzzzzzzzzz_000000_000010.mp4" for place in ("a", "train", "val")]
-    source = kinetics(Listing(*copies, "b/zzzzzzzzzzz.mp4"), csvs / "val.csv")
+    source = kinetics.find(Listing(*copies, "b/zzzzzzzzzzz.mp4"), csvs / "val.csv")
     assert [v.path for v in source.videos] == [copies[2]]
-    assert source.left_out == dict.fromkeys([*copies[:2], "b/zzzzzzzzzzz.mp4"], datasets.OTHER_TAKEN)
-    assert [v.path for v in kinetics(Listing(*copies[:2]), csvs / "val.csv").videos] == [copies[0]]
+    assert source.left_out == dict.fromkeys([*copies[:2], "b/zzzzzzzzzzz.mp4"], OTHER_TAKEN)
+    assert [v.path for v in kinetics.find(Listing(*copies[:2]), csvs / "val.csv").videos] == [copies[0]]
 
 
 def test_a_file_with_only_an_id_is_no_clip_where_several_clips_have_it(csvs: Path) -> None:
     written(csvs, more__csv=VAL + "val,abseiling,zzzzzzzzzzz,50,60\n")
-    source = kinetics(Listing("zzzzzzzzzzz.mp4", "zzzzzzzzzzz_000050_000060.mp4"), csvs)
+    source = kinetics.find(Listing("zzzzzzzzzzz.mp4", "zzzzzzzzzzz_000050_000060.mp4"), csvs)
     assert [v.path for v in source.videos] == ["zzzzzzzzzzz_000050_000060.mp4"]
-    assert source.left_out == {"zzzzzzzzzzz.mp4": datasets.UNLISTED}
+    assert source.left_out == {"zzzzzzzzzzz.mp4": UNLISTED}
 
 
 def test_the_lines_of_a_label_map_are_the_classes(csvs: Path) -> None:
     written(csvs, label_map_k400__txt="zumba\r\nair drumming\r\nabseiling\r\n", readme__txt="labels")
     root = Listing("-abcdefghij.mp4", "ttttttttttt.mp4")
     for lists in (csvs, csvs / "train.csv"):  # one file finds the map beside it
-        source = kinetics(root, lists)
+        source = kinetics.find(root, lists)
         assert source.classes == {"action": ["zumba", "air drumming", "abseiling"]}
         assert source.videos[0].labels == {"action": 1}
-    assert kinetics(root, csvs / "test.csv").classes == {}  # nothing in it is labelled
+    assert kinetics.find(root, csvs / "test.csv").classes == {}  # nothing in it is labelled
 
 
 def test_a_clip_in_two_csv_files_is_one_video(csvs: Path) -> None:
     unlabelled = "youtube_id,time_start,time_end,split\nzzzzzzzzzzz,0,10,val\n"
-    source = kinetics(Listing("zzzzzzzzzzz.mp4"), written(csvs, again__csv=VAL, another__csv=unlabelled))
+    source = kinetics.find(Listing("zzzzzzzzzzz.mp4"), written(csvs, again__csv=VAL, another__csv=unlabelled))
     assert rows(source) == [("zzzzzzzzzzz.mp4", 1, ("val",))] and len(source.missing) == 3
 
 
@@ -352,7 +363,7 @@ HEADER = "label,youtube_id,time_start,time_end,split\n"
 def test_wrong_kinetics_lists(csvs: Path, content: str, says: str) -> None:
     written(csvs, more__csv=content)
     with pytest.raises(InputError, match=says):
-        kinetics(Listing("zzzzzzzzzzz.mp4"), csvs)
+        kinetics.find(Listing("zzzzzzzzzzz.mp4"), csvs)
 
 
 @pytest.mark.parametrize(
@@ -366,7 +377,7 @@ def test_wrong_kinetics_lists(csvs: Path, content: str, says: str) -> None:
 )
 def test_wrong_label_maps(csvs: Path, files: dict[str, str], says: str) -> None:
     with pytest.raises(InputError, match=says):
-        kinetics(Listing("zzzzzzzzzzz.mp4"), written(csvs, **files))
+        kinetics.find(Listing("zzzzzzzzzzz.mp4"), written(csvs, **files))
 
 
 def test_kinetics_lists_that_are_not_there_or_match_nothing(csvs: Path, tmp_path: Path) -> None:
@@ -376,22 +387,22 @@ def test_kinetics_lists_that_are_not_there_or_match_nothing(csvs: Path, tmp_path
         (csvs, "expected s3://bucket/videos/test/ttttttttttt_000002_000012.mp4"),
     ):
         with pytest.raises(InputError, match=says):
-            kinetics(Listing("other.mp4"), lists)
+            kinetics.find(Listing("other.mp4"), lists)
 
 
 @needs_real_data
 def test_the_official_kinetics_lists() -> None:
     lists = REAL / "lists/kinetics400"  # the validation CSV is there twice, under two names
-    source = kinetics(Folder(str(REAL / "wild/kinetics")), lists)
+    source = kinetics.find(Folder(str(REAL / "wild/kinetics")), lists)
     assert [v.path.partition("/")[2] for v in source.videos] == ["R6llTwEh07w.mp4", "SOX5yA1l24A.mp4", "WUzgd7C1pWA.mp4"]
     assert {source.classes["action"][v.labels["action"]] for v in source.videos} == {"using segway"}
     everything = source.videos + source.missing
     assert split_counts(everything) == {"test": 38685, "train": 400, "val": 19906 + 400}
     assert sum(not v.labels for v in everything) == 38685 and len(source.classes["action"]) == 400
-    assert list(source.left_out.values()) == [datasets.UNLISTED] * 2
-    validation = kinetics(Folder(str(REAL / "wild/kinetics")), lists / "kinetics-400_val.csv")
+    assert list(source.left_out.values()) == [UNLISTED] * 2
+    validation = kinetics.find(Folder(str(REAL / "wild/kinetics")), lists / "kinetics-400_val.csv")
     assert len(validation.videos + validation.missing) == 19906 and validation.classes == source.classes
-    test = kinetics(Listing(*(v.path for v in everything if v.splits == ("test",))), lists / "kinetics-400_test.csv")
+    test = kinetics.find(Listing(*(v.path for v in everything if v.splits == ("test",))), lists / "kinetics-400_test.csv")
     assert len(test.videos) == 38685 and test.classes == {} and not test.missing
 
 
@@ -420,11 +431,11 @@ def dives(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_diving48_spans_are_videos(dives: Callable[..., Path]) -> None:
-    source = diving48(Listing("rgb/-x_00001.mp4", "rgb/other.mp4"), dives())
+    source = diving48.find(Listing("rgb/-x_00001.mp4", "rgb/other.mp4"), dives())
     assert source.classes == {"action": ["Back-15som-FREE", "Inward-35som-NoTwis-TUCK"]}
     assert rows(source) == [("rgb/-x_00001.mp4[0:78]", 1, ("train",)), ("rgb/-x_00001.mp4[100:150]", 1, ("train",))]
     assert [(v.id, v.splits) for v in source.missing] == [("y.mp4[0:78]", ("test",))]
-    assert source.left_out == {"rgb/other.mp4": datasets.UNLISTED}
+    assert source.left_out == {"rgb/other.mp4": UNLISTED}
     assert len(set(sample_keys([v.id for v in source.videos]))) == 2
 
 
@@ -464,22 +475,22 @@ def test_diving48_spans_are_videos(dives: Callable[..., Path]) -> None:
 )
 def test_wrong_diving48_lists(dives: Callable[..., Path], changes: dict[str, object], says: str) -> None:
     with pytest.raises(InputError, match=says):
-        diving48(Listing("-x_00001.mp4"), dives(**changes))
+        diving48.find(Listing("-x_00001.mp4"), dives(**changes))
 
 
 @pytest.mark.parametrize("kind", ["train", "test", "vocab"])
 def test_diving48_needs_all_three_files(dives: Callable[..., Path], tmp_path: Path, kind: str) -> None:
     (dives() / f"Diving48_V2_{kind}.json").unlink()
     with pytest.raises(InputError, match=f"expected one \\*{kind}\\*.json .*not in it"):
-        diving48(Listing("-x_00001.mp4"), tmp_path / "lists")
+        diving48.find(Listing("-x_00001.mp4"), tmp_path / "lists")
     with pytest.raises(InputError, match="no such folder"):
-        diving48(Listing("-x_00001.mp4"), tmp_path / "none")
+        diving48.find(Listing("-x_00001.mp4"), tmp_path / "none")
 
 
 @needs_real_data
 def test_the_official_diving48_lists(tmp_path: Path) -> None:
     (tmp_path / "-mmq0PT-u8k_00155.mp4").touch()
-    source = diving48(Folder(str(tmp_path)), REAL / "lists/diving48")
+    source = diving48.find(Folder(str(tmp_path)), REAL / "lists/diving48")
     assert rows(source) == [("-mmq0PT-u8k_00155.mp4[0:48]", 0, ("train",))]
     assert split_counts(source.videos + source.missing) == {"train": 15027, "test": 1970}
     assert len(source.classes["action"]) == 48 and source.classes["action"][0] == "Back-15som-05Twis-FREE"
@@ -489,7 +500,7 @@ def test_the_official_diving48_lists(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_class_folders() -> None:
-    source = folder(Listing("walk/deep/a.mp4", "run/b.avi", "run/readme.txt"))
+    source = folder.find(Listing("walk/deep/a.mp4", "run/b.avi", "run/readme.txt"))
     assert rows(source) == [("run/b.avi", 0, ("all",)), ("walk/deep/a.mp4", 1, ("all",))]
     assert (
         source.classes == {"action": ["run", "walk"]} and not source.missing and source.left_out == {"run/readme.txt": "text"}
@@ -497,22 +508,22 @@ def test_a_folder_of_class_folders() -> None:
 
 
 def test_a_folder_is_unlabelled_where_one_video_has_no_class() -> None:
-    source = folder(Listing("walk/a.mp4", "b.avi"))
+    source = folder.find(Listing("walk/a.mp4", "b.avi"))
     assert rows(source) == [("b.avi", None, ("all",)), ("walk/a.mp4", None, ("all",))] and source.classes == {}
     with pytest.raises(InputError, match="no videos in it"):
-        folder(Listing("readme.txt"))
+        folder.find(Listing("readme.txt"))
 
 
-def own(tmp_path: Path, content: str | bytes, *names: str) -> Source:
+def own(tmp_path: Path, content: str | bytes, *names: str) -> VideoSet:
     """The source of a CSV file over a.mp4, b.mp4 and d/c.mp4."""
     file = written(tmp_path, mine__csv=content) / "mine.csv"
-    return datasets.csv(Listing(*(names or ("a.mp4", "b.mp4", "d/c.mp4"))), file)
+    return csv.find(Listing(*(names or ("a.mp4", "b.mp4", "d/c.mp4"))), file)
 
 
 def test_a_csv_of_paths_is_enough(tmp_path: Path) -> None:
     source = own(tmp_path, b"\xef\xbb\xbfpath\r\n./d//c.mp4 \r\n\r\na.mp4\r\ngone.mp4\r\n")
     assert rows(source) == [("a.mp4", None, ("all",)), ("d/c.mp4", None, ("all",))] and source.classes == {}
-    assert [v.path for v in source.missing] == ["gone.mp4"] and source.left_out == {"b.mp4": datasets.UNLISTED}
+    assert [v.path for v in source.missing] == ["gone.mp4"] and source.left_out == {"b.mp4": UNLISTED}
 
 
 def test_a_csv_with_everything(tmp_path: Path) -> None:
@@ -531,7 +542,7 @@ def test_a_csv_with_everything(tmp_path: Path) -> None:
         ("a.mp4[10:20]", 1, ("train",)),
         ("b.mp4", None, ("all",)),
     ]
-    assert source.classes == {"action": ["run", "walk"]} and source.left_out == {"d/c.mp4": datasets.UNLISTED}
+    assert source.classes == {"action": ["run", "walk"]} and source.left_out == {"d/c.mp4": UNLISTED}
 
 
 def test_classes_are_the_labels_that_occur_and_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
@@ -582,7 +593,7 @@ def test_wrong_csv_files(tmp_path: Path, content: str, says: str) -> None:
 
 def test_a_csv_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none.csv: cannot be read \(No such file"):
-        datasets.csv(Listing("a.mp4"), tmp_path / "none.csv")
+        csv.find(Listing("a.mp4"), tmp_path / "none.csv")
     assert [v.path for v in own(tmp_path, b"path\n\xff\xfe.mp4\na.mp4\n").videos] == ["a.mp4"]
 
 
@@ -607,7 +618,7 @@ def test_a_list_takes_files_of_any_suffix_that_is_not_known_to_be_another(tmp_pa
 )
 def test_class_names_of_the_reported_lists(file: str, classes: list[str]) -> None:
     videos = (f"{number}.mp4" for number in range(1, 7))
-    assert datasets.csv(Listing(*videos), REAL / f"reports/lists/{file}.csv").classes == {"action": classes}
+    assert csv.find(Listing(*videos), REAL / f"reports/lists/{file}.csv").classes == {"action": classes}
 
 
 # --- names in the shards
@@ -639,4 +650,4 @@ def test_a_name_on_disk_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "A/good.avi").touch()
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/A/caf\xe9.avi")).touch()
     with pytest.raises(InputError, match=r"caf\\udce9.avi' is not UTF-8 text .*; rename"):
-        datasets.folder(Folder(str(tmp_path)))
+        folder.find(Folder(str(tmp_path)))

@@ -9,7 +9,7 @@ import pytest
 
 from dclr.storage import FOLLOWED, Folder
 from preprocess import found
-from preprocess.datasets import EMPTY_CLASS, OTHER_TAKEN, Source, folder, kinetics, ucf101
+from preprocess.datasets import EMPTY_CLASS, OTHER_TAKEN, VideoSet, folder, kinetics, ucf101
 from preprocess.found import HIDDEN, NO_VIDEO, ONE_FRAME, SUFFIXES, VIDEO_SUFFIXES
 
 
@@ -34,7 +34,7 @@ def picture(path: Path, frames: int, format: str, codec: str, pixels: str) -> No
         container.mux(stream.encode(None))
 
 
-def taken(source: Source) -> list[str]:
+def taken(source: VideoSet) -> list[str]:
     return [video.path for video in source.videos]
 
 
@@ -57,7 +57,7 @@ def test_links_are_followed_and_circles_end(tmp_path: Path) -> None:
     assert found_files == dict.fromkeys(["run/a.mp4", "walk/b.mp4", "walk/c.mp4", "stroll/b.mp4", "stroll/c.mp4"], 1)
     circle, itself = "a link in a circle", "cannot be read (Too many levels of symbolic links)"
     assert others == {"walk/up/": circle, "stroll/up/": circle, "self": itself}
-    source = folder(root)
+    source = folder.find(root)
     assert source.classes == {"action": ["run", "stroll", "walk"]} and source.left_out == others
 
 
@@ -123,7 +123,7 @@ def test_what_is_left_out_is_named_with_its_reason(tmp_path: Path) -> None:
     }  # fmt: skip
     root = files(tmp_path, *videos, *hidden, *(name for name in named if not name.endswith("/")))
     (tmp_path / "D").mkdir()
-    source = folder(root)
+    source = folder.find(root)
     assert taken(source) == sorted(videos) and source.classes == {"action": ["A", "B"]}
     assert source.left_out == named | dict.fromkeys(hidden, HIDDEN)
     assert list(source.left_out) == sorted(source.left_out)
@@ -131,14 +131,14 @@ def test_what_is_left_out_is_named_with_its_reason(tmp_path: Path) -> None:
 
 def test_names_that_are_no_text_are_shown_escaped(tmp_path: Path) -> None:
     root = files(tmp_path, "A/a.avi", os.fsdecode(b"A/caf\xe9.txt"), "A/line\nfeed.txt")
-    assert list(folder(root).left_out) == ["A/caf\\udce9.txt", "A/line\\nfeed.txt"]
+    assert list(folder.find(root).left_out) == ["A/caf\\udce9.txt", "A/line\\nfeed.txt"]
 
 
 def test_a_folder_without_labels_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder(files(tmp_path / "flat", "a.mp4", "b.mp4"))
-    folder(files(tmp_path / "classes", "run/a.mp4", "walk/b.mp4"))
+    folder.find(files(tmp_path / "flat", "a.mp4", "b.mp4"))
+    folder.find(files(tmp_path / "classes", "run/a.mp4", "walk/b.mp4"))
     assert not capsys.readouterr().err
-    assert folder(files(tmp_path / "classes", "intro.mp4")).classes == {}
+    assert folder.find(files(tmp_path / "classes", "intro.mp4")).classes == {}
     assert "no video gets a label, because 1 of 3 lie in no class folder (intro.mp4, ...)" in capsys.readouterr().err
 
 
@@ -154,7 +154,7 @@ def test_files_are_looked_into_where_their_names_do_not_tell(tmp_path: Path) -> 
     picture(tmp_path / "thumbnail.webp", 1, "webp", "libwebp", "yuv420p")
     (tmp_path / "A/notes.strange").write_text("no video " * 1000)
     (tmp_path / "A/nothing.strange").touch()
-    source = folder(Folder(str(tmp_path)))
+    source = folder.find(Folder(str(tmp_path)))
     assert taken(source) == ["A/moving", "A/moving.apng", "A/moving.gif", "A/moving.strange"]
     assert source.classes == {"action": ["A"]}  # the thumbnail is no video without a class
     stills = ["A/notes.strange", "A/still.apng", "A/still.gif", "A/still.strange", "thumbnail.webp"]
@@ -163,7 +163,7 @@ def test_files_are_looked_into_where_their_names_do_not_tell(tmp_path: Path) -> 
 
 def test_a_file_that_takes_too_long_to_look_into_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(found, "LOOK_SECONDS", 1e-6)
-    source = folder(files(tmp_path, "a.mp4", "b.strange"))
+    source = folder.find(files(tmp_path, "a.mp4", "b.strange"))
     assert taken(source) == ["a.mp4"] and source.left_out == {"b.strange": "it cannot be told whether it is a video (timeout)"}
 
 
@@ -174,7 +174,7 @@ def test_a_thumbnail_is_not_taken_for_the_clip_of_its_name(tmp_path: Path) -> No
     root = files(tmp_path / "videos", "aaaaaaaaaaa.mp4", "aaaaaaaaaaa.json", "aaaaaaaaaaa.webp")
     picture(tmp_path / "videos/bbbbbbbbbbb.webp", 1, "webp", "libwebp", "yuv420p")
     picture(tmp_path / "videos/ccccccccccc", 5, "avi", "mpeg4", "yuv420p")
-    source = kinetics(root, tmp_path / "lists")
+    source = kinetics.find(root, tmp_path / "lists")
     assert taken(source) == ["aaaaaaaaaaa.mp4", "ccccccccccc"] and len(source.missing) == 1
     assert source.left_out == {"aaaaaaaaaaa.json": "text", "aaaaaaaaaaa.webp": OTHER_TAKEN, "bbbbbbbbbbb.webp": ONE_FRAME}
 
@@ -184,5 +184,5 @@ def test_what_no_list_names_is_not_looked_into(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists/classInd.txt").write_text("1 A\n")
     (tmp_path / "lists/trainlist01.txt").write_text("A/a.strange 1\n")
-    source = ucf101(files(tmp_path / "videos", "A/a.strange", "A/b.strange", "A/c.gif"), tmp_path / "lists")
+    source = ucf101.find(files(tmp_path / "videos", "A/a.strange", "A/b.strange", "A/c.gif"), tmp_path / "lists")
     assert taken(source) == ["A/a.strange"] and source.left_out == dict.fromkeys(["A/b.strange", "A/c.gif"], "in no list")

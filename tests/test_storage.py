@@ -12,8 +12,7 @@ from servers import Proxy, free_port
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
 from dclr.storage import open_folder
-from preprocess import datasets
-from preprocess.datasets import EMPTY_CLASS
+from preprocess.datasets import EMPTY_CLASS, folder
 from preprocess.found import HIDDEN, ONE_FRAME
 from preprocess.synthetic import encode, render
 
@@ -74,7 +73,7 @@ def test_what_is_not_taken_from_object_storage_is_named(videos: Path, bucket: st
         root.write(name, b"x")
     for marker in ("", "A/", "A/deep/", "D/"):  # what consoles make for a new folder
         open_folder(f"s3://{bucket}").write(f"in/{marker}", b"")
-    source = datasets.folder(root)
+    source = folder.find(root)
     assert [video.path for video in source.videos] == ["A/0.mp4", "B/1.mp4", "B/moving"]
     assert source.left_out == left_out | {"C/": EMPTY_CLASS, "A/deep/": "an empty folder", "D/": "an empty folder"}
 

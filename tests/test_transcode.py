@@ -17,7 +17,7 @@ from conftest import REAL, needs_real_data, succeed
 from dclr.data.manifest import ShardSet
 from dclr.record import Record, pack, unpack
 from preprocess.synthetic import encode
-from preprocess.transcode import Options, Source, TranscodeError, measured_rate, stored_size, transcode
+from preprocess.transcode import OpenedVideo, Options, TranscodeError, measured_rate, stored_size, transcode
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -191,7 +191,7 @@ def test_the_headers_rate_stays_where_timestamps_agree(tmp_path: Path, suffix: s
 
 def test_packets_that_are_fields_do_not_double_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "v.mkv", moving_square(20), "ffv1", "yuv420p")
-    monkeypatch.setattr(Source, "_packets", lambda self: list(range(0, 800, 20)))  # milliseconds: 40 fields
+    monkeypatch.setattr(OpenedVideo, "_packets", lambda self: list(range(0, 800, 20)))  # milliseconds: 40 fields
     done = stored(tmp_path / "v.mkv", size=32)
     assert done.meta["fps"] == 25 and "rate" not in done.meta["source"]
 

@@ -48,7 +48,7 @@ class Unit(nn.Module):
         return F.relu(self.bn(self.conv3d(pad_same(x, self.kernel, self.stride))), inplace=True)
 
 
-class Pool(nn.Module):
+class MaxPool(nn.Module):
     """Max pooling with TensorFlow's padding; zeros cannot win over activations, which are >= 0."""
 
     def __init__(self, kernel: Triple, stride: Triple):
@@ -69,7 +69,7 @@ class Mixed(nn.Module):
         self.b1b = Unit(outputs[1], outputs[2], CUBE)
         self.b2a = Unit(inputs, outputs[3])
         self.b2b = Unit(outputs[3], outputs[4], CUBE)
-        self.b3a = Pool(CUBE, (1, 1, 1))
+        self.b3a = MaxPool(CUBE, (1, 1, 1))
         self.b3b = Unit(inputs, outputs[5])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -82,16 +82,16 @@ class I3D(Backbone):
     def __init__(self, width: int = 64):
         super().__init__()
         self.Conv3d_1a_7x7 = Unit(3, width, (7, 7, 7), (2, 2, 2))
-        self.MaxPool3d_2a_3x3 = Pool((1, 3, 3), (1, 2, 2))
+        self.MaxPool3d_2a_3x3 = MaxPool((1, 3, 3), (1, 2, 2))
         self.Conv3d_2b_1x1 = Unit(width, width)
         self.Conv3d_2c_3x3 = Unit(width, 3 * width, CUBE)
-        self.MaxPool3d_3a_3x3 = Pool((1, 3, 3), (1, 2, 2))
+        self.MaxPool3d_3a_3x3 = MaxPool((1, 3, 3), (1, 2, 2))
         inputs = 3 * width
         for name, published in MIXED.items():
             if name == "4b":
-                self.MaxPool3d_4a_3x3 = Pool(CUBE, (2, 2, 2))
+                self.MaxPool3d_4a_3x3 = MaxPool(CUBE, (2, 2, 2))
             if name == "5b":
-                self.MaxPool3d_5a_2x2 = Pool((2, 2, 2), (2, 2, 2))
+                self.MaxPool3d_5a_2x2 = MaxPool((2, 2, 2), (2, 2, 2))
             outputs = [max(1, n * width // 64) for n in published]
             self.add_module(f"Mixed_{name}", Mixed(inputs, outputs))
             inputs = outputs[0] + outputs[2] + outputs[4] + outputs[5]

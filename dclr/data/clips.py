@@ -18,7 +18,7 @@ from dclr.errors import InputError, check_values
 from dclr.record import Record, video_id
 
 COLOURS = 10  # floats of one photometric draw: brightness, contrast, saturation, hue, their order (4), grey, blur sigma
-CUES = ("diff", "flow")  # stored cues that a clip can carry
+CLIP_CUES = ("diff", "flow")  # stored cues that a clip can carry
 RATIO = (3 / 4, 4 / 3)  # of RandomResizedCrop, width / height
 CENTRE = 112 / 128  # evaluation: short side 128, centre crop 112, for any clip size
 CROPS = (1, 3)  # evaluation: the middle, or the middle and both ends of the long side
@@ -29,7 +29,7 @@ AREA_FROM = 1.5  # a crop that shrinks by more is averaged over areas (four time
 class ClipConfig:
     """What a clip is. ``frames`` T, ``stride`` between them, ``size`` S in pixels, ``min_scale`` the least share of the
     frame's area that RandomResizedCrop keeps, ``flip`` the probability of a horizontal flip, ``cue`` which of the stored
-    :data:`CUES` comes with it, ``sample_motion`` whether a clip's start is drawn by the stored energy of its frames."""
+    :data:`CLIP_CUES` comes with it, ``sample_motion`` whether a clip's start is drawn by the stored energy of its frames."""
 
     frames: int = 16
     stride: int = 2
@@ -46,8 +46,8 @@ class ClipConfig:
                 raise InputError(f"clip {name} {getattr(self, name)}: expected at least {least}")
         if not 0 < self.min_scale <= 1 or not 0 <= self.flip <= 1:
             raise InputError(f"crop scale {self.min_scale} and flip {self.flip}: expected shares of 1 (scale above 0)")
-        if self.cue not in (None, *CUES):
-            raise InputError(f"cue {self.cue!r}: expected one of {', '.join(CUES)}, or none")
+        if self.cue not in (None, *CLIP_CUES):
+            raise InputError(f"cue {self.cue!r}: expected one of {', '.join(CLIP_CUES)}, or none")
 
     @property
     def span(self) -> int:
