@@ -196,6 +196,8 @@ def _trunk(path: Path, tensors: Tensors, config: Mapping[str, Any], aside: Seque
     said = config.get("arch", config.get("architecture"))
     if said is not None and said not in list(ARCHITECTURES):
         raise InputError(f"{path}: it says its network is {said!r}, expected one of {', '.join(ARCHITECTURES)}")
+    if not width and said is not None and re.fullmatch("[0-9]{1,5}", str(config.get("width"))):  # of a network with other names
+        width = int(config["width"])
     best, wanted, wrong = "", Tensors(), ["?"]
     for arch in ARCHITECTURES if said is None else [said]:
         if not width:

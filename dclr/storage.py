@@ -2,6 +2,7 @@
 
 ``s3://bucket/prefix`` and ``http(s)://host/path`` (anything with ``://``) go through fsspec; credentials, region and endpoint
 come from the usual environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...), never from a flag or a file of ours.
+docs/extending.md says what a store of one's own must do.
 """
 
 from __future__ import annotations
@@ -183,9 +184,22 @@ class RemoteFolder(Folder):
     """
 
     @property
+    def _protocol(self) -> str:
+        return self.place.partition("://")[0]
+
+    @property
+    def _needed(self) -> tuple[str, str]:
+        """The way out where a package is missing, and where the store says no."""
+        if self._protocol == "s3":
+            return "; for this place: pip install 'dclr[s3]'", "AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL"
+        if self.listable:  # fsspec names the package of every other store
+            return "", f"what fsspec needs for {self._protocol}"
+        return "; for this place: pip install 'dclr[http]'", "that the server runs"
+
+    @property
     def listable(self) -> bool:
         """Whether the place can say which files it has: a web server cannot."""
-        return not self.place.startswith(("http://", "https://"))
+        return self._protocol not in ("http", "https")
 
     @cached_property
     def _system(self) -> Any:
@@ -193,7 +207,7 @@ class RemoteFolder(Folder):
         options: dict[str, Any] = {
             "skip_instance_cache": True
         }  # a kept one would go on to the endpoint that the environment named
-        if self.place.startswith("s3://"):
+        if self._protocol == "s3":
             retries = {"mode": "standard", "max_attempts": 4}
             connections = {"connect_timeout": 20, "read_timeout": 60, "max_pool_connections": 64}
             options["config_kwargs"] = {"retries": retries, **connections}
@@ -216,12 +230,10 @@ class RemoteFolder(Folder):
         except InputError:
             raise
         except ImportError as error:
-            extra = "s3" if self.listable else "http"
-            raise InputError(f"{self}: {error}; for this place: pip install 'dclr[{extra}]'") from None
+            raise InputError(f"{self}: {error}{self._needed[0]}") from None
         except Exception as error:  # a store has many ways to say no
             said = " ".join(f"{type(error).__name__}: {error}".split())
-            how = "AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL" if self.listable else "that the server runs"
-            raise InputError(public(f"{self._path(name)}: {said}; check the name and {how}")) from None
+            raise InputError(public(f"{self._path(name)}: {said}; check the name and {self._needed[1]}")) from None
 
     def _path(self, name: str) -> str:
         """The path of a file. The query of a web server's URL, such as a signature for the whole folder, follows the name."""

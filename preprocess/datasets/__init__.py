@@ -1,4 +1,4 @@
-"""The data sets that ``python -m preprocess`` reads, a file each."""
+"""The data sets that ``python -m preprocess`` reads, a file each. docs/extending.md adds another."""
 
 from preprocess.datasets import csv, diving48, folder, hmdb51, kinetics, ucf101
 from preprocess.datasets.base import EMPTY_CLASS, OTHER_TAKEN, UNLISTED, DataSet, Video, VideoSet, sample_keys, video_set
