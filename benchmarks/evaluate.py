@@ -51,8 +51,10 @@ def ratio(seconds: Rates, ours: str, other: str) -> str:
 
 
 def extraction(shards: ShardSet, arch: str, count: int) -> None:
-    splits = ("train01",), ("test01",)
-    config = EvalConfig("knn", str(shards.root), "", *splits, "random", arch, test_clips=CLIPS, workers=1)
+    config = EvalConfig(
+        mode="knn", shards=str(shards.root), out="run", train_split=("train01",), test_split=("test01",), pretrained="random",
+        arch=arch, test_clips=CLIPS, workers=1,
+    )  # fmt: skip
     device = pick_device()
     trunk, weights = random_weights(arch, config.width, 0)
     dtype = resolve_precision("auto", device)

@@ -39,7 +39,7 @@ def step() -> None:
     from dclr.model import DCLR
     from dclr.pretrain import make_optimiser, train_step
 
-    config = PretrainConfig("set", "run", ("train",), width=16, frames=16, size=56, batch=16)
+    config = PretrainConfig(shards="set", out="run", split=("train",), width=16, frames=16, size=56, batch=16)
     device = pick_device()
     dtype = resolve_precision("auto", device)
     torch.manual_seed(0)

@@ -26,7 +26,7 @@ from dclr.errors import InputError
 from dclr.files import whole
 from dclr.model import Encoder
 from dclr.norm import Statistics
-from dclr.queue import RINGS
+from dclr.objective import RINGS
 from dclr.text import table
 
 VERSION = 1

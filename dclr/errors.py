@@ -7,9 +7,8 @@ import errno
 import math
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +47,6 @@ def exit_on_input_error() -> Iterator[None]:
         print(f"error: {where}{error.strerror}; what is finished is kept: free some space, or name another folder, and start "
               "the same command again", file=sys.stderr)  # fmt: skip
         raise SystemExit(NOT_KEPT) from None
-
-
-def check_values(settings: Any, places: Collection[str] = ()) -> None:
-    """What every dataclass of settings checks first, in its ``__post_init__``: numbers are finite and of a usual size, and no
-    field of ``places`` is empty; ``~`` in those is expanded. Raises InputError naming the flag."""
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        for item in value if isinstance(value, tuple) else (value,):
-            check_number(field.name, item)
-        if field.name in places and value is not None:
-            object.__setattr__(settings, field.name, place(value, f"--{field.name.replace('_', '-')}"))
 
 
 def check_number(name: str, value: Any) -> None:

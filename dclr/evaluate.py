@@ -19,131 +19,20 @@ from torch import nn
 from tqdm import tqdm
 
 from dclr import checkpoint, distributed, norm
-from dclr.backbones import check
 from dclr.checkpoint import Trunk
-from dclr.data.clips import CROPS, ClipConfig
+from dclr.data.clips import ClipConfig
 from dclr.data.fetch import Cache
 from dclr.data.loader import TrainLoader, all_skipped, eval_loader, open_set
 from dclr.data.manifest import ShardSet, require_size
 from dclr.draws import generator
-from dclr.errors import InputError, check_values, make_folder, refuse_used
+from dclr.errors import InputError, make_folder, refuse_used
+from dclr.eval_config import EvalConfig
 from dclr.hardware import pick_device, place, resolve_precision, sent
 from dclr.pieces import Pieces
 from dclr.views import normalise, to_clip
 
-MODES = ("finetune", "linear", "knn", "retrieval", "fewshot", "bias")
-CHOICES = {
-    "mode": MODES,
-    "average": ("probabilities", "logits"),
-    "head": ("linear", "bn"),
-    "bn": ("sync", "local", "frozen"),
-    "probe": ("convex", "sgd"),
-}
 GROUP = re.compile(r".*_g\d+(?=_c\d+)")  # UCF101's groups: clips cut out of one longer video
 RESULT = "result.json"
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """Everything that decides an evaluation; saved in its result.json.
-
-    ``frames``, ``stride`` and ``size`` of None are those of the checkpoint (16, 2, 112 for random weights); ``cpv`` is clips a
-    training video: random ones in each epoch of finetune, uniform ones otherwise; ``test_clips`` uniform clips of a test video,
-    each cut ``crops`` times, of which ``average`` is taken. ``head`` ``bn`` has a BatchNorm before the linear layer. In
-    finetuning, BatchNorm normalises by the batch of all processes (``bn`` ``sync``) or of each (``local``), or as it was
-    pretrained to (``frozen``). ``val`` is the share of the training videos that is held out, by which finetuning chooses its
-    epoch (and stops after ``patience`` without a better one, 0 for never) and ``probe`` ``sgd`` its learning rate.
-    """
-
-    mode: str
-    shards: str
-    out: str
-    train_split: tuple[str, ...]
-    test_split: tuple[str, ...]
-    pretrained: str
-    arch: str | None = None
-    width: int = 64
-    precise_bn: int = 0  # batches
-    label: str | None = None
-    frames: int | None = None
-    stride: int | None = None
-    size: int | None = None
-    features: str | None = None  # None is a folder in out
-    average: str = "probabilities"
-    head: str = "linear"
-    bn: str = "sync"
-    probe: str = "convex"
-    probe_lr: tuple[float, ...] = (5.0,)
-    val: float = 0.0
-    patience: int = 0  # epochs
-    shots: tuple[int, ...] = (1, 5, 10)
-    draws: int = 5
-    cpv: int = 10
-    test_clips: int = 10
-    crops: int = 1
-    batch: int = 64
-    epochs: int = 10
-    lr: float = 0.1
-    schedule: tuple[int, ...] = (6, 8)
-    wd: float = 1e-4
-    dropout: float = 0.5
-    min_scale: float = 0.2
-    flip: float = 0.5
-    seed: int = 0
-    precision: str = "auto"
-    workers: int = 1
-    cache: str | None = None
-    cache_size: float = 100.0  # GB
-    on_error: str = "stop"
-    max_skipped: float = 1.0  # percent of the videos
-    save_minutes: float = 15.0
-    force: bool = False  # write over a result
-
-    def __post_init__(self) -> None:
-        check_values(self, ("shards", "out", "pretrained", "cache", "features"))
-        for name, expected in CHOICES.items():
-            if getattr(self, name) not in expected:
-                raise InputError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(expected)}")
-        if not 0 <= self.val < 1 or self.patience < 0 or (self.patience and not self.val):
-            raise InputError(
-                f"val {self.val}, patience {self.patience}: expected a share of the training videos below 1, and epochs "
-                "without a better result on it; --patience needs --val, such as 0.1"
-            )
-        if not self.probe_lr or min(self.probe_lr) <= 0 or (len(self.probe_lr) > 1 and not self.val):
-            raise InputError(
-                f"probe-lr {' '.join(map(str, self.probe_lr))}: expected learning rates above 0; of several one is chosen on "
-                "--val, such as 0.1"
-            )
-        if not self.save_minutes > 0:
-            raise InputError(f"save-minutes {self.save_minutes}: expected more than 0")
-        if self.precise_bn < 0:
-            raise InputError(f"precise-bn {self.precise_bn}: expected a number of batches, 0 for none")
-        if self.crops not in CROPS or not 0 <= self.max_skipped <= 100:
-            raise InputError(f"crops {self.crops}, max-skipped {self.max_skipped}: expected 1 or 3 crops, and 0..100 percent")
-        if not self.shots or min(self.shots) < 1:
-            raise InputError(f"shots {' '.join(map(str, self.shots))}: expected numbers of videos a class, such as 1 5 10")
-        for name in ("cpv", "test_clips", "batch", "epochs", "draws"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
-        if not self.lr > 0 or self.wd < 0 or not 0 <= self.dropout < 1 or self.workers < 0:
-            raise InputError(
-                f"lr {self.lr}, wd {self.wd}, dropout {self.dropout}, workers {self.workers}: "
-                "expected lr above 0, wd and workers 0 or more, dropout in [0, 1)"
-            )
-        if self.pretrained == "random" and self.arch is None:
-            raise InputError("--pretrained random says nothing of the network: name it with -a, such as -a r2plus1d_10")
-        if self.arch is not None:
-            check(self.arch, self.width)
-        self.clip({})
-
-    def clip(self, learned: dict[str, int]) -> ClipConfig:
-        """The clips to evaluate on, given those that the checkpoint learned on."""
-        default = ClipConfig()
-        given = {name: getattr(self, name) for name in ("frames", "stride", "size")}
-        frames, stride, size = (
-            learned.get(name, getattr(default, name)) if value is None else value for name, value in given.items()
-        )
-        return ClipConfig(frames, stride, size, self.min_scale, self.flip)
 
 
 class Classes:

@@ -18,11 +18,13 @@ from dclr.backbones.layers import Backbone
 from dclr.data.loader import TrainLoader, all_skipped
 from dclr.draws import generator
 from dclr.errors import InputError, spared
-from dclr.evaluate import EvalConfig, Setting, forward, over_videos, prepare
+from dclr.eval_config import EvalConfig
+from dclr.evaluate import Setting, forward, over_videos, prepare
 from dclr.hardware import peak_memory_gb, place, sent
 from dclr.pieces import Pieces
 from dclr.probe import averaged
 from dclr.result import Pictures, overlays, save_scores
+from dclr.settings import completed, free
 from dclr.training.curves import Curves, read_lines
 from dclr.training.loop import Learner, diverged, train
 from dclr.training.rate import learning_rate
@@ -31,7 +33,7 @@ from dclr.training.state import FINETUNING, TrainState
 from dclr.views import normalise, to_clip
 
 # what a finetuning that goes on may change; the hashes of weights and set stand for their places
-FREE = {"epochs", "out", "shards", "pretrained", "workers", "cache", "cache_size", "save_minutes", "features", "force"}
+FREE = {"epochs", "shards", "pretrained"} | free(EvalConfig)
 BEST = "best.pt"
 
 
@@ -191,8 +193,9 @@ class Finetuning(Learner):
     def restore(self, saved: dict[str, Any]) -> int:
         """Go on after a checkpoint; returns the steps that are done. Raises InputError for another finetuning's."""
         setting, state = self.setting, TrainState.read(saved, FINETUNING)
+        made = completed(EvalConfig, state.config)
         for name, ours in _decides(setting).items():
-            theirs = state.config.get(name)
+            theirs = made.get(name)
             if theirs != ours:
                 raise InputError(
                     f"--{name.replace('_', '-')} {ours}: the run in {setting.out} was made with {theirs}; give that again, "

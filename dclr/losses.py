@@ -12,9 +12,6 @@ import torch
 import torch.nn.functional as F
 
 TEMPERATURE = 0.07
-ALIGNMENT_WEIGHT = 0.1
-FORMS = ("mil", "masked", "mean-log")  # of the contrast
-TARGETS = ("sum", "equal")  # of the alignment
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
@@ -106,7 +103,7 @@ def map_entropy(map_BTHW: torch.Tensor) -> torch.Tensor:
 
 
 def alignment(query_BTHW: torch.Tensor, targets_BTHW: Sequence[torch.Tensor], form: str = "sum") -> torch.Tensor:
-    """Activation alignment, a scalar: ``mean((N(A_q(v)) - sg[N(A_k(s) + A_k(d))])^2)``, not yet times :data:`ALIGNMENT_WEIGHT`.
+    """Activation alignment, a scalar: ``mean((N(A_q(v)) - sg[N(A_k(s) + A_k(d))])^2)``, without its weight.
 
     The query's map has a gradient, through its mean too; the target has none.
 

@@ -23,47 +23,12 @@ from dclr.distributed import joined, permuted, world
 from dclr.draws import generator
 from dclr.errors import InputError
 from dclr.hardware import sent
-from dclr.queue import RINGS, Queue
+from dclr.objective import RINGS, Method
+from dclr.queue import Queue
 
 MOMENTUM = 0.999
 Views = Mapping[str, torch.Tensor]  # v, s, d, each (B, 3, T, H, W)
 Maps = dict[str, torch.Tensor]  # of views, each (B, T', H', W')
-
-
-@dataclass(frozen=True)
-class Method:
-    """What is trained. The default is DCLR; each field is one line of the loss (docs/method.md, "Baseline and ablations").
-
-    ``views`` are those that are forwarded: ``"vd"`` is DCLR without the static view, ``"v"`` MoCo-v2. ``mined`` is k (0: the
-    own key is the only positive), ``alignment`` its weight (0: without), ``decoupling`` whether maps weight the RGB features
-    (else they are 1), ``loss`` and ``align_target`` one of :data:`losses.FORMS` and :data:`losses.TARGETS`, ``symmetric``
-    whether the clips are also swapped and the losses averaged. ``seed`` is that of the shuffled keys and of ``masked``.
-    """
-
-    views: str = "vsd"
-    mined: int = 5
-    alignment: float = losses.ALIGNMENT_WEIGHT
-    decoupling: bool = True
-    loss: str = "mil"
-    align_target: str = "sum"
-    symmetric: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.views not in ("vsd", "vs", "vd", "v"):
-            raise InputError(f"views {self.views!r}: expected vsd, vs, vd or v")
-        if self.mined < 0 or self.alignment < 0:
-            raise InputError(f"--mined {self.mined} and a weight of alignment of {self.alignment}: expected 0 or more")
-        if self.views == "v" and self.mined:
-            raise InputError(f"mined {self.mined} with views 'v': positives are mined by s or d, expected 0")
-        for name, value, expected in (("loss", self.loss, losses.FORMS), ("align-target", self.align_target, losses.TARGETS)):
-            if value not in expected:
-                raise InputError(f"--{name} {value}: expected one of {', '.join(expected)}")
-
-    @property
-    def embeddings(self) -> tuple[str, ...]:
-        """Those that the views allow, such as vv, vs, sv."""
-        return tuple(name for name in RINGS if set(name) <= set(self.views))
 
 
 class Encoder(nn.Module):

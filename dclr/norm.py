@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -23,28 +22,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from dclr.distributed import joined, total, world
-from dclr.errors import InputError
+from dclr.objective import Statistics
 
 VIEWS = ("v", "s", "d")
-MODES = ("sync", "shuffle", "local")
 RUNNING_MOMENTUM = 0.1  # of the running statistics, torch's default
 
 M = TypeVar("M", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Over what the statistics are taken: see above. Raises InputError for what is none of that."""
-
-    mode: str = "sync"
-    groups: int = 1
-    views: str = "split"
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES or self.views not in ("split", "shared"):
-            raise InputError(f"--bn {self.mode}, --bn-views {self.views}: expected {', '.join(MODES)}; split or shared")
-        if self.groups < 1 or (self.mode == "sync" and self.groups > 1):
-            raise InputError(f"--bn-groups {self.groups}: expected 1 or more groups of --bn shuffle or local; sync has one")
 
 
 class ViewBatchNorm(nn.BatchNorm3d):

@@ -10,12 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-RINGS = ("vv", "sv", "dv", "vs", "vd")
-
-
-def default_length(videos: int, batch: int) -> int:
-    """The largest multiple of the batch not above min(2048, videos / 2), at least one batch: it fills in the first epoch."""
-    return max(batch, min(2048, videos // 2) // batch * batch)
+from dclr.objective import RINGS
 
 
 class Queue(nn.Module):

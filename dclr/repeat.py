@@ -15,13 +15,15 @@ from dclr import distributed, page
 from dclr.compare import ACCURACIES, GUESSES, compare, read_result
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError, dispensable, refuse_used
-from dclr.evaluate import MODES, RESULT, EvalConfig
+from dclr.eval_config import MODES, EvalConfig
+from dclr.evaluate import RESULT
 from dclr.files import run_folder
 from dclr.hardware import pick_device
 from dclr.result import circumstances, write
+from dclr.settings import completed, free
 from dclr.text import public
 
-FREE = {"out", "workers", "cache", "cache_size", "features", "save_minutes", "force"}  # may differ in a result that is kept
+FREE = free(EvalConfig)  # may differ in a result that is kept
 CLIP = {"frames", "stride", "size"}
 NETWORK = ("arch", "width")
 PLACES = {"seed", "train_split", "test_split", "out"}  # not of a mean
@@ -101,7 +103,7 @@ def finished(config: EvalConfig, folds: Sequence[int] = (), seeds: Sequence[int]
         return None
     result = read_result(path.parent)
     wanted = json.loads(json.dumps(asdict(config)))
-    made = result["options"] | {
+    made = completed(EvalConfig, result["options"]) | {
         name: result[name] for name in NETWORK if name in result
     }  # an older version kept those that were asked for
     if config.pretrained != "random":

@@ -14,10 +14,10 @@ import kornia
 import torch
 
 from dclr.hardware import sent
+from dclr.objective import DYNAMICS
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, in RGB
 STD = (0.229, 0.224, 0.225)
-DYNAMICS = {"rgbdiff": None, "cue": "diff", "flow": "flow"}  # dynamic view -> the stored cue that it is made of
 
 
 def to_clip(rgb_BTHWC: torch.Tensor) -> torch.Tensor:

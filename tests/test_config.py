@@ -8,15 +8,16 @@ from conftest import REPOSITORY, refuse, succeed
 
 import train_pretrain
 from dclr.checkpoint import load
-from dclr.config import PretrainConfig, from_file
+from dclr.config import PretrainConfig
 from dclr.errors import InputError
-from dclr.model import Method
+from dclr.objective import Method
+from dclr.settings import from_flags
 
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
 
 
 def parsed(path: Path, *more: str) -> dict:
-    return vars(train_pretrain.parser().parse_args([*from_file(path), "--shards", "s", "--out", "o", *more]))
+    return train_pretrain.parser().given(["--config", str(path), *more])
 
 
 def test_there_is_a_recipe_for_each_data_set() -> None:
@@ -27,7 +28,7 @@ def test_there_is_a_recipe_for_each_data_set() -> None:
 def test_a_recipe_parses_and_starts(recipe: Path, synthetic_set: Path, tmp_path: Path) -> None:
     table = yaml.safe_load(recipe.read_text())
     args = parsed(recipe)
-    assert {name: args[name] for name in table if name != "split"} == {n: x for n, x in table.items() if n != "split"}
+    assert args == {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
     few = ("-b", "16", "--epochs", "6", "--queue", "16", "--precision", "fp32", "-j", "0", "--split", "train", "--width", "4")
     small = ("-fpc", "4", "-cs", "32", "--shards", synthetic_set, "--out", tmp_path / "run")
     succeed("train_pretrain.py", "--config", recipe, *small, *few)
@@ -48,9 +49,7 @@ def test_every_field_survives_the_way_through_a_file(tmp_path: Path) -> None:
         shards="a b", out="o", split=("x", "y"), without=("static", "mining"), symmetric=True, schedule=(), queue=None, lr=1e-5
     )
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config.as_dict()))
-    args = vars(train_pretrain.parser().parse_args(from_file(tmp_path / "c.yaml")))
-    found = {name: tuple(args[name]) if name in ("schedule", "without") else args[name] for name in config.as_dict()}
-    assert PretrainConfig(**found | {"split": tuple(args["split"].split(",")), "knn_split": ()}) == config
+    assert from_flags(PretrainConfig, parsed(tmp_path / "c.yaml")) == config
 
 
 @pytest.mark.parametrize(
@@ -91,7 +90,7 @@ def test_every_switch_is_a_field_of_the_method(flags: dict, expected: Method) ->
 def test_files_that_are_no_configuration_are_refused(text: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(InputError, match=says):
-        from_file(tmp_path / "c.yaml")
+        parsed(tmp_path / "c.yaml")
 
 
 def test_a_mistake_in_a_file_is_one_line(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dclr.errors import NOT_KEPT
 TRAIN = ("train_pretrain.py", "--split", "train")
 EVAL = (
     "train_eval.py",
-    "linear",
+    "all",  # which has every flag
     "--train-split",
     "train",
     "--test-split",

@@ -24,7 +24,8 @@ from dclr.data.loader import TrainLoader
 from dclr.data.manifest import ShardSet
 from dclr.data.plan import Plan
 from dclr.model import DCLR, Output
-from dclr.queue import RINGS, Queue
+from dclr.objective import FORMS, MODES, RINGS
+from dclr.queue import Queue
 
 CLIP = ClipConfig(frames=8, stride=2, size=32, cue="diff")
 CONTRASTS = ("vv", "vs", "vd", "sv", "dv")
@@ -179,7 +180,7 @@ def test_fault_5_rgb_is_normalised_by_rgb() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("form", losses.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_fault_6_half_precision_stays_finite(dtype: torch.dtype, form: str) -> None:
     """A query far from its key and close to the queue: exp overflows and the share underflows in half precision."""
     query = F.normalize(torch.randn(2, 8, generator=torch.Generator().manual_seed(0)), dim=1).to(dtype)
@@ -198,7 +199,7 @@ def test_fault_7_nothing_is_mined_from_noise_and_no_step_is_thrown_away() -> Non
     assert all(float(outputs[1].terms[f"L_{name}"]) > 0 for name in CONTRASTS)
 
 
-@pytest.mark.parametrize("mode", norm.MODES)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("of_views", ["split", "shared"])
 def test_fault_8_the_extra_pass_is_shuffled_and_updates_no_statistics(mode: str, of_views: str) -> None:
     """One step moves f_k's statistics exactly as one pass over the (shuffled) key clips does, and the extra pass sees the

@@ -20,9 +20,9 @@ from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
 from dclr.hardware import resolve_precision
 from dclr.model import DCLR
+from dclr.objective import DYNAMICS
 from dclr.pretrain import make_optimiser, pretraining_rate
 from dclr.training.rate import learning_rate
-from dclr.views import DYNAMICS
 from dclr.watch import Videos
 
 
@@ -232,7 +232,7 @@ def test_precision_is_resolved_or_refused() -> None:
         ({"arch": "resnet50"}, "r2plus1d_10, r2plus1d_18"),
         ({"batch": 0}, "batch 0: expected at least 1"),
         ({"frames": 1}, "frames 1: expected at least 2"),
-        ({"lr": 0.0}, "lr above 0"),
+        ({"lr": 0.0}, "--lr 0.0: expected above 0"),
         ({"queue": 8, "batch": 16}, "queue 8 is smaller than the batch 16"),
         ({"queue": 8, "batch": 8, "mined": 8}, "--mined 8: the queue has 8 entries, all would be positives"),
         ({"lr": math.inf}, "--lr inf: expected a finite number"),
@@ -246,7 +246,7 @@ def test_precision_is_resolved_or_refused() -> None:
         ({"out": ""}, "--out '': it is empty"),
         ({"cache": " "}, "--cache ' ': it is empty"),
         ({"dynamic": "sound"}, "rgbdiff, cue, flow"),
-        ({"objective": "simclr"}, "dclr or moco"),
+        ({"objective": "simclr"}, "expected one of dclr, moco"),
         ({"without": ("sound",)}, "any of static, dynamic, decoupling, mining, alignment"),
         ({"bn": "group"}, "sync, shuffle, local"),
         ({"bn": "shuffle", "batch": 9}, "batch 9 does not divide into 1 process"),
@@ -254,7 +254,7 @@ def test_precision_is_resolved_or_refused() -> None:
         ({"bn": "local", "bn_groups": 0}, "--bn-groups 0"),
         ({"objective": "moco", "without": ("static",)}, "moco has none of these parts"),
         ({"loss": "nce"}, "--loss nce"),
-        ({"stride": 0}, "clip stride 0"),
+        ({"stride": 0}, "--stride 0: expected at least 1"),
         ({"workers": -1}, "workers -1"),
         ({"warmup": 300.0}, "expected fewer epochs than 200"),
         ({"clip_grad": -1.0}, "clip-grad -1.0"),

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dclr.queue import RINGS, Queue, default_length
+from dclr.objective import RINGS, default_length
+from dclr.queue import Queue
 
 
 @pytest.mark.parametrize("length", [1, 5, 8, 16])

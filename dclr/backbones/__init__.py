@@ -8,24 +8,39 @@
 | mc3_18 | MC3: over time in the first stage alone | 11,490,240 | VideoResNet |
 | i3d | I3D (Inception-v1) | 12,287,264 | piergiaj/pytorch-i3d |
 
-VideoResNet is the common layout ``stem, layer1 ... layer4``: weights of it load strictly.
+VideoResNet is the common layout ``stem, layer1 ... layer4``: weights of it load strictly. torch is imported where a trunk is
+built, so that a command line knows the names without it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from dclr.backbones.i3d import I3D
-from dclr.backbones.layers import Backbone
-from dclr.backbones.resnet import VideoResNet, conv2d, conv2plus1d, conv3d
 from dclr.errors import InputError
 
+if TYPE_CHECKING:
+    from dclr.backbones.layers import Backbone
+
+
+def _resnet(width: int, blocks: tuple[int, int, int, int], *convolutions: str) -> Backbone:
+    from dclr.backbones import resnet
+
+    return resnet.VideoResNet([getattr(resnet, name) for name in convolutions], blocks, width)
+
+
+def _i3d(width: int) -> Backbone:
+    from dclr.backbones.i3d import I3D
+
+    return I3D(width)
+
+
 ARCHITECTURES: dict[str, Callable[[int], Backbone]] = {
-    "r2plus1d_10": lambda width: VideoResNet([conv2plus1d] * 4, (1, 1, 1, 1), width),
-    "r2plus1d_18": lambda width: VideoResNet([conv2plus1d] * 4, (2, 2, 2, 2), width),
-    "r3d_18": lambda width: VideoResNet([conv3d] * 4, (2, 2, 2, 2), width),
-    "mc3_18": lambda width: VideoResNet([conv3d, conv2d, conv2d, conv2d], (2, 2, 2, 2), width),
-    "i3d": I3D,
+    "r2plus1d_10": lambda width: _resnet(width, (1, 1, 1, 1), *["conv2plus1d"] * 4),
+    "r2plus1d_18": lambda width: _resnet(width, (2, 2, 2, 2), *["conv2plus1d"] * 4),
+    "r3d_18": lambda width: _resnet(width, (2, 2, 2, 2), *["conv3d"] * 4),
+    "mc3_18": lambda width: _resnet(width, (2, 2, 2, 2), "conv3d", *["conv2d"] * 3),
+    "i3d": _i3d,
 }
 
 

@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 
 from dclr.draws import generator
-from dclr.errors import InputError, check_values
+from dclr.errors import InputError
 from dclr.record import Record, video_id
+from dclr.settings import check_values, setting
 
 COLOURS = 10  # floats of one photometric draw: brightness, contrast, saturation, hue, their order (4), grey, blur sigma
 CLIP_CUES = ("diff", "flow")  # stored cues that a clip can carry
@@ -29,23 +30,19 @@ AREA_FROM = 1.5  # a crop that shrinks by more is averaged over areas (four time
 class ClipConfig:
     """What a clip is. ``frames`` T, ``stride`` between them, ``size`` S in pixels, ``min_scale`` the least share of the
     frame's area that RandomResizedCrop keeps, ``flip`` the probability of a horizontal flip, ``cue`` which of the stored
-    :data:`CLIP_CUES` comes with it, ``sample_motion`` whether a clip's start is drawn by the stored energy of its frames."""
+    :data:`CLIP_CUES` comes with it, ``sample_motion`` whether a clip's start is drawn by the stored energy of its frames.
+    Raises InputError for what is none."""
 
-    frames: int = 16
-    stride: int = 2
-    size: int = 112
-    min_scale: float = 0.2
-    flip: float = 0.5
+    frames: int = setting(16, "frames a clip", short="-fpc", least=1)
+    stride: int = setting(2, "stored frames from one frame of a clip to the next", least=1)
+    size: int = setting(112, "crop in pixels", short="-cs", least=8)
+    min_scale: float = setting(0.2, "least share of the area that a crop keeps", above=0, most=1)
+    flip: float = setting(0.5, "probability of a flip; 0 where left and right are labels", least=0, most=1)
     cue: str | None = None
-    sample_motion: bool = False
+    sample_motion: bool = setting(False, "draw starts by the stored motion energy")
 
     def __post_init__(self) -> None:
         check_values(self)
-        for name, least in (("frames", 1), ("stride", 1), ("size", 8)):
-            if getattr(self, name) < least:
-                raise InputError(f"clip {name} {getattr(self, name)}: expected at least {least}")
-        if not 0 < self.min_scale <= 1 or not 0 <= self.flip <= 1:
-            raise InputError(f"crop scale {self.min_scale} and flip {self.flip}: expected shares of 1 (scale above 0)")
         if self.cue not in (None, *CLIP_CUES):
             raise InputError(f"cue {self.cue!r}: expected one of {', '.join(CLIP_CUES)}, or none")
 

@@ -28,6 +28,7 @@ from torch.utils.data import get_worker_info
 from dclr import distributed
 from dclr.data import plan
 from dclr.data.clips import CROPS, ClipConfig, eval_clips, eval_shapes, train_clips, train_shapes
+from dclr.data.config import ON_ERROR
 from dclr.data.fetch import Arrivals, Cache, Row, fetch_ahead
 from dclr.data.manifest import ShardSet
 from dclr.data.pages import PREFETCH, Cut, Pages, Sample, Shapes, received, stack
@@ -38,7 +39,6 @@ from dclr.record import FormatError, Record
 from dclr.storage import RemoteFolder
 
 STATE = 1  # version of TrainLoader.state_dict
-ON_ERROR = ("stop", "skip")
 FOR_THE_TRAINER = {signal.SIGTERM, signal.SIGINT}  # it ends a run by them, and needs its workers until then
 
 

@@ -1,0 +1,181 @@
+"""What decides an evaluation: its settings by part, each with the modes that have it; without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dclr.config import Checkpoints, Network, Optimisation
+from dclr.data.clips import CROPS, ClipConfig
+from dclr.data.config import Reading, Shards
+from dclr.data.manifest import split_list
+from dclr.errors import InputError
+from dclr.settings import again, check_values, flags, from_flags, setting
+
+MODES = {
+    "finetune": "train the whole network with labels",
+    "linear": "logistic regression on frozen features",
+    "knn": "weighted k-NN on frozen features",
+    "retrieval": "test videos ask training videos by frozen features",
+    "fewshot": "the linear probe on a few training videos a class",
+    "bias": "the linear probe on test clips that lack motion or scene, beside random weights",
+}
+ALL = "all"  # of them
+FINETUNE, LINEAR, FEWSHOT = ("finetune",), ("linear",), ("fewshot",)
+FROZEN = ("linear", "knn", "retrieval", "fewshot", "bias")
+CLASSIFIED = ("finetune", "linear", "fewshot", "bias")  # clip by clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    title = "data"
+    train_split: tuple[str, ...] = setting((), "splits to train on", metavar="A,B", read=split_list)
+    test_split: tuple[str, ...] = setting((), "splits to test on", metavar="A,B", read=split_list)
+    val: float = setting(
+        0.0, "of train, held out to choose epoch or probe-lr", metavar="SHARE", least=0, below=1, only=("finetune", "linear")
+    )
+    label: str | None = setting(None, "kind of label, such as motion or scene; the set's first by default")
+    out: str = setting(help="folder for result.json, report.html and pictures", metavar="RUN", place=True, free=True)
+    force: bool = setting(False, "write over a result that --out holds", free=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    title = "model"
+    pretrained: str = setting(help="checkpoint or weights, or random", metavar="FILE", place=True)
+    arch: str | None = again(Network, "arch", None, help="network for --pretrained random; otherwise the checkpoint says")
+    width: int = again(Network, "width", help="channels of the first stage, for --pretrained random")
+    precise_bn: int = setting(
+        0, "first re-estimate BatchNorm's statistics on N RGB training batches (0: not)", metavar="N", least=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalClips:
+    title = "clips (frames, stride and size: by default the checkpoint's, or 16, 2, 112)"
+    frames: int | None = again(ClipConfig, "frames", None)
+    stride: int | None = again(ClipConfig, "stride", None)
+    size: int | None = again(ClipConfig, "size", None)
+    cpv: int = setting(10, "clips a training video: an epoch's (finetune), in all (others)", short="-cpv", least=1)
+    test_clips: int = setting(10, "uniform clips a test video, probabilities averaged", least=1)
+    crops: int = setting(1, "of each test clip: 1 (the middle) or 3 (along the long side)", choices=CROPS)
+    average: str = setting("probabilities", "of a video's clips", choices=("probabilities", "logits"), only=CLASSIFIED)
+    min_scale: float = again(ClipConfig, "min_scale", help="least share of the area that a training crop keeps")
+    flip: float = again(ClipConfig, "flip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    title = "frozen features (linear, knn, retrieval, fewshot, bias)"
+    features: str | None = setting(
+        None,
+        "keep them there (default: RUN/features), read them where they were kept",
+        metavar="DIR",
+        place=True,
+        free=True,
+        only=FROZEN,
+    )
+    probe: str = setting("convex", "convex (to its minimum) or sgd (the authors')", choices=("convex", "sgd"), only=LINEAR)
+    probe_lr: tuple[float, ...] = setting((5.0,), "of sgd; of several the best on --val", metavar="LR", above=0, only=LINEAR)
+    shots: tuple[int, ...] = setting((1, 5, 10), "training videos a class", metavar="N", least=1, only=FEWSHOT)
+    draws: int = setting(5, "of those videos", least=1, only=FEWSHOT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computing:
+    title = "optimisation"
+    batch: int = setting(64, "clips a step, over all processes; also of --precise-bn", short="-b", least=1)
+    seed: int = 0  # --seeds
+    precision: str = again(Optimisation, "precision")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetuning:
+    title = "optimisation (finetune)"
+    epochs: int = setting(10, least=1, only=FINETUNE)
+    lr: float = setting(0.1, above=0, only=FINETUNE)
+    schedule: tuple[int, ...] = again(Optimisation, "schedule", (6, 8), only=FINETUNE)
+    wd: float = again(Optimisation, "wd", only=FINETUNE)
+    dropout: float = setting(0.5, least=0, below=1, only=FINETUNE)
+    head: str = setting("linear", "linear, or bn: a BatchNorm before it", choices=("linear", "bn"), only=FINETUNE)
+    bn: str = setting(
+        "sync",
+        "statistics of all processes' clips, local: of each process's, frozen: as they are",
+        choices=("sync", "local", "frozen"),
+        only=FINETUNE,
+    )
+    patience: int = setting(0, "without a better one on --val, then stop", metavar="EPOCHS", least=0, only=FINETUNE)
+    save_minutes: float = again(Checkpoints, "save_minutes", only=FINETUNE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(Finetuning, Computing, Frozen, EvalClips, Pretrained, Reading, Data, Shards):
+    """Everything that decides an evaluation; saved in its result.json. Raises InputError for values that do not fit.
+
+    ``frames``, ``stride`` and ``size`` of None are those of the checkpoint (16, 2, 112 for random weights); ``cpv`` is clips a
+    training video: random ones in each epoch of finetune, uniform ones otherwise; ``test_clips`` uniform clips of a test video,
+    each cut ``crops`` times, of which ``average`` is taken. ``head`` ``bn`` has a BatchNorm before the linear layer. In
+    finetuning, BatchNorm normalises by the batch of all processes (``bn`` ``sync``) or of each (``local``), or as it was
+    pretrained to (``frozen``). ``val`` is the share of the training videos that is held out, by which finetuning chooses its
+    epoch (and stops after ``patience`` without a better one, 0 for never) and ``probe`` ``sgd`` its learning rate.
+    """
+
+    mode: str
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if self.mode not in MODES:
+            raise InputError(f"mode {self.mode!r}: expected one of {', '.join(MODES)}")
+        if not self.train_split or not self.test_split:
+            raise InputError("expected --train-split and --test-split, or --folds in the place of both")
+        if self.patience and not self.val:
+            raise InputError(f"--patience {self.patience}: --patience needs --val, such as 0.1, to have a result to watch")
+        if len(self.probe_lr) != 1 and not self.val:
+            raise InputError(
+                f"--probe-lr {' '.join(map(str, self.probe_lr))}: expected one learning rate; of several one is chosen on "
+                "--val, such as 0.1"
+            )
+        if not self.shots:
+            raise InputError("--shots: expected numbers of videos a class, such as 1 5 10")
+        if self.pretrained == "random" and self.arch is None:
+            raise InputError("--pretrained random says nothing of the network: name it with -a, such as -a r2plus1d_10")
+        self.clip({})
+
+    def clip(self, learned: dict[str, int]) -> ClipConfig:
+        """The clips to evaluate on, given those that the checkpoint learned on."""
+        default = ClipConfig()
+        given = {name: getattr(self, name) for name in ("frames", "stride", "size")}
+        frames, stride, size = (
+            learned.get(name, getattr(default, name)) if value is None else value for name, value in given.items()
+        )
+        return ClipConfig(frames, stride, size, self.min_scale, self.flip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeats:
+    """How often an evaluation is done: on which folds, with which seeds."""
+
+    folds: tuple[int, ...] = setting(
+        (), "train0N and test0N of each in place of both splits, and the mean", metavar="N", least=0, group="data"
+    )
+    seeds: tuple[int, ...] = setting((0,), "several: one after the other, and the mean", metavar="SEED", group="optimisation")
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
+def others(mode: str) -> set[str]:
+    """The settings that only other modes have."""
+    return {name for name, one in flags(EvalConfig).items() if one.said.only and mode not in (*one.said.only, ALL)}
+
+
+def evaluation(given: Mapping[str, Any]) -> tuple[EvalConfig, Repeats]:
+    """The first evaluation that a command line asks for (of ``all`` the first mode's), and how often."""
+    repeats = from_flags(Repeats, given)
+    splits = ("train_split", "test_split")
+    if repeats.folds and any(name in given for name in splits):
+        raise InputError("expected --train-split and --test-split, or --folds in the place of both")
+    first = {name: (f"{name[:-6]}{repeats.folds[0]:02}",) for name in splits} if repeats.folds else {}
+    mode = next(iter(MODES)) if given["mode"] == ALL else given["mode"]
+    return from_flags(EvalConfig, given, mode=mode, **first), repeats

@@ -1,0 +1,323 @@
+"""A setting is said once, as a field of a dataclass: parser, ``--help``, ``--config``, checks and resume are made from it.
+
+A dataclass of settings is one part of a command (its class attribute ``title`` is the group in ``--help``), and a command's
+configuration inherits from its parts; dataclasses put the fields of the last base first. simple-parsing, tyro, jsonargparse and
+draccus were tried. None leaves fields to some commands only or has a range and a rule for resuming in its fields, so that each
+would need most of this file beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import types
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+from dclr.errors import InputError, check_number, place
+from dclr.text import plain, public
+
+MAX_BYTES = 1 << 16  # of a recipe
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a field says beside its name, type and default."""
+
+    help: str = ""
+    short: str = ""  # such as -j
+    metavar: str = ""
+    choices: Collection[str | int] = ()
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+    free: bool = False  # a run that is resumed may change it
+    place: bool = False  # a path or URL: not empty, ~ expanded, kept without its secrets
+    read: Callable[[str], Any] | None = None  # the whole text -> value, raises InputError
+    nargs: str = "+"  # of a tuple without ``read``; * where a flag without values says something
+    group: str = ""  # of --help, where it is not the part's title
+    only: Collection[str] = ()  # the commands that have it
+    before: Any = ...  # what runs did that were made before the setting existed; every new one says it
+
+
+def setting(default: Any = MISSING, help: str = "", *, factory: Any = MISSING, **said: Any) -> Any:
+    """A dataclass field that is a flag; without ``default`` and ``factory`` it is required. ``said`` is the rest of
+    :class:`Setting`."""
+    return _field(default, factory, Setting(help, **said))
+
+
+def _field(default: Any, factory: Any, said: Setting) -> Any:
+    return dataclasses.field(default=default, default_factory=factory, metadata={"setting": said})
+
+
+def again(part: type, name: str, default: Any = MISSING, **changes: Any) -> Any:
+    """The setting ``name`` of another dataclass, with its default unless another one is given, and with ``changes``."""
+    field = part.__dataclass_fields__[name]  # type: ignore[attr-defined]
+    said = dataclasses.replace(field.metadata["setting"], **changes)
+    return _field(field.default, field.default_factory, said) if default is MISSING else _field(default, MISSING, said)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A setting as a command has it: ``kind`` is the type of its value, or of each of ``many``."""
+
+    field: Field[Any]
+    said: Setting
+    kind: type
+    many: bool
+    optional: bool
+    title: str
+
+    @property
+    def required(self) -> bool:
+        return self.field.default is MISSING and self.field.default_factory is MISSING
+
+    @property
+    def default(self) -> Any:
+        return self.field.default_factory() if self.field.default_factory is not MISSING else self.field.default
+
+    @property
+    def read(self) -> Callable[[str], Any]:
+        """One text of the command line -> value."""
+        return self.kind if self.said.read is None else as_type(self.said.read)
+
+    def help(self) -> str:
+        """With the default, where it is one that a user would miss."""
+        default = self.default
+        if self.required or default is None or default is False or default == ():
+            return self.said.help.replace("%", "%%")
+        return f"{self.said.help} (default: {self.text(default)})".strip().replace("%", "%%")
+
+    def text(self, value: Any) -> str:
+        """A value as the command line has it."""
+        return ("," if self.said.read else " ").join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def as_type(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A reader that raises InputError as argparse wants the type of a flag."""
+
+    def told(text: str) -> Any:
+        try:
+            return read(text)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error).strip()) from None
+
+    return told
+
+
+def flag(name: str) -> str:
+    """``"lr_decay"`` -> ``"--lr-decay"``."""
+    return f"--{name.replace('_', '-')}"
+
+
+def flags(settings: type) -> dict[str, Flag]:
+    """The settings of a dataclass by name, in its order; a field without :func:`setting` is none."""
+    titles = {
+        field.name: vars(part)["title"]
+        for part in reversed(settings.__mro__)
+        if "title" in vars(part)
+        for field in fields(part)
+    }
+    hints, found = get_type_hints(settings), {}
+    for field in fields(settings):
+        if (said := field.metadata.get("setting")) is None:
+            continue
+        kind = hints[field.name]
+        if optional := types.NoneType in get_args(kind):
+            (kind,) = (one for one in get_args(kind) if one is not types.NoneType)
+        many = get_origin(kind) is tuple
+        title = said.group or titles.get(field.name, "")
+        found[field.name] = Flag(field, said, get_args(kind)[0] if many else kind, many, optional, title)
+    return found
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are an :class:`InputError`, one line, and whose flags are :func:`flags`."""
+
+    def __init__(self, **more: Any):
+        super().__init__(**more)
+        self.flags: dict[str, Flag] = {}
+
+    def error(self, message: str) -> Any:
+        raise InputError(f"{message}; {self.prog} --help says what there is")
+
+    def add(self, *settings: type, without: Collection[str] = ()) -> Parser:
+        """Flags for all settings of these dataclasses but ``without``, which are refused as other commands', and
+        ``--config``."""
+        self.add_argument(
+            "--config", action=_FromFile, metavar="YAML", default=argparse.SUPPRESS,
+            help="flags from a YAML table, such as a recipe or the config.yaml of a pretraining; flags beside it win",
+        )  # fmt: skip
+        groups: dict[str, Any] = {}
+        for name, one in [item for part in settings for item in flags(part).items()]:
+            names = [*([one.said.short] if one.said.short else []), flag(name)]
+            if name in without:
+                self.add_argument(*names, nargs="*", action=_OfOthers, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+                continue
+            self.flags[name] = one
+            if one.title not in groups:
+                groups[one.title] = self.add_argument_group(one.title) if one.title else self
+            how: dict[str, Any] = {"action": "store_true"}
+            if one.kind is not bool:
+                choices = f"{{{','.join(map(str, one.said.choices))}}}" if one.said.choices and not one.many else None
+                how = {"type": one.read, "metavar": one.said.metavar or choices}
+                if one.many and one.said.read is None:
+                    how["nargs"] = one.said.nargs
+            groups[one.title].add_argument(*names, dest=name, default=argparse.SUPPRESS, help=one.help(), **how)
+        asked = [str(action.metavar) for action in self._actions if not action.option_strings]
+        asked += [f"{flag(name)} {one.said.metavar or name.upper()}" for name, one in self.flags.items() if one.required]
+        self.usage = " ".join(["%(prog)s", *asked, "[flags]"])
+        return self
+
+    def given(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
+        """What a command line, and before it the file of its ``--config``, say: value by name."""
+        found = vars(self.parse_args(argv))
+        return found.pop("config", {}) | {
+            name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
+        }
+
+
+class _FromFile(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, path: Any, option: str | None = None) -> None:
+        namespace.config = getattr(namespace, "config", {}) | from_file(Path(place(path, "--config")), parser)
+
+
+class _OfOthers(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
+        parser.error(f"{option} is no flag of {parser.prog}, only of other commands")
+
+
+def from_flags(settings: type[C], given: Mapping[str, Any], **more: Any) -> C:
+    """The dataclass that ``given`` and ``more`` say; raises InputError for a required flag that is in neither."""
+    every, given = flags(settings), dict(given) | more
+    absent = [flag(name) for name, one in every.items() if one.required and name not in given]
+    if absent:
+        raise InputError(f"the following arguments are required: {', '.join(absent)}")
+    return settings(**more | {name: given[name] for name in every if name in given})
+
+
+def from_file(path: Path, parser: Parser) -> dict[str, Any]:
+    """What a saved configuration or a recipe (YAML, a flat table: ``lr: 0.01``) says, value by name.
+
+    A table that has every setting without a ``before`` is a run's own: what it lacks has the value of before it existed.
+    Raises InputError for a file that cannot be read, is no table of plain values, or names what is no flag.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"--config {path}: {path.stat().st_size} bytes, expected a recipe of at most {MAX_BYTES}")
+        table = yaml.safe_load(path.read_text())
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = plain(str(error).partition("\n")[0])
+        raise InputError(f"--config {path}: not a readable YAML file ({reason})") from None
+    if not isinstance(table, dict):
+        raise InputError(f"--config {path}: expected a table of flags, such as lr: 0.01")
+    found = {}
+    for name, value in table.items():
+        if name not in parser.flags:
+            raise InputError(f"--config {path}: {plain(repr(name), 80)} is no flag of {parser.prog}")
+        try:
+            if value is not None or parser.flags[name].optional:
+                found[name] = _from_yaml(parser.flags[name], value)
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            expected = f"invalid {parser.flags[name].kind.__name__} value: {plain(repr(value), 80)}"
+            said = error if isinstance(error, (argparse.ArgumentTypeError, InputError)) else expected
+            raise InputError(f"--config {path}: argument {flag(name)}: {said}") from None
+    older = {name: one.said.before for name, one in parser.flags.items() if one.said.before is not ...}
+    return older | found if set(parser.flags) <= {*table, *older} else found
+
+
+def _from_yaml(one: Flag, value: Any) -> Any:
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, str | int | float | bool | None) for item in values):
+        raise InputError(f"it is {plain(repr(value), 80)}, expected a plain value or a list of them")
+    if value is None:
+        return None
+    if one.kind is bool or any(isinstance(item, bool) or item is None for item in values):
+        if one.kind is not bool or not isinstance(value, bool):
+            raise ValueError
+        return value
+    if not one.many:
+        if isinstance(value, list):
+            raise ValueError
+        return one.read(str(value))
+    if values:
+        return one.read(",".join(map(str, values))) if one.said.read else tuple(one.read(str(item)) for item in values)
+    if one.required or (one.said.read is None and one.said.nargs == "+" and one.default != ()):
+        raise InputError("it is empty, expected at least one value")
+    return ()
+
+
+def check_values(settings: Any) -> None:
+    """What every dataclass of settings checks first, in its ``__post_init__``: numbers are finite, of a usual size and in their
+    field's range, choices are among those it has, and places are not empty; ``~`` in these is expanded. Raises InputError
+    naming the flag."""
+    for field in fields(settings):
+        value, said = getattr(settings, field.name), field.metadata.get("setting", Setting())
+        many = isinstance(value, list | tuple)
+        for item in value if many else (value,):
+            check_number(field.name, item)
+            if item is None:
+                continue
+            if said.choices and item not in said.choices:
+                raise InputError(
+                    f"{flag(field.name)} {item}: expected {'any' if many else 'one'} of {', '.join(map(str, said.choices))}"
+                )
+            if not isinstance(item, str) and not _inside(item, said):
+                raise InputError(f"{flag(field.name)} {item}: expected {_range(said)}")
+        if said.place and value is not None:
+            object.__setattr__(settings, field.name, place(value, flag(field.name)))
+
+
+def _inside(number: Any, said: Setting) -> bool:
+    return (
+        (said.least is None or number >= said.least)
+        and (said.above is None or number > said.above)
+        and (said.most is None or number <= said.most)
+        and (said.below is None or number < said.below)
+    )
+
+
+def _range(said: Setting) -> str:
+    if said.least is not None and said.most is not None:
+        return f"{said.least:g} to {said.most:g}"
+    parts = ("at least", said.least), ("above", said.above), ("at most", said.most), ("below", said.below)
+    return " and ".join(f"{word} {limit:g}" for word, limit in parts if limit is not None)
+
+
+def free(settings: type) -> set[str]:
+    """The settings that a run may change where it is resumed."""
+    return {name for name, one in flags(settings).items() if one.said.free}
+
+
+def as_table(settings: Any) -> dict[str, Any]:
+    """Plain values by field, tuples as lists, places without secrets: what :func:`from_file` reads back as YAML."""
+    places = {name for name, one in flags(type(settings)).items() if one.said.place}
+    return {name: _kept(value, name in places) for name, value in dataclasses.asdict(settings).items()}
+
+
+def _kept(value: Any, is_place: bool) -> Any:
+    return list(value) if isinstance(value, tuple) else public(value) if is_place and isinstance(value, str) else value
+
+
+def completed(settings: type, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of an older run, with what it did where a setting did not exist yet (``before``)."""
+    older = {name: one.said.before for name, one in flags(settings).items() if one.said.before is not ...}
+    return older | dict(table)
+
+
+def differences(settings: Any, table: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What a run that is to be resumed was made with, by its ``table``, and these settings have otherwise: name, ours and
+    theirs as the command line has them; not what is ``free``."""
+    theirs, ours = completed(type(settings), table), as_table(settings)
+    for name, one in flags(type(settings)).items():
+        found = _kept(theirs.get(name), one.said.place)
+        if not one.said.free and ours[name] != found:
+            yield name, one.text(ours[name]), one.text(found)
