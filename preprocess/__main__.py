@@ -2,209 +2,197 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dclr.data.manifest import MANIFEST, Manifest
-from dclr.errors import InputError, check_number, exit_on_input_error, path_flag
-from dclr.record import CODECS, CUES
+from dclr.errors import InputError, exit_on_input_error, path_flag
+from dclr.settings import Parser, again, as_type, check_values, from_flags, setting
 from dclr.storage import Folder, RemoteFolder, open_folder
-from dclr.threads import permitted
 from preprocess import run, synthetic
-from preprocess.datasets import DATASETS, VideoSet
+from preprocess.datasets import DATASETS, DataSet, VideoSet
 from preprocess.preview import contact_sheet
 from preprocess.stats import describe
-from preprocess.transcode import Options
+from preprocess.transcode import WHICH, Options
 from preprocess.verify import verify
 
 WARN_MISSING = 5  # percent of the listed videos
+PLACE = "a folder, or s3://bucket/prefix"
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m preprocess", description=__doc__)
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    title = run.How.title
+    max_failures: float = setting(5.0, "more failed videos: exit code 1", metavar="PERCENT", least=0, most=100)
+    max_missing: float | None = setting(
+        None,
+        f"more missing videos of the lists: exit code 1 (only a warning, above {WARN_MISSING})",
+        metavar="PERCENT",
+        least=0,
+        most=100,
+    )
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    title = Options.title
+    out: Folder = setting(help=f"of the shard set, e.g. shards/ucf101: {PLACE}", metavar="SET", read=open_folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    title = WHICH
+    root: Folder = setting(help=f"of the videos: {PLACE}", metavar="VIDEOS", read=open_folder)
+    limit: int | None = setting(None, "only the first N videos of the sorted list", metavar="N", least=1)
+    append: bool = setting(False, "add the videos that the set does not hold yet")
+    dry_run: bool = setting(False, "say how many videos, shards, bytes and hours, and write nothing")
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
+def listing(dataset: DataSet) -> type:
+    """The settings of a data set that reads lists: where they are."""
+    where = setting(help=dataset.flag_help, metavar=dataset.metavar, read=path_flag)
+    name, more = dataset.flag.removeprefix("--"), {"title": WHICH}
+    return make_dataclass("Listing", [(name, Path, where)], frozen=True, kw_only=True, namespace=more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrying:
+    root: Folder | None = setting(None, "where the videos are now (as before)", metavar="VIDEOS", read=open_folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verifying:
+    deep: bool = setting(False, "decode every frame and cue too")
+    workers: int = again(run.How, "workers")
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Describing:
+    out: Path = setting(Path("stats.png"), "histograms", metavar="PNG", read=path_flag)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Previewing:
+    out: Path = setting(help="the sheet", metavar="PNG", read=path_flag)
+    videos: int = setting(6, "rows of the sheet", metavar="N", least=1)
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
+def parser() -> Parser:
+    top = Parser(prog="python -m preprocess", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    place = "a folder, or s3://bucket/prefix"
 
-    cores = permitted()
-    working = argparse.ArgumentParser(add_help=False)
-    speed = working.add_argument_group("how it is done (no byte depends on these)")
-    speed.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (one a core)")
-    speed.add_argument(
-        "--timeout", type=float, default=600, metavar="SECONDS", help="a video that takes longer has failed (600)"
-    )
-    speed.add_argument("--max-failures", type=float, default=5, metavar="PERCENT", help="more failed videos: exit code 1 (5)")
-    missing_help = f"more missing videos of the lists: exit code 1 (only a warning, above {WARN_MISSING})"
-    speed.add_argument("--max-missing", type=float, metavar="PERCENT", help=missing_help)
-    speed.add_argument("--engine", choices=("local", "ray"), default="local", help="processes here, or a Ray cluster")
+    def command(name: str, what: str, *settings: type, existing: bool = False, without: Collection[str] = ()) -> None:
+        added = commands.add_parser(name, help=what, description=what)
+        if existing:
+            added.add_argument("set", type=as_type(open_folder), metavar="SET", help=f"a shard set: {PLACE}")
+        added.add(*settings, without=without)
 
-    making = argparse.ArgumentParser(add_help=False, parents=[working])
-    stored = making.add_argument_group("what is stored")
-    stored.add_argument(
-        "--out", type=folder_flag, required=True, metavar="SET", help=f"of the shard set, e.g. shards/ucf101: {place}"
-    )
-    stored.add_argument("--size", type=int, default=128, metavar="PIXELS", help="short side of the stored frames (128)")
-    stored.add_argument(
-        "--codec", choices=list(CODECS), default="jpeg", help="jpeg reads fastest, h264 is a quarter of the bytes"
-    )
-    stored.add_argument("--quality", type=int, help="JPEG quality (90) or h264's crf (20)")
-    stored.add_argument(
-        "--cues",
-        type=cue_list,
-        default=("diff", "energy"),
-        metavar="LIST",
-        help=f"some of {','.join(CUES)}, or none (diff,energy)",
-    )
-    stored.add_argument("--stabilise", action="store_true", help="take the camera's motion out of the cues")
-    stored.add_argument("--shard-size", type=int, default=256, metavar="MB", help="estimated size of a shard (256)")
-
-    reading = argparse.ArgumentParser(add_help=False, parents=[making])
-    source = reading.add_argument_group("which videos")
-    source.add_argument("--root", type=folder_flag, required=True, help=f"of the videos: {place}")
-    source.add_argument("--limit", type=int, metavar="N", help="only the first N videos of the sorted list")
-    source.add_argument("--max-seconds", type=float, default=600, help="a longer video fails (600)")
-    source.add_argument("--segment", type=float, default=0, metavar="SECONDS", help="cut videos into samples of this length")
-    source.add_argument("--append", action="store_true", help="add the videos that the set does not hold yet")
-    source.add_argument("--part", metavar="I/N", help="only the I-th of N parts (Slurm arrays); then merge")
-    source.add_argument(
-        "--dry-run", action="store_true", help="say how many videos, shards, bytes and hours, and write nothing"
-    )
-
-    made = commands.add_parser("synthetic", parents=[making], help="the embedded data set: made here, no download")
-    made.add_argument("--videos", type=int, default=1200, metavar="N", help="videos, a third of them test (1200)")
-    made.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (0)")
-    made.add_argument(
-        "--swap-scenes", action="store_true", help="a split 'swapped' too: each test video's motion over another scene"
-    )
-
+    made, read = (Making, Options, run.How, Tolerance), (Making, Options, Reading, run.How, Tolerance)
+    drawn = "the embedded data set: made here, no download"
+    command("synthetic", drawn, *made, synthetic.Drawing, without=("segment", "max_seconds", "part"))
     for dataset in DATASETS.values():
-        read = commands.add_parser(dataset.name, parents=[reading], help=dataset.help)
-        if dataset.flag:
-            read.add_argument(
-                dataset.flag, dest="lists", type=path_flag, required=True, metavar=dataset.metavar, help=dataset.flag_help
-            )
-
-    existing = argparse.ArgumentParser(add_help=False)
-    existing.add_argument("set", type=folder_flag, metavar="SET", help=f"a shard set: {place}")
-    again = commands.add_parser(
-        "retry", parents=[existing, working], help="try the failed videos again and add what comes of them"
-    )
-    again.add_argument("--root", type=folder_flag, help="where the videos are now (as before)")
-    joined = commands.add_parser("merge", parents=[existing], help="the one manifest of what several parts made")
-    joined.add_argument("--max-failures", type=float, default=5, metavar="PERCENT", help="more failed videos: exit code 1 (5)")
-    joined.add_argument("--max-missing", type=float, metavar="PERCENT", help=missing_help)
-
-    checked = commands.add_parser(
-        "verify", parents=[existing], help="hash every shard, compare it with its index; exit code 1 on a fault"
-    )
-    checked.add_argument("--deep", action="store_true", help="decode every frame and cue too")
-    checked.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (one a core)")
-    counted = commands.add_parser("stats", parents=[existing], help="videos, hours, classes, splits, sizes; a picture of them")
-    counted.add_argument("--out", type=path_flag, default=Path("stats.png"), metavar="PNG", help="histograms (stats.png)")
-    preview = commands.add_parser("preview", parents=[existing], help="a contact sheet: frames above their motion cues")
-    preview.add_argument("--out", type=path_flag, required=True, metavar="PNG")
-    preview.add_argument("--videos", type=int, default=6, metavar="N", help="rows of the sheet (6)")
+        command(dataset.name, dataset.help, *read, *([listing(dataset)] if dataset.flag else []))
+    tried = "try the failed videos again and add what comes of them"
+    command("retry", tried, Retrying, run.How, Tolerance, existing=True, without=("part",))
+    command("merge", "the one manifest of what several parts made", Tolerance, existing=True)
+    looked = "hash every shard, compare it with its index; exit code 1 on a fault"
+    command("verify", looked, Verifying, existing=True)
+    command("stats", "videos, hours, classes, splits, sizes; a picture of them", Describing, existing=True)
+    command("preview", "a contact sheet: frames above their motion cues", Previewing, existing=True)
     return top
 
 
-def folder_flag(text: str) -> Folder:
-    """The type of a flag that names a folder, here or in object storage."""
-    try:
-        return open_folder(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def cue_list(text: str) -> tuple[str, ...]:
-    """``"diff,flow"`` -> ``("diff", "flow")``; ``"none"`` -> ``()``. Names are checked by :class:`Options`."""
-    return () if text == "none" else tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def part(text: str) -> tuple[int, int]:
-    """``"2/8"`` -> ``(2, 8)``: the second of eight."""
-    number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
-        raise InputError(f"--part {text}: expected I/N with I from 1 to N, such as 1/8 (Slurm: sbatch --array=1-8)")
-    return int(number), int(count)
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parser().parse_args(argv)
-    for name, value in vars(args).items():
-        check_number(name, value)
-    for flag in ("workers", "videos", "limit"):
-        if getattr(args, flag, None) is not None and getattr(args, flag) < 1:
-            raise InputError(f"--{flag} {getattr(args, flag)}: expected at least 1")
-    for flag, least, most in (("timeout", 1e-3, 1e9), ("max_failures", 0, 100), ("max_missing", 0, 100)):
-        if getattr(args, flag, None) is not None and not least <= getattr(args, flag) <= most:
-            raise InputError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: expected {least:g} to {most:g}")
-    if args.command == "preview":
-        print(contact_sheet(args.set, args.out, args.videos))
-    elif args.command == "stats":
-        print(describe(args.set, args.out))
-    elif args.command == "verify":
-        faults = verify(args.set, args.deep, args.workers)
-        if faults:
-            raise SystemExit(1)
-    elif args.command == "merge":
-        with args.set.held():
-            conclude(args.set, run.merge(args.set), args)
-    elif args.command == "retry":
-        with args.set.held():
-            conclude(args.set, run.retry(args.set, how(args), args.root), args)
+def main(argv: Sequence[str] | None = None) -> None:
+    given = parser().given(argv)
+    if "set" in given:
+        look_after(given["command"], given["set"], given)
     else:
-        make(args)
+        make(given)
 
 
-def how(args: argparse.Namespace) -> run.How:
-    text = getattr(args, "part", None)
-    return run.How(args.workers, args.timeout, args.engine, None if text is None else part(text))
+def look_after(command: str, shards: Folder, given: Mapping[str, Any]) -> None:
+    """One of the commands about a set that is there."""
+    if command == "preview":
+        sheet = from_flags(Previewing, given)
+        print(contact_sheet(shards, sheet.out, sheet.videos))
+    elif command == "stats":
+        print(describe(shards, from_flags(Describing, given).out))
+    elif command == "verify":
+        checked = from_flags(Verifying, given)
+        if verify(shards, checked.deep, checked.workers):
+            raise SystemExit(1)
+    else:
+        tolerance, how, root = from_flags(Tolerance, given), from_flags(run.How, given), from_flags(Retrying, given).root
+        with shards.held():
+            conclude(shards, run.merge(shards) if command == "merge" else run.retry(shards, how, root), tolerance)
 
 
-def make(args: argparse.Namespace) -> None:
+def make(given: Mapping[str, Any]) -> None:
     """One of the commands that make a set."""
-    options = Options(**{field.name: getattr(args, field.name) for field in fields(Options) if hasattr(args, field.name)})
+    out, tolerance = from_flags(Making, given).out, from_flags(Tolerance, given)
+    options, how = from_flags(Options, given), from_flags(run.How, given)
+    drawn = given["command"] == "synthetic"
+    chosen: Any = from_flags(synthetic.Drawing if drawn else Reading, given)
+    dry, append = (getattr(chosen, name, False) for name in ("dry_run", "append"))
     with ExitStack() as stack:
-        if not getattr(args, "dry_run", False):
-            stack.enter_context(args.out.held(how(args).part))
-        source = _drawn(args, stack) if args.command == "synthetic" else _found(args)
-        absent = too_many_missing(len(source.missing), source.listed, args.max_missing)
-        if getattr(args, "dry_run", False):
-            print(run.dry_run(source, options, how(args)))
+        if not dry:
+            stack.enter_context(out.held(how.part))
+        source = _drawn(chosen, out, how.workers, stack) if drawn else _found(given, chosen)
+        absent = too_many_missing(len(source.missing), source.listed, tolerance.max_missing)
+        if dry:
+            print(run.dry_run(source, options, how))
             if absent:
                 raise SystemExit(f"error: {absent}")
             return
-        work = run.append if getattr(args, "append", False) else run.build
-        summary = work(source, args.out, options, how(args))
+        work = run.append if append else run.build
+        summary = work(source, out, options, how)
     if summary is None:
-        print(f"{args.out}: part {args.part} is made; when all are: python -m preprocess merge {args.out}")
+        print(f"{out}: part {'/'.join(map(str, how.part or ()))} is made; when all are: python -m preprocess merge {out}")
     else:
-        conclude(args.out, summary, args)
+        conclude(out, summary, tolerance)
 
 
-def _drawn(args: argparse.Namespace, stack: ExitStack) -> VideoSet:
+def _drawn(drawing: synthetic.Drawing, out: Folder, workers: int, stack: ExitStack) -> VideoSet:
     """The embedded set's videos, drawn below the set's folder (a temporary one where that is in object storage)."""
-    drawn_with = synthetic.made_with(args.videos, args.seed, args.swap_scenes)
-    if args.out.size(MANIFEST) is not None:
-        old = Manifest.loads(args.out.read(MANIFEST).decode(errors="replace"), f"{args.out}/{MANIFEST}").options
+    wanted = (drawing.videos, drawing.seed, drawing.swap_scenes)
+    drawn_with = synthetic.made_with(*wanted)
+    if out.size(MANIFEST) is not None:
+        old = Manifest.loads(out.read(MANIFEST).decode(errors="replace"), f"{out}/{MANIFEST}").options
         if drawn_with != {name: old[name] for name in ("videos", "seed", "swap_scenes") if name in old}:
-            raise InputError(f"--out {args.out}: a finished shard set is there already; name another folder or remove it")
-    if isinstance(args.out, RemoteFolder):
+            raise InputError(f"--out {out}: a finished shard set is there already; name another folder or remove it")
+    if isinstance(out, RemoteFolder):
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dclr-")))
     else:
-        place = Path(args.out.place, "videos", f"seed{args.seed}")
-    return synthetic.make(place, args.videos, args.seed, args.workers, args.swap_scenes)
+        place = Path(out.place, "videos", f"seed{drawing.seed}")
+    return synthetic.make(place, drawing.videos, drawing.seed, workers, drawing.swap_scenes)
 
 
-def _found(args: argparse.Namespace) -> VideoSet:
-    dataset = DATASETS[args.command]
-    source = dataset.find(args.root, args.lists) if dataset.flag else dataset.find(args.root)
-    if args.limit is None:
+def _found(given: Mapping[str, Any], reading: Reading) -> VideoSet:
+    dataset = DATASETS[given["command"]]
+    if dataset.flag:
+        source = dataset.find(reading.root, getattr(from_flags(listing(dataset), given), dataset.flag.removeprefix("--")))
+    else:
+        source = dataset.find(reading.root)
+    if reading.limit is None:
         return source
-    return replace(source, videos=source.videos[: args.limit], options=source.options | {"limit": args.limit})
+    return replace(source, videos=source.videos[: reading.limit], options=source.options | {"limit": reading.limit})
 
 
 def too_many_missing(missing: int, listed: int, most: float | None) -> str:
@@ -219,14 +207,14 @@ def too_many_missing(missing: int, listed: int, most: float | None) -> str:
     return f"{said} --max-missing {most:g} percent"
 
 
-def conclude(out: Folder, summary: run.Summary, args: argparse.Namespace) -> None:
+def conclude(out: Folder, summary: run.Summary, tolerance: Tolerance) -> None:
     """Say what came of it; exit code 1 where more than ``--max-failures`` percent of the videos tried failed or more than
     ``--max-missing`` percent of those listed are missing."""
     print(report(out, summary))
     said, failed = list[str](), len(summary.failed)
-    if summary.tried and 100 * failed > args.max_failures * summary.tried:
-        said.append(f"{failed} of {summary.tried} videos failed, more than --max-failures {args.max_failures:g} percent")
-    absent = too_many_missing(len(summary.missing), summary.listed, args.max_missing)
+    if summary.tried and 100 * failed > tolerance.max_failures * summary.tried:
+        said.append(f"{failed} of {summary.tried} videos failed, more than --max-failures {tolerance.max_failures:g} percent")
+    absent = too_many_missing(len(summary.missing), summary.listed, tolerance.max_missing)
     if absent:
         said.append(absent)
     if said:

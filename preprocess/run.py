@@ -26,12 +26,14 @@ from tqdm import tqdm
 from dclr.data.manifest import FAILURES, INDEX, MANIFEST, Entry, Manifest, Shard, ShardSet, pack_columns, read_index
 from dclr.errors import InputError
 from dclr.record import pack
+from dclr.settings import check_values, setting
 from dclr.storage import Folder, open_folder
 from dclr.text import public
+from dclr.threads import permitted
 from preprocess.datasets import EMPTY_CLASS, Video, VideoSet, sample_keys
 from preprocess.plan import LEFT_OUT, MISSING, PLAN, Failure, Job, RunPlan, Task, jobs, manifest_options, output_ratio
 from preprocess.pool import Lost, Pool
-from preprocess.transcode import Options, TranscodeError, transcode
+from preprocess.transcode import WHICH, Options, TranscodeError, transcode
 from preprocess.write import (
     Made,
     MadeWriter,
@@ -48,15 +50,29 @@ Tell = Callable[[int, bool], None]  # hears of every video: its frames (0 where 
 SAMPLED = 8  # videos that a dry run transcodes to measure
 
 
+def part(text: str) -> tuple[int, int]:
+    """``"2/8"`` -> ``(2, 8)``: the second of eight."""
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise InputError(f"--part {text}: expected I/N with I from 1 to N, such as 1/8 (Slurm: sbatch --array=1-8)")
+    return int(number), int(count)
+
+
 @dataclass(frozen=True)
 class How:
-    """What decides how fast a run goes and when it gives up, and not one byte of the set. ``workers``: processes.
-    ``timeout``: seconds a video. ``engine``: local or ray. ``part``: (i, n), the i-th of n machines, from 1."""
+    """What decides how fast a run goes and when it gives up, and not one byte of the set. ``part``: (i, n), the i-th of n
+    machines, from 1. Raises InputError for values out of range."""
 
-    workers: int = 1
-    timeout: float = 600
-    engine: str = "local"
-    part: tuple[int, int] | None = None
+    title = "how it is done (no byte depends on these)"
+    workers: int = setting(factory=permitted, help="processes, by default one a core", metavar="N", least=1)
+    timeout: float = setting(600, "a video that takes longer has failed", metavar="SECONDS", least=1e-3, most=1e9)
+    engine: str = setting("local", "processes here, or a Ray cluster", choices=("local", "ray"))
+    part: tuple[int, int] | None = setting(
+        None, "only the I-th of N parts (Slurm arrays); then merge", metavar="I/N", read=part, group=WHICH
+    )
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,10 @@ from tqdm import tqdm
 
 from dclr.draws import generator
 from dclr.files import whole
+from dclr.settings import check_values, setting
 from dclr.storage import Folder
 from preprocess.datasets import Video, VideoSet
+from preprocess.transcode import WHICH
 
 MOTIONS = ("left", "right", "up", "down", "orbit_cw", "orbit_ccw", "zoom_in", "oscillate")
 SIZES = ((112, 96), (120, 108), (128, 112), (120, 120))  # width, height
@@ -257,6 +259,19 @@ def _make(root: Path, p: DrawnVideo) -> None:
     path = root / p.path
     if not path.exists():
         encode(*render(p.motion, p.scene, p.seed), path)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Which videos are drawn. Raises InputError for values out of range."""
+
+    title = WHICH
+    videos: int = setting(1200, "videos, a third of them test", metavar="N", least=1)
+    seed: int = setting(0, "the same seed gives the same bytes")
+    swap_scenes: bool = setting(False, "a split 'swapped' too: each test video's motion over another scene")
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
 
 def made_with(videos: int, seed: int, swap_scenes: bool) -> dict[str, int | str]:

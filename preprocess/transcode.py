@@ -30,8 +30,10 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from dclr.errors import InputError
 from dclr.record import CODECS, CUES, GRID, MAX_SIDE, STILL, flow_levels, flow_size, pack_array, pack_offsets
+from dclr.settings import check_values, setting
 from preprocess.motion import Motion, Moved
 
+WHICH = "which videos"  # a group of --help
 QUALITY = {"jpeg": (90, 1, 100), "h264": (20, 0, 51)}  # codec -> default, least, most
 FLOW_QUALITY = 90  # of flow's JPEGs: 0.03 px of error, a third of the bytes of PNG
 GOP = 16  # frames from one I to the next: what the first frame of a clip may cost
@@ -49,6 +51,11 @@ MATRICES = {  # of H.273, those that FFmpeg's scaler refuses
 }  # fmt: skip
 
 
+def cue_list(text: str) -> tuple[str, ...]:
+    """``"diff,flow"`` -> ``("diff", "flow")``; ``"none"`` -> ``()``. Names are checked by :class:`Options`."""
+    return () if text == "none" else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 @dataclass(frozen=True)
 class Options:
     """What decides a sample's bytes, kept in the manifest. ``size``: stored short side in pixels. ``codec``: jpeg or h264.
@@ -56,30 +63,27 @@ class Options:
     camera's motion is removed from cues. ``segment``: seconds of a sample, 0 for whole videos, of ``max_seconds`` at most.
     ``shard_size``: estimated megabytes (10**6) of a shard."""
 
-    size: int = 128
-    codec: str = "jpeg"
-    quality: int | None = None
-    cues: tuple[str, ...] = ("diff", "energy")
-    stabilise: bool = False
-    segment: float = 0
-    max_seconds: float = 600
-    shard_size: int = 256
+    title = "what is stored"
+    size: int = setting(128, "short side of the stored frames", metavar="PIXELS", least=16, most=1024)
+    codec: str = setting("jpeg", "jpeg reads fastest, h264 is a quarter of the bytes", choices=CODECS)
+    quality: int | None = setting(None, f"JPEG quality ({QUALITY['jpeg'][0]}) or h264's crf ({QUALITY['h264'][0]})")
+    cues: tuple[str, ...] = setting(
+        ("diff", "energy"), f"some of {','.join(CUES)}, or none", metavar="LIST", read=cue_list, choices=CUES
+    )
+    stabilise: bool = setting(False, "take the camera's motion out of the cues")
+    segment: float = setting(
+        0, "cut videos into samples of this length (0: not)", metavar="SECONDS", least=0, most=1e6, group=WHICH
+    )
+    max_seconds: float = setting(600, "a longer video fails", metavar="SECONDS", least=0.1, most=1e6, group=WHICH)
+    shard_size: int = setting(256, "estimated size of a shard", metavar="MB", least=1, most=100_000)
 
     def __post_init__(self) -> None:
-        if self.codec not in CODECS:
-            raise InputError(f"--codec {self.codec}: expected one of {', '.join(CODECS)}")
-        default, least_quality, most_quality = QUALITY[self.codec]
+        check_values(self)
+        default, least, most = QUALITY[self.codec]
         if self.quality is None:
             object.__setattr__(self, "quality", default)
-        for name, least, most in (
-            ("size", 16, 1024), ("quality", least_quality, most_quality), ("shard_size", 1, 100_000),
-            ("segment", 0, 1e6), ("max_seconds", 0.1, 1e6),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if not least <= value <= most:
-                raise InputError(f"--{name.replace('_', '-')} {value}: expected {least:g} to {most:g}")
-        if not set(self.cues) <= set(CUES):
-            raise InputError(f"--cues {','.join(self.cues)}: expected some of {','.join(CUES)}, or none")
+        elif not least <= self.quality <= most:
+            raise InputError(f"--quality {self.quality}: expected {least} to {most}")
         object.__setattr__(self, "cues", tuple(cue for cue in CUES if cue in self.cues))
         if self.codec != "jpeg" and self.size % 2:
             raise InputError(f"--size {self.size}: --codec {self.codec} needs an even number of pixels")

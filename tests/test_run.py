@@ -537,7 +537,7 @@ def test_preprocess_refuses_what_cannot_work(half_broken: tuple[Path, Path], tmp
         (("--quality", "101"), "--quality 101: expected 1 to 100"),
         (("--codec", "h264", "--quality", "90"), "--quality 90: expected 0 to 51"),
         (("--codec", "h264", "--size", "113"), "--size 113: --codec h264 needs an even number"),
-        (("--cues", "diff,taste"), "--cues diff,taste: expected some of diff,flow,energy"),
+        (("--cues", "diff,taste"), "--cues taste: expected any of diff, flow, energy"),
         (("--cues", "none", "--stabilise"), "no cues to stabilise"),
         (("--max-failures", "101"), "--max-failures 101.0: expected 0 to 100"),
         (("--append",), "no manifest.json there"),
