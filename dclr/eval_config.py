@@ -30,6 +30,7 @@ CLASSIFIED = ("finetune", "linear", "fewshot", "bias")  # clip by clip
 @dataclass(frozen=True, kw_only=True)
 class Data:
     title = "data"
+    shards: str = again(Shards, "shards", free=True)  # the set's hash stands for it
     train_split: tuple[str, ...] = setting((), "splits to train on", metavar="A,B", read=split_list)
     test_split: tuple[str, ...] = setting((), "splits to test on", metavar="A,B", read=split_list)
     val: float = setting(
@@ -43,7 +44,7 @@ class Data:
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
     title = "model"
-    pretrained: str = setting(help="checkpoint or weights, or random", metavar="FILE", place=True)
+    pretrained: str = setting(help="checkpoint or weights, or random", metavar="FILE", place=True, free=True)  # as its hash
     arch: str | None = again(Network, "arch", None, help="network for --pretrained random; otherwise the checkpoint says")
     width: int = again(Network, "width", help="channels of the first stage, for --pretrained random")
     precise_bn: int = setting(
@@ -93,7 +94,7 @@ class Computing:
 @dataclass(frozen=True, kw_only=True)
 class Finetuning:
     title = "optimisation (finetune)"
-    epochs: int = setting(10, least=1, only=FINETUNE)
+    epochs: int = setting(10, least=1, free=True, only=FINETUNE)
     lr: float = setting(0.1, above=0, only=FINETUNE)
     schedule: tuple[int, ...] = again(Optimisation, "schedule", (6, 8), only=FINETUNE)
     wd: float = again(Optimisation, "wd", only=FINETUNE)
@@ -110,7 +111,7 @@ class Finetuning:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(Finetuning, Computing, Frozen, EvalClips, Pretrained, Reading, Data, Shards):
+class EvalConfig(Finetuning, Computing, Frozen, EvalClips, Pretrained, Reading, Data):
     """Everything that decides an evaluation; saved in its result.json. Raises InputError for values that do not fit.
 
     ``frames``, ``stride`` and ``size`` of None are those of the checkpoint (16, 2, 112 for random weights); ``cpv`` is clips a

@@ -32,8 +32,7 @@ from dclr.training.saver import LAST, Saver, found, resume
 from dclr.training.state import FINETUNING, TrainState
 from dclr.views import normalise, to_clip
 
-# what a finetuning that goes on may change; the hashes of weights and set stand for their places
-FREE = {"epochs", "shards", "pretrained"} | free(EvalConfig)
+FREE = free(EvalConfig)
 BEST = "best.pt"
 
 

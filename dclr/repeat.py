@@ -23,7 +23,7 @@ from dclr.result import circumstances, write
 from dclr.settings import completed, free
 from dclr.text import public
 
-FREE = free(EvalConfig)  # may differ in a result that is kept
+FREE = free(EvalConfig) - {"epochs", "shards", "pretrained"}  # may differ in a result that is kept
 CLIP = {"frames", "stride", "size"}
 NETWORK = ("arch", "width")
 PLACES = {"seed", "train_split", "test_split", "out"}  # not of a mean

@@ -215,7 +215,7 @@ def from_file(path: Path, parser: Parser) -> dict[str, Any]:
     except InputError:
         raise
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = plain(str(error).partition("\n")[0])
+        reason = plain(str(error).partition("\n")[0], 200)
         raise InputError(f"--config {path}: not a readable YAML file ({reason})") from None
     if not isinstance(table, dict):
         raise InputError(f"--config {path}: expected a table of flags, such as lr: 0.01")

@@ -24,7 +24,20 @@ from dclr.data.clips import ClipConfig
 from dclr.errors import InputError
 from dclr.eval_config import ALL, MODES, EvalConfig, Repeats, evaluation, others
 from dclr.objective import Method, Statistics
-from dclr.settings import Flag, Parser, again, as_table, check_values, completed, differences, flag, flags, from_flags, setting
+from dclr.settings import (
+    Flag,
+    Parser,
+    again,
+    as_table,
+    check_values,
+    completed,
+    differences,
+    flag,
+    flags,
+    free,
+    from_flags,
+    setting,
+)
 from preprocess.synthetic import Drawing
 from preprocess.transcode import Options
 
@@ -113,6 +126,23 @@ def test_parts_that_are_used_elsewhere_have_one_default_too() -> None:
     config = PretrainConfig(shards="s", out="o", split=("a",))
     assert (config.clip, config.method, config.statistics(1)) == (ClipConfig(), Method(), Statistics())
     assert EvalConfig(shards="s", out="o", pretrained="x", **NEEDED).clip({}) == ClipConfig()  # type: ignore[arg-type]
+
+
+def test_a_resumed_run_may_change_what_it_could_change() -> None:
+    from dclr import finetune, repeat
+
+    aside = {"out", "workers", "cache", "cache_size", "save_minutes"}
+    assert free(PretrainConfig) == aside | {"epochs", "resume", "keep", "milestone", "knn_split", "knn_every"}
+    assert aside | {"features", "force"} == repeat.FREE
+    assert repeat.FREE | {"epochs", "shards", "pretrained"} == finetune.FREE
+
+
+def test_the_authors_short_flags_are_there() -> None:
+    short = {one.said.short: name for name, one in (flags(PretrainConfig) | flags(EvalConfig)).items() if one.said.short}
+    assert short == {"-a": "arch", "-b": "batch", "-j": "workers", "-fpc": "frames", "-cs": "size", "-cpv": "cpv"}
+    words = ["-a", "r3d_18", "-b", "8", "-j", "3", "-fpc", "4", "-cs", "32", "--shards", "s", "--split", "a", "--out", "o"]
+    config = from_flags(PretrainConfig, train_pretrain.parser().given(words))
+    assert (config.arch, config.batch, config.workers, config.frames, config.size) == ("r3d_18", 8, 3, 4, 32)
 
 
 def test_precisions_are_those_that_the_hardware_is_asked_for() -> None:
