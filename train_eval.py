@@ -2,7 +2,7 @@
 """Evaluate a pretrained network on shards: finetune it, or try its frozen features. MODE --help says its flags."""
 
 from dclr.errors import exit_on_input_error
-from dclr.eval_config import ALL, MODES, EvalConfig, Repeats, evaluation, others
+from dclr.evaluation.config import ALL, MODES, EvalConfig, Repeats, evaluation, others
 from dclr.settings import Parser
 from dclr.threads import settle
 
@@ -19,11 +19,11 @@ def main() -> None:
     settle()  # before torch is imported
     given = parser().given()
     config, repeats = evaluation(given)
-    from dclr.bias import bias
     from dclr.distributed import shutdown
-    from dclr.finetune import finetune
-    from dclr.probe import frozen
-    from dclr.repeat import everything, repeat
+    from dclr.evaluation.bias import bias
+    from dclr.evaluation.finetune import finetune
+    from dclr.evaluation.probe import frozen
+    from dclr.evaluation.repeat import everything, repeat
 
     special = {"finetune": finetune, "bias": bias}
     try:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Pretrain on shards: python train_pretrain.py ..., or on many processes torchrun --nproc-per-node N train_pretrain.py ..."""
 
-from dclr.config import PretrainConfig
 from dclr.errors import exit_on_input_error
+from dclr.pretraining.config import PretrainConfig
 from dclr.settings import Parser, from_flags
 from dclr.threads import settle
 
@@ -15,7 +15,7 @@ def main() -> None:
     settle()  # before torch is imported
     config = from_flags(PretrainConfig, parser().given())
     from dclr.distributed import shutdown
-    from dclr.pretrain import pretrain
+    from dclr.pretraining.pretrain import pretrain
 
     try:
         pretrain(config)

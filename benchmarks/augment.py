@@ -1,7 +1,7 @@
 """What colours cost: ``python benchmarks/augment.py [--device cpu]``
 
-Clips a second (16x112x112) through our colour jitter, grey, blur and normalisation (dclr/views.py) and through kornia's own
-chain with one draw a clip, alternately in one process; then each with hue left out, which is where kornia's time goes.
+Clips a second (16x112x112) through our colour jitter, grey, blur and normalisation (dclr/method/views.py) and through kornia's
+own chain with one draw a clip, alternately in one process; then each with hue left out, which is where kornia's time goes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from kornia import augmentation
 
 from dclr.data.clips import draw_colours
-from dclr.views import MEAN, STD, photometry
+from dclr.method.views import MEAN, STD, photometry
 
 ROUNDS, BATCH = 5, 8
 

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from dclr.backbones import ARCHITECTURES
 from dclr.data.clips import ClipConfig, eval_clips
 from dclr.data.manifest import ShardSet
-from dclr.evaluate import EvalConfig, Pooled, Setting, forward, labelled, over_videos, random_weights
+from dclr.evaluation.setting import EvalConfig, Pooled, Setting, forward, labelled, over_videos, random_weights
 from dclr.hardware import pick_device, place, resolve_precision
+from dclr.method.backbones import ARCHITECTURES
 from preprocess.__main__ import main as preprocess
 
 CLIPS, VIDEOS = 10, 24  # a round's videos

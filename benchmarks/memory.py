@@ -17,8 +17,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dclr.backbones import ARCHITECTURES, build
-from dclr.model import DCLR
+from dclr.method.backbones import ARCHITECTURES, build
+from dclr.method.model import DCLR
 
 CARD = 24e9  # bytes
 

@@ -33,14 +33,14 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from dclr.backbones import ARCHITECTURES, build
-from dclr.backbones.layers import Conv3d
-from dclr.config import PretrainConfig
 from dclr.data.clips import COLOURS, draw_colours
 from dclr.hardware import peak_memory_gb, pick_device, place, resolve_precision
-from dclr.model import DCLR, Maps, Views
-from dclr.pretrain import make_optimiser
-from dclr.views import make_views
+from dclr.method.backbones import ARCHITECTURES, build
+from dclr.method.backbones.layers import Conv3d
+from dclr.method.model import DCLR, Maps, Views
+from dclr.method.views import make_views
+from dclr.pretraining.config import PretrainConfig
+from dclr.pretraining.pretrain import make_optimiser
 
 QUEUE = 2048
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -117,7 +117,7 @@ class Way:
         return self.batch / statistics.median(self.seconds)
 
     def step(self) -> torch.Tensor:
-        """The trainer's step (dclr/pretrain.py): losses, backward, gradient norm, optimiser, queue. Nothing is read back."""
+        """The trainer's step (dclr/pretraining/pretrain.py): losses, backward, gradient norm, optimiser, queue."""
         output = self.model(*self.clips, torch.arange(self.batch))
         output.total.backward()
         gradient = nn.utils.clip_grad_norm_(self.model.f_q.parameters(), math.inf)

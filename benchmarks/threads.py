@@ -32,12 +32,12 @@ def step() -> None:
     import numpy as np
     import torch
 
-    from dclr.backbones import build
-    from dclr.config import PretrainConfig
     from dclr.data.clips import COLOURS, draw_colours
     from dclr.hardware import pick_device, place, resolve_precision
-    from dclr.model import DCLR
-    from dclr.pretrain import make_optimiser, train_step
+    from dclr.method.backbones import build
+    from dclr.method.model import DCLR
+    from dclr.pretraining.config import PretrainConfig
+    from dclr.pretraining.pretrain import make_optimiser, train_step
 
     config = PretrainConfig(shards="set", out="run", split=("train",), width=16, frames=16, size=56, batch=16)
     device = pick_device()

@@ -2,7 +2,7 @@
 
 Weights are read from what train_pretrain.py and dclr.export write, from the authors' checkpoints (``module.encoder_q.stem...``
 with heads ``fvv, fvs, fvd, fsv, fdv``), from MoCo's and VideoMoCo's (``encoder_q.*``, ``fc``) and from plain state dicts of the
-VideoResNet and I3D layouts (dclr/backbones). The network is recognised by names and shapes: the authors'
+VideoResNet and I3D layouts (dclr/method/backbones). The network is recognised by names and shapes: the authors'
 "r2plus1d_18" is recognised as an r2plus1d_10.
 """
 
@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from dclr.backbones import ARCHITECTURES, build
-from dclr.backbones.layers import Backbone
 from dclr.data.clips import ClipConfig
 from dclr.errors import InputError
 from dclr.files import whole
-from dclr.model import Encoder
-from dclr.norm import Statistics
-from dclr.objective import RINGS
+from dclr.method.backbones import ARCHITECTURES, build
+from dclr.method.backbones.layers import Backbone
+from dclr.method.model import Encoder
+from dclr.method.norm import Statistics
+from dclr.method.objective import RINGS
 from dclr.text import table
 
 VERSION = 1

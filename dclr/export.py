@@ -1,8 +1,8 @@
 """python -m dclr.export CHECKPOINT --out FILE: the trunk alone, for other software, as FILE.safetensors or FILE.onnx.
 
-safetensors: the trunk's tensors under their standard names (dclr/backbones). ONNX: clips (B, 3, T, H, W), float32, ImageNet
-normalised -> ``features`` (B, C'), their pooled mean, and ``feature_map`` (B, C', T', H', W'); any B. Both carry as metadata
-the architecture, its width, the clip (frames, stride, size) and the normalisation.
+safetensors: the trunk's tensors under their standard names (dclr/method/backbones). ONNX: clips (B, 3, T, H, W), float32,
+ImageNet normalised -> ``features`` (B, C'), their pooled mean, and ``feature_map`` (B, C', T', H', W'); any B. Both carry as
+metadata the architecture, its width, the clip (frames, stride, size) and the normalisation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dclr.checkpoint import BESIDE, Trunk, load_trunk
 from dclr.data.clips import ClipConfig
 from dclr.errors import InputError, exit_on_input_error, make_folder, path_flag
 from dclr.files import whole
-from dclr.views import MEAN, STD
+from dclr.method.views import MEAN, STD
 
 
 class WithFeatures(nn.Module):

@@ -1,6 +1,6 @@
 """This machine and this code: which device, which number format the convolutions run in, how memory is kept and counted.
 
-Losses, maps and heads are float32 whatever format is chosen (dclr/losses.py).
+Losses, maps and heads are float32 whatever format is chosen (dclr/method/losses.py).
 """
 
 from __future__ import annotations

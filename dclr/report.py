@@ -14,9 +14,9 @@ from dclr import canvas
 from dclr.canvas import LABELLED
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
+from dclr.method.views import MEAN, STD
 from dclr.metrics import interval
 from dclr.text import plain
-from dclr.views import MEAN, STD
 
 SHOWN = 4  # videos, and frames of each, in the picture of maps
 BESIDE = 10  # most videos beside a query

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dclr import distributed, norm
-from dclr.backbones import build
-from dclr.backbones.layers import Backbone
-from dclr.model import DCLR, Method
+from dclr import distributed
+from dclr.method import norm
+from dclr.method.backbones import build
+from dclr.method.backbones.layers import Backbone
+from dclr.method.model import DCLR, Method
 
 BATCH = 4
 Case = dict[str, Any]

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dclr.backbones import ARCHITECTURES, build
-from dclr.backbones.i3d import pad_same
-from dclr.backbones.layers import Conv3d, Triple
 from dclr.errors import InputError
+from dclr.method.backbones import ARCHITECTURES, build
+from dclr.method.backbones.i3d import pad_same
+from dclr.method.backbones.layers import Conv3d, Triple
 
 SIZES = {
     "r2plus1d_10": 12_487_005,
@@ -136,7 +136,7 @@ def wrong_gradients(kind: str, frames: int, dtype: torch.dtype) -> int:
 @pytest.mark.parametrize("kind", ["temporal", "frames", "cube", "stem of r3d", "stem of i3d"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_weight_gradients_do_not_touch_memory_that_is_not_theirs(kind: str, dtype: str) -> None:
-    """As torch 2.13's do (dclr/backbones/layers.py); in a process of its own, because they may end it."""
+    """As torch 2.13's do (dclr/method/backbones/layers.py); in a process of its own, because they may end it."""
     call = f"t.wrong_gradients({kind!r}, frames, t.torch.{dtype})"
     code = f"import test_backbones as t; print([{call} for frames in range(1, 9)])"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300)

@@ -13,7 +13,7 @@ from conftest import REPOSITORY
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import EventList, FunctionEvent
 
-from dclr.backbones import build
+from dclr.method.backbones import build
 
 spec = importlib.util.spec_from_file_location("step", REPOSITORY / "benchmarks" / "step.py")
 assert spec and spec.loader

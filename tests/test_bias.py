@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import succeed
 
-from dclr import bias
 from dclr.compare import compare
+from dclr.evaluation import bias
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from conftest import SMALL, refuse, succeed
 from torch import nn
 
-from dclr.backbones import ARCHITECTURES, build
 from dclr.checkpoint import load, load_encoder, load_trunk, save
 from dclr.errors import InputError
-from dclr.norm import ViewBatchNorm
+from dclr.method.backbones import ARCHITECTURES, build
+from dclr.method.norm import ViewBatchNorm
 
 HEADS = ("fvv", "fvs", "fvd", "fsv", "fdv")
 

@@ -8,9 +8,9 @@ from conftest import REPOSITORY, refuse, succeed
 
 import train_pretrain
 from dclr.checkpoint import load
-from dclr.config import PretrainConfig
 from dclr.errors import InputError
-from dclr.objective import Method
+from dclr.method.objective import Method
+from dclr.pretraining.config import PretrainConfig
 from dclr.settings import from_flags
 
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))

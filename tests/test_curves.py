@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import SMALL, run
 
-from dclr import watch
 from dclr.errors import NOT_KEPT
+from dclr.pretraining import watch
 from dclr.training.curves import LINES, Curves, read_lines
 
 
@@ -18,7 +18,7 @@ def test_a_full_disk_costs_curves_and_pictures_and_not_the_run(synthetic_set: Pa
     script.write_text(
         "import resource, tempfile\n"
         "import train_pretrain\n"
-        "from dclr import errors, pretrain\n"
+        "from dclr import errors\nfrom dclr.pretraining import pretrain\n"
         "tempfile.gettempdir()  # tried by writing there: that disk is another one\n"
         "train = pretrain._train\n"
         "def full(*args):\n"

@@ -13,13 +13,14 @@ import torch
 from conftest import refuse, scalars, succeed
 from safetensors.numpy import load_file
 
-from dclr import evaluate as evaluation
-from dclr import metrics, pieces, probe
+from dclr import metrics
 from dclr.compare import compare
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
-from dclr.evaluate import EvalConfig, held_out, over_videos
-from dclr.probe import Labelled
+from dclr.evaluation import pieces, probe
+from dclr.evaluation import setting as evaluation
+from dclr.evaluation.probe import Labelled
+from dclr.evaluation.setting import EvalConfig, held_out, over_videos
 
 GOOD = EvalConfig(mode="linear", shards="s", out="o", train_split=("a",), test_split=("b",), pretrained="x.pt")
 TINY = ["-fpc", "4", "-cs", "32", "--precision", "fp32", "-j", "0", "--test-clips", "2", "-cpv", "2"]

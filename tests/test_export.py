@@ -8,9 +8,9 @@ import torch
 from conftest import needs, refuse, succeed
 from safetensors import safe_open
 
-from dclr.backbones import ARCHITECTURES, build
 from dclr.checkpoint import load_trunk
 from dclr.export import export
+from dclr.method.backbones import ARCHITECTURES, build
 
 METADATA = {
     "architecture": "r2plus1d_10", "width": "4", "frames": "4", "stride": "2", "size": "32",

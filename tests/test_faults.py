@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from conftest import REPOSITORY, succeed
 
 import train_pretrain
-from dclr import losses, norm, views
-from dclr.backbones import ARCHITECTURES, build
-from dclr.config import PretrainConfig
 from dclr.data import clips
 from dclr.data.clips import ClipConfig
 from dclr.data.loader import TrainLoader
 from dclr.data.manifest import ShardSet
 from dclr.data.plan import Plan
-from dclr.model import DCLR, Output
-from dclr.objective import FORMS, MODES, RINGS
-from dclr.queue import Queue
+from dclr.method import losses, norm, views
+from dclr.method.backbones import ARCHITECTURES, build
+from dclr.method.model import DCLR, Output
+from dclr.method.objective import FORMS, MODES, RINGS
+from dclr.method.queue import Queue
+from dclr.pretraining.config import PretrainConfig
 
 CLIP = ClipConfig(frames=8, stride=2, size=32, cue="diff")
 CONTRASTS = ("vv", "vs", "vd", "sv", "dv")

@@ -14,9 +14,9 @@ import torch
 from conftest import REPOSITORY, refuse, run, scalars, succeed
 from safetensors.numpy import load_file
 
-from dclr.backbones import build
 from dclr.checkpoint import load, load_trunk
-from dclr.finetune import Classifier, dropout
+from dclr.evaluation.finetune import Classifier, dropout
+from dclr.method.backbones import build
 from dclr.training import saver
 from dclr.training.signals import PREEMPTED
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dclr import losses
+from dclr.method import losses
 
 
 def unit(*shape: int, seed: int) -> torch.Tensor:

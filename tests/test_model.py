@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dclr import losses
-from dclr.backbones import build
 from dclr.errors import InputError
-from dclr.model import DCLR, MOMENTUM, Encoder, Method
+from dclr.method import losses
+from dclr.method.backbones import build
+from dclr.method.model import DCLR, MOMENTUM, Encoder, Method
 
 VIDEOS = torch.arange(4)
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dclr import norm
 from dclr.errors import InputError
-from dclr.norm import Statistics
+from dclr.method import norm
+from dclr.method.norm import Statistics
 
 
 def layer(statistics: Statistics | None = None, **like: float) -> norm.ViewBatchNorm:

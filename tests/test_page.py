@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import succeed
 
-from dclr import page
+from dclr.evaluation import page
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 

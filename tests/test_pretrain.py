@@ -13,17 +13,17 @@ from conftest import SMALL, refuse, run, scalars, succeed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dclr import hardware
-from dclr.backbones import build
 from dclr.checkpoint import load, load_trunk
-from dclr.config import PretrainConfig
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
 from dclr.hardware import resolve_precision
-from dclr.model import DCLR
-from dclr.objective import DYNAMICS
-from dclr.pretrain import make_optimiser, pretraining_rate
+from dclr.method.backbones import build
+from dclr.method.model import DCLR
+from dclr.method.objective import DYNAMICS
+from dclr.pretraining.config import PretrainConfig
+from dclr.pretraining.pretrain import make_optimiser, pretraining_rate
+from dclr.pretraining.watch import Videos
 from dclr.training.rate import learning_rate
-from dclr.watch import Videos
 
 
 def test_a_run_leaves_checkpoint_curves_config_and_picture(checkpoint: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(synthetic_set: 
     """From step 10 on the clips are NaN: the checkpoint of step 8 stays, and the videos since the last look are named."""
     script = tmp_path / "breaks.py"
     script.write_text(
-        "from dclr import pretrain\n"
+        "from dclr.pretraining import pretrain\n"
         "import train_pretrain\n"
         "make, calls = pretrain.make_views, []\n"
         "def breaking(*args):\n"

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dclr.objective import RINGS, default_length
-from dclr.queue import Queue
+from dclr.method.objective import RINGS, default_length
+from dclr.method.queue import Queue
 
 
 @pytest.mark.parametrize("length", [1, 5, 8, 16])

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, SMALL, refuse, run, succeed
 
-from dclr import repeat
 from dclr.compare import compare
 from dclr.errors import InputError
-from dclr.evaluate import EvalConfig
+from dclr.evaluation import repeat
+from dclr.evaluation.setting import EvalConfig
 
 CONFIG = EvalConfig(
     mode="finetune", shards="s", out="o", train_split=("train01",), test_split=("test01",), pretrained="x.pt", lr=0.5
@@ -168,7 +168,7 @@ def test_evaluations_that_need_the_same_features_wait_for_one_another(synthetic_
     """Two at once make them once; two in one folder are refused."""
     slow = tmp_path / "slow.py"
     slow.write_text(
-        "import time\nimport train_eval\nfrom dclr import features\nfrom dclr.errors import exit_on_input_error\n"
+        "import time\nimport train_eval\nfrom dclr.evaluation import features\nfrom dclr.errors import exit_on_input_error\n"
         "forward = features.forward\nfeatures.forward = lambda *a: (time.sleep(0.15), forward(*a))[1]\n"
         "if __name__ == '__main__':\n    with exit_on_input_error():\n        train_eval.main()\n"
     )

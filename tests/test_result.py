@@ -16,12 +16,13 @@ import pytest
 from conftest import REAL, needs_real_data, refuse, run, succeed
 from safetensors import safe_open
 
-from dclr import canvas, checkpoint, result
+from dclr import canvas, checkpoint
 from dclr.checkpoint import load
 from dclr.compare import compare
 from dclr.data.manifest import Entry, ShardSet, pack_columns
 from dclr.errors import InputError, NotKept
-from dclr.evaluate import Classes
+from dclr.evaluation import result
+from dclr.evaluation.setting import Classes
 from dclr.storage import Folder
 from preprocess.stats import describe
 
@@ -178,7 +179,8 @@ def test_a_finetuning_of_other_classes_is_not_gone_on_with(
 BREAKS = """
 import errno, os, sys
 import train_eval
-from dclr import page, report, result
+from dclr import report
+from dclr.evaluation import page, result
 def broken(*_):
     there = sorted(p.name for p in result.Path(sys.argv[-1]).iterdir())
     raise ValueError(f"no ink, beside {there}")

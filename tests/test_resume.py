@@ -120,7 +120,7 @@ def script(folder: Path, changes: str) -> Path:
     path.write_text(
         "import os, time\n"
         "import train_pretrain\n"
-        "from dclr import errors, pretrain\nfrom dclr.training import saver, signals\n"
+        "from dclr import errors\nfrom dclr.pretraining import pretrain\nfrom dclr.training import saver, signals\n"
         f"{changes}\n"
         "if __name__ == '__main__':\n"
         "    with errors.exit_on_input_error():\n"

@@ -19,11 +19,11 @@ import preprocess.__main__ as launcher
 import preprocess.run
 import train_eval
 import train_pretrain
-from dclr.config import PRECISIONS, PretrainConfig
 from dclr.data.clips import ClipConfig
 from dclr.errors import InputError
-from dclr.eval_config import ALL, MODES, EvalConfig, Repeats, evaluation, others
-from dclr.objective import Method, Statistics
+from dclr.evaluation.config import ALL, MODES, EvalConfig, Repeats, evaluation, others
+from dclr.method.objective import Method, Statistics
+from dclr.pretraining.config import PRECISIONS, PretrainConfig
 from dclr.settings import (
     Flag,
     Parser,
@@ -129,7 +129,7 @@ def test_parts_that_are_used_elsewhere_have_one_default_too() -> None:
 
 
 def test_a_resumed_run_may_change_what_it_could_change() -> None:
-    from dclr import finetune, repeat
+    from dclr.evaluation import finetune, repeat
 
     aside = {"out", "workers", "cache", "cache_size", "save_minutes"}
     assert free(PretrainConfig) == aside | {"epochs", "resume", "keep", "milestone", "knn_split", "knn_every"}

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from dclr import pretrain
-from dclr.backbones import build
-from dclr.config import PretrainConfig
 from dclr.data.clips import draw_colours
 from dclr.hardware import place
-from dclr.model import DCLR
-from dclr.pretrain import make_optimiser, train_step
+from dclr.method.backbones import build
+from dclr.method.model import DCLR
+from dclr.pretraining import pretrain
+from dclr.pretraining.config import PretrainConfig
+from dclr.pretraining.pretrain import make_optimiser, train_step
 
 CPU = torch.device("cpu")
 SWITCHES = [

@@ -7,8 +7,8 @@ import pytest
 import torch
 from test_transcode import stored
 
-from dclr import views
 from dclr.data.clips import ClipConfig, draw_colours, train_clips
+from dclr.method import views
 from dclr.record import Record
 from preprocess.synthetic import encode
 

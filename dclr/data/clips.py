@@ -1,8 +1,8 @@
 """Record + generator -> clips: where a clip starts, how it is cropped and flipped, and the draws of its colours.
 
 Legend: N clips of one video, T frames a clip, S side of the crop, H W stored frame. Everything random is drawn here, on the
-CPU, from (seed, epoch, key, clip); the device only computes (dclr/views.py). Geometry (start, crop, flip) is one draw a clip,
-shared by its RGB frames, its static frame and its stored cue.
+CPU, from (seed, epoch, key, clip); the device only computes (dclr/method/views.py). Geometry (start, crop, flip) is one draw a
+clip, shared by its RGB frames, its static frame and its stored cue.
 """
 
 from __future__ import annotations

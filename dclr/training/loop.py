@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dclr import distributed, norm
+from dclr import distributed
 from dclr.data.loader import TrainLoader, all_skipped
 from dclr.hardware import peak_memory_gb
+from dclr.method import norm
 from dclr.training.curves import Curves
 from dclr.training.saver import LAST, Saver
 from dclr.training.signals import PREEMPTED, Preemption

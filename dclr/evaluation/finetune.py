@@ -13,24 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dclr import checkpoint, distributed, metrics, norm, report
-from dclr.backbones.layers import Backbone
+from dclr import checkpoint, distributed, metrics, report
 from dclr.data.loader import TrainLoader, all_skipped
 from dclr.draws import generator
 from dclr.errors import InputError, spared
-from dclr.eval_config import EvalConfig
-from dclr.evaluate import Setting, forward, over_videos, prepare
+from dclr.evaluation.config import EvalConfig
+from dclr.evaluation.pieces import Pieces
+from dclr.evaluation.probe import averaged
+from dclr.evaluation.result import Pictures, overlays, save_scores
+from dclr.evaluation.setting import Setting, forward, over_videos, prepare
 from dclr.hardware import peak_memory_gb, place, sent
-from dclr.pieces import Pieces
-from dclr.probe import averaged
-from dclr.result import Pictures, overlays, save_scores
+from dclr.method import norm
+from dclr.method.backbones.layers import Backbone
+from dclr.method.views import normalise, to_clip
 from dclr.settings import completed, free
 from dclr.training.curves import Curves, read_lines
 from dclr.training.loop import Learner, diverged, train
 from dclr.training.rate import learning_rate
 from dclr.training.saver import LAST, Saver, found, resume
 from dclr.training.state import FINETUNING, TrainState
-from dclr.views import normalise, to_clip
 
 FREE = free(EvalConfig)
 BEST = "best.pt"

@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING
 from dclr.errors import InputError
 
 if TYPE_CHECKING:
-    from dclr.backbones.layers import Backbone
+    from dclr.method.backbones.layers import Backbone
 
 
 def _resnet(width: int, blocks: tuple[int, int, int, int], *convolutions: str) -> Backbone:
-    from dclr.backbones import resnet
+    from dclr.method.backbones import resnet
 
     return resnet.VideoResNet([getattr(resnet, name) for name in convolutions], blocks, width)
 
 
 def _i3d(width: int) -> Backbone:
-    from dclr.backbones.i3d import I3D
+    from dclr.method.backbones.i3d import I3D
 
     return I3D(width)
 

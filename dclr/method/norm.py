@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dclr.distributed import joined, total, world
-from dclr.objective import Statistics
+from dclr.method.objective import Statistics
 
 VIEWS = ("v", "s", "d")
 RUNNING_MOMENTUM = 0.1  # of the running statistics, torch's default

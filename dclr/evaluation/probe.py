@@ -15,10 +15,10 @@ from torch import nn
 from dclr import metrics, report
 from dclr.draws import generator
 from dclr.errors import InputError
-from dclr.evaluate import EvalConfig, Setting, prepare
-from dclr.features import Features, extract
+from dclr.evaluation.features import Features, extract
+from dclr.evaluation.result import Pictures, overlays, save_result, save_scores
+from dclr.evaluation.setting import EvalConfig, Setting, prepare
 from dclr.hardware import peak_memory_gb
-from dclr.result import Pictures, overlays, save_result, save_scores
 
 SGD_EPOCHS, SGD_DROPS, SGD_BATCH = 100, (60, 80), 128  # of --probe sgd, weight decay 0 (docs/method.md, "Recipe")
 NEIGHBOURS = 5  # shown beside a query

@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from dclr import losses, norm
-from dclr.backbones.layers import Backbone
 from dclr.distributed import joined, permuted, world
 from dclr.draws import generator
 from dclr.errors import InputError
 from dclr.hardware import sent
-from dclr.objective import RINGS, Method
-from dclr.queue import Queue
+from dclr.method import losses, norm
+from dclr.method.backbones.layers import Backbone
+from dclr.method.objective import RINGS, Method
+from dclr.method.queue import Queue
 
 MOMENTUM = 0.999
 Views = Mapping[str, torch.Tensor]  # v, s, d, each (B, 3, T, H, W)

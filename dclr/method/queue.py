@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from dclr.objective import RINGS
+from dclr.method.objective import RINGS
 
 
 class Queue(nn.Module):

@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from dclr import distributed, metrics, norm
+from dclr import distributed, metrics
 from dclr.checkpoint import Trunk
-from dclr.config import PretrainConfig
 from dclr.data.fetch import Cache
 from dclr.data.manifest import ShardSet
-from dclr.evaluate import EvalConfig, Pooled, Setting, forward, labelled, over_videos
-from dclr.model import DCLR
+from dclr.evaluation.setting import EvalConfig, Pooled, Setting, forward, labelled, over_videos
+from dclr.method import norm
+from dclr.method.model import DCLR
+from dclr.pretraining.config import PretrainConfig
 from dclr.report import BESIDE, SHOWN, middle_frame
 
 LINES = "metrics.jsonl"

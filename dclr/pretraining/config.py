@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dclr.backbones import ARCHITECTURES
 from dclr.data.clips import ClipConfig
 from dclr.data.config import Reading, Shards
 from dclr.data.manifest import split_list
 from dclr.data.plan import LAST
 from dclr.errors import InputError
-from dclr.objective import DYNAMICS, Method, Statistics, default_length
+from dclr.method.backbones import ARCHITECTURES
+from dclr.method.objective import DYNAMICS, Method, Statistics, default_length
 from dclr.settings import again, as_table, check_values, differences, flag, setting
 
 OBJECTIVES = ("dclr", "moco")
@@ -116,7 +116,7 @@ class Checkpoints:
 class PretrainConfig(Checkpoints, Watching, Optimisation, Ablations, Network, Clips, Reading, Split, Shards):
     """Everything that decides a pretraining run; kept in its checkpoints and its config.yaml, with ``precision`` as what
     ``auto`` came to on its hardware and ``resume`` as the file that it began from, if any. ``queue`` of None is
-    :func:`dclr.objective.default_length` entries, ``bn_groups`` of None 2 for shuffle on one process, else 1. Raises
+    :func:`dclr.method.objective.default_length` entries, ``bn_groups`` of None 2 for shuffle on one process, else 1. Raises
     InputError for values that do not fit."""
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """What is trained, without torch: the views and the lines of the loss, the BatchNorm statistics, the queue's length.
 
-dclr/model.py, dclr/norm.py and dclr/queue.py compute it.
+dclr/method/model.py, dclr/method/norm.py and dclr/method/queue.py compute it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from dclr.errors import InputError
 from dclr.settings import check_values, setting
 
-RINGS = ("vv", "sv", "dv", "vs", "vd")  # the embeddings, see dclr/model.py
+RINGS = ("vv", "sv", "dv", "vs", "vd")  # the embeddings, see dclr/method/model.py
 FORMS = ("mil", "masked", "mean-log")  # of the contrast
 TARGETS = ("sum", "equal")  # of the alignment
 MODES = ("sync", "shuffle", "local")  # of BatchNorm's statistics: over which videos
@@ -55,7 +55,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Over what BatchNorm's statistics are taken (dclr/norm.py says what these mean): ``mode`` one of :data:`MODES`,
+    """Over what BatchNorm's statistics are taken (dclr/method/norm.py says what these mean): ``mode`` one of :data:`MODES`,
     ``groups`` of each process, ``views`` split or shared. Raises InputError for what is none of that."""
 
     mode: str = setting("sync", "BatchNorm statistics over all videos (sync), or a group: shuffle, local", choices=MODES)

@@ -14,7 +14,7 @@ import kornia
 import torch
 
 from dclr.hardware import sent
-from dclr.objective import DYNAMICS
+from dclr.method.objective import DYNAMICS
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, in RGB
 STD = (0.229, 0.224, 0.225)

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dclr.config import Checkpoints, Network, Optimisation
 from dclr.data.clips import CROPS, ClipConfig
 from dclr.data.config import Reading, Shards
 from dclr.data.manifest import split_list
 from dclr.errors import InputError
+from dclr.pretraining.config import Checkpoints, Network, Optimisation
 from dclr.settings import again, check_values, flags, from_flags, setting
 
 MODES = {

@@ -18,10 +18,10 @@ from safetensors.numpy import load_file, save
 
 from dclr import distributed
 from dclr.errors import InputError, make_folder
-from dclr.evaluate import Pooled, Setting, forward, over_videos
+from dclr.evaluation.pieces import Pieces
+from dclr.evaluation.setting import Pooled, Setting, forward, over_videos
 from dclr.files import LOCK, held, whole
 from dclr.hardware import place
-from dclr.pieces import Pieces
 
 VERSION = 2  # of the arithmetic from stored frames to features: another one where that changes
 Found = Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor]  # a network and a video's batch -> features

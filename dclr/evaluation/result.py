@@ -19,15 +19,17 @@ from safetensors.numpy import save
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from dclr import losses, metrics, page, report
+from dclr import metrics, report
 from dclr.compare import guesses
 from dclr.data.loader import eval_loader
 from dclr.errors import NotKept, dispensable
-from dclr.evaluate import RESULT, Setting
+from dclr.evaluation import page
+from dclr.evaluation.setting import RESULT, Setting
 from dclr.files import whole
 from dclr.hardware import machine, place, revision
+from dclr.method import losses
+from dclr.method.views import normalise, to_clip
 from dclr.text import plain, public
-from dclr.views import normalise, to_clip
 
 SCORES = "scores.safetensors"
 Pictures = Mapping[str, Callable[[Path], object]]  # file name -> what writes it there

@@ -17,13 +17,13 @@ import torch
 from dclr import metrics, report
 from dclr.data.loader import eval_loader
 from dclr.draws import generator
-from dclr.evaluate import EvalConfig, Setting, forward, prepare
-from dclr.features import Features, extract
+from dclr.evaluation.features import Features, extract
+from dclr.evaluation.probe import Labelled, both, fit_and_score, neighbours
+from dclr.evaluation.result import Pictures, overlays, save_result
+from dclr.evaluation.setting import EvalConfig, Setting, forward, prepare
 from dclr.hardware import peak_memory_gb
-from dclr.probe import Labelled, both, fit_and_score, neighbours
-from dclr.result import Pictures, overlays, save_result
+from dclr.method.views import MEAN
 from dclr.text import table
-from dclr.views import MEAN
 
 FILL = torch.tensor([round(255 * mean) for mean in MEAN], dtype=torch.uint8)  # the colour that normalisation takes to 0
 SWAPPED = "swapped"  # the split of the embedded set whose motions are those of its test split, over other scenes

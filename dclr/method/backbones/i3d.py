@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dclr.backbones.layers import Backbone, Conv3d, Triple
+from dclr.method.backbones.layers import Backbone, Conv3d, Triple
 
 CUBE: Triple = (3, 3, 3)
 MIXED = {  # outputs of b0, b1a, b1b, b2a, b2b, b3b at the published width

@@ -15,22 +15,22 @@ from torch import nn
 from tqdm import tqdm
 
 from dclr import distributed, report
-from dclr.backbones import build
-from dclr.config import PretrainConfig
 from dclr.data.fetch import Cache
 from dclr.data.loader import TrainLoader, open_set
 from dclr.data.manifest import ShardSet, require_cue, require_size
 from dclr.errors import spared
 from dclr.files import run_folder
 from dclr.hardware import peak_memory_gb, pick_device, place, precision_name, resolve_precision
-from dclr.model import DCLR, Output
+from dclr.method.backbones import build
+from dclr.method.model import DCLR, Output
+from dclr.method.views import make_views
+from dclr.pretraining.config import PretrainConfig
+from dclr.pretraining.watch import Videos, knn_setting, online_knn
 from dclr.training.curves import Curves
 from dclr.training.loop import Learner, diverged, train
 from dclr.training.rate import learning_rate
 from dclr.training.saver import LAST, Saver, resume
 from dclr.training.state import PRETRAINING, TrainState
-from dclr.views import make_views
-from dclr.watch import Videos, knn_setting, online_knn
 
 BAD = "bad-keys.txt"
 

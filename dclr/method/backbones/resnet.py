@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from dclr.backbones.layers import Backbone, Conv3d
+from dclr.method.backbones.layers import Backbone, Conv3d
 
 Conv = Callable[[int, int, int, int], nn.Module]  # inputs, middle channels (R(2+1)D's alone), outputs, stride
 

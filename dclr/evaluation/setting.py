@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dclr import checkpoint, distributed, norm
+from dclr import checkpoint, distributed
 from dclr.checkpoint import Trunk
 from dclr.data.clips import ClipConfig
 from dclr.data.fetch import Cache
@@ -26,10 +26,11 @@ from dclr.data.loader import TrainLoader, all_skipped, eval_loader, open_set
 from dclr.data.manifest import ShardSet, require_size
 from dclr.draws import generator
 from dclr.errors import InputError, make_folder, refuse_used
-from dclr.eval_config import EvalConfig
+from dclr.evaluation.config import EvalConfig
+from dclr.evaluation.pieces import Pieces
 from dclr.hardware import pick_device, place, resolve_precision, sent
-from dclr.pieces import Pieces
-from dclr.views import normalise, to_clip
+from dclr.method import norm
+from dclr.method.views import normalise, to_clip
 
 GROUP = re.compile(r".*_g\d+(?=_c\d+)")  # UCF101's groups: clips cut out of one longer video
 RESULT = "result.json"

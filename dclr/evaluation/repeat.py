@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from dclr import distributed, page
+from dclr import distributed
 from dclr.compare import ACCURACIES, GUESSES, compare, read_result
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError, dispensable, refuse_used
-from dclr.eval_config import MODES, EvalConfig
-from dclr.evaluate import RESULT
+from dclr.evaluation import page
+from dclr.evaluation.config import MODES, EvalConfig
+from dclr.evaluation.result import circumstances, write
+from dclr.evaluation.setting import RESULT
 from dclr.files import run_folder
 from dclr.hardware import pick_device
-from dclr.result import circumstances, write
 from dclr.settings import completed, free
 from dclr.text import public
 
