@@ -26,7 +26,7 @@ C = TypeVar("C")
 
 
 @dataclass(frozen=True)
-class Setting:
+class Meta:
     """What a field says beside its name, type and default."""
 
     help: str = ""
@@ -48,11 +48,11 @@ class Setting:
 
 def setting(default: Any = MISSING, help: str = "", *, factory: Any = MISSING, **said: Any) -> Any:
     """A dataclass field that is a flag; without ``default`` and ``factory`` it is required. ``said`` is the rest of
-    :class:`Setting`."""
-    return _field(default, factory, Setting(help, **said))
+    :class:`Meta`."""
+    return _field(default, factory, Meta(help, **said))
 
 
-def _field(default: Any, factory: Any, said: Setting) -> Any:
+def _field(default: Any, factory: Any, said: Meta) -> Any:
     return dataclasses.field(default=default, default_factory=factory, metadata={"setting": said})
 
 
@@ -68,7 +68,7 @@ class Flag:
     """A setting as a command has it: ``kind`` is the type of its value, or of each of ``many``."""
 
     field: Field[Any]
-    said: Setting
+    said: Meta
     kind: type
     many: bool
     optional: bool
@@ -260,7 +260,7 @@ def check_values(settings: Any) -> None:
     field's range, choices are among those it has, and places are not empty; ``~`` in these is expanded. Raises InputError
     naming the flag."""
     for field in fields(settings):
-        value, said = getattr(settings, field.name), field.metadata.get("setting", Setting())
+        value, said = getattr(settings, field.name), field.metadata.get("setting", Meta())
         many = isinstance(value, list | tuple)
         for item in value if many else (value,):
             check_number(field.name, item)
@@ -276,7 +276,7 @@ def check_values(settings: Any) -> None:
             object.__setattr__(settings, field.name, place(value, flag(field.name)))
 
 
-def _inside(number: Any, said: Setting) -> bool:
+def _inside(number: Any, said: Meta) -> bool:
     return (
         (said.least is None or number >= said.least)
         and (said.above is None or number > said.above)
@@ -285,7 +285,7 @@ def _inside(number: Any, said: Setting) -> bool:
     )
 
 
-def _range(said: Setting) -> str:
+def _range(said: Meta) -> str:
     if said.least is not None and said.most is not None:
         return f"{said.least:g} to {said.most:g}"
     parts = ("at least", said.least), ("above", said.above), ("at most", said.most), ("below", said.below)

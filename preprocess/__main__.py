@@ -48,7 +48,7 @@ class Making:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class Selecting:
     title = WHICH
     root: Folder = setting(help=f"of the videos: {PLACE}", metavar="VIDEOS", read=open_folder)
     limit: int | None = setting(None, "only the first N videos of the sorted list", metavar="N", least=1)
@@ -104,7 +104,7 @@ def parser() -> Parser:
             added.add_argument("set", type=as_type(open_folder), metavar="SET", help=f"a shard set: {PLACE}")
         added.add(*settings, without=without)
 
-    made, read = (Making, Options, run.How, Tolerance), (Making, Options, Reading, run.How, Tolerance)
+    made, read = (Making, Options, run.How, Tolerance), (Making, Options, Selecting, run.How, Tolerance)
     drawn = "the embedded data set: made here, no download"
     command("synthetic", drawn, *made, synthetic.Drawing, without=("segment", "max_seconds", "part"))
     for dataset in DATASETS.values():
@@ -149,7 +149,7 @@ def make(given: Mapping[str, Any]) -> None:
     out, tolerance = from_flags(Making, given).out, from_flags(Tolerance, given)
     options, how = from_flags(Options, given), from_flags(run.How, given)
     drawn = given["command"] == "synthetic"
-    chosen: Any = from_flags(synthetic.Drawing if drawn else Reading, given)
+    chosen: Any = from_flags(synthetic.Drawing if drawn else Selecting, given)
     dry, append = (getattr(chosen, name, False) for name in ("dry_run", "append"))
     with ExitStack() as stack:
         if not dry:
@@ -184,7 +184,7 @@ def _drawn(drawing: synthetic.Drawing, out: Folder, workers: int, stack: ExitSta
     return synthetic.make(place, drawing.videos, drawing.seed, workers, drawing.swap_scenes)
 
 
-def _found(given: Mapping[str, Any], reading: Reading) -> VideoSet:
+def _found(given: Mapping[str, Any], reading: Selecting) -> VideoSet:
     dataset = DATASETS[given["command"]]
     if dataset.flag:
         source = dataset.find(reading.root, getattr(from_flags(listing(dataset), given), dataset.flag.removeprefix("--")))

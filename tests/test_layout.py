@@ -1,46 +1,75 @@
-"""The packages as a whole: one name means one thing, imports point one way, and what makes shards needs nothing that trains."""
+"""The layout that CONTRIBUTING.md draws: arrows point one way, launchers are short, and so is every function."""
+
+from __future__ import annotations
 
 import ast
-from collections import Counter
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
+import pytest
 from conftest import REPOSITORY
 
-FILES = {
-    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path
-    for package in ("preprocess", "dclr")
-    for path in sorted((REPOSITORY / package).rglob("*.py"))
-}
-SHARED = {"canvas", "data.manifest", "draws", "errors", "files", "record", "storage", "text", "threads"}  # of dclr
+SOURCES = sorted([*REPOSITORY.glob("dclr/**/*.py"), *REPOSITORY.glob("preprocess/**/*.py"), *REPOSITORY.glob("train_*.py")])
+TRAINERS = {"dclr.method", "dclr.training", "dclr.pretraining", "dclr.evaluation"}
 
 
-def imports(module: str) -> set[str]:
-    """The modules of this project that a module imports, in its functions too."""
+def room(module: str) -> str:
+    """The package or file of ``dclr`` that a module is in, or another top-level name."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "dclr" else parts[0]
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of the project that a file imports, in functions too."""
     found = set()
-    for node in ast.walk(ast.parse(FILES[module].read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found & FILES.keys() - {module}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{name.name}" if node.module == "dclr" else node.module for name in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+    return {module for module in found if module.split(".")[0] in ("dclr", "preprocess")}
+
+
+def arrows() -> dict[str, set[str]]:
+    graph: dict[str, set[str]] = {}
+    for path in SOURCES:
+        here = room(".".join(path.relative_to(REPOSITORY).with_suffix("").parts))
+        graph.setdefault(here, set()).update({room(module) for module in imports(path)} - {here})
+    return graph
+
+
+def test_no_package_imports_in_a_circle() -> None:
+    graph = arrows()
+    assert {"dclr.data", "dclr.method", "preprocess", "train_eval"} <= set(graph) and len(graph["dclr.pretraining"]) > 5
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
+
+
+def test_arrows_point_one_way() -> None:
+    graph = arrows()
+    assert not graph["preprocess"] & TRAINERS and not graph["dclr.method"] & (TRAINERS - {"dclr.method"})
+    assert (
+        not graph["dclr.training"] & {"dclr.pretraining", "dclr.evaluation"}
+        and "dclr.pretraining" not in graph["dclr.evaluation"]
+    )
+    assert not graph["dclr.record"] & {"dclr.data", "dclr.storage", *TRAINERS}
+
+
+def test_launchers_and_functions_are_short() -> None:
+    for path in SOURCES:
+        text = path.read_text()
+        assert not path.name.startswith("train_") or len(text.splitlines()) <= 100, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno:
+                assert node.end_lineno - node.lineno < 60, (path, node.name)
 
 
 def test_no_two_classes_have_one_name() -> None:
-    nodes = [node for path in FILES.values() for node in ast.parse(path.read_text()).body]
-    counts = Counter(node.name for node in nodes if isinstance(node, ast.ClassDef))
-    assert len(counts) > 50 and {name: count for name, count in counts.items() if count > 1} == {}
-
-
-def test_preprocess_needs_nothing_of_the_trainer() -> None:
-    needed, new = set[str](), {module for module in FILES if module.startswith("preprocess.")}
-    while new:
-        needed |= new
-        new = set[str]().union(*(imports(module) for module in new)) - needed
-    assert {"dclr.record"} <= {module for module in needed if module.startswith("dclr.")} <= {f"dclr.{name}" for name in SHARED}
-
-
-def test_no_imports_go_in_a_circle() -> None:
-    wanted = {module: imports(module) for module in FILES}
-    while free := [module for module, of in wanted.items() if not of & wanted.keys()]:
-        for module in free:
-            del wanted[module]
-    assert wanted == {}
+    where: dict[str, Path] = {}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                assert node.name not in where, (node.name, path, where[node.name])
+                where[node.name] = path

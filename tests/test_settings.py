@@ -23,7 +23,7 @@ from dclr.data.clips import ClipConfig
 from dclr.errors import InputError
 from dclr.evaluation.config import ALL, MODES, EvalConfig, Repeats, evaluation, others
 from dclr.method.objective import Method, Statistics
-from dclr.pretraining.config import PRECISIONS, PretrainConfig
+from dclr.pretraining.config import PretrainConfig
 from dclr.settings import (
     Flag,
     Parser,
@@ -38,10 +38,13 @@ from dclr.settings import (
     from_flags,
     setting,
 )
+from dclr.training.config import PRECISIONS
+from preprocess.datasets import DATASETS
 from preprocess.synthetic import Drawing
 from preprocess.transcode import Options
 
-LAUNCHER = (launcher.Tolerance, launcher.Making, launcher.Reading, launcher.Lists, launcher.Table, launcher.Retrying)
+LISTINGS = tuple(launcher.listing(DATASETS[name]) for name in ("ucf101", "csv"))
+LAUNCHER = (launcher.Tolerance, launcher.Making, launcher.Selecting, *LISTINGS, launcher.Retrying)
 LOOKING = (launcher.Verifying, launcher.Describing, launcher.Previewing)
 EVERY = (PretrainConfig, EvalConfig, Repeats, Options, preprocess.run.How, Drawing, *LAUNCHER, *LOOKING)
 NEEDED = {"mode": "linear", "train_split": ("a",), "test_split": ("b",)}  # by EvalConfig, which a command line says otherwise

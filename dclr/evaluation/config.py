@@ -10,8 +10,9 @@ from dclr.data.clips import CROPS, ClipConfig
 from dclr.data.config import Reading, Shards
 from dclr.data.manifest import split_list
 from dclr.errors import InputError
-from dclr.pretraining.config import Checkpoints, Network, Optimisation
+from dclr.method.objective import Network
 from dclr.settings import again, check_values, flags, from_flags, setting
+from dclr.training.config import Checkpoints, Optimisation
 
 MODES = {
     "finetune": "train the whole network with labels",
@@ -92,7 +93,7 @@ class Computing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetuning:
+class Tuning:
     title = "optimisation (finetune)"
     epochs: int = setting(10, least=1, free=True, only=FINETUNE)
     lr: float = setting(0.1, above=0, only=FINETUNE)
@@ -111,7 +112,7 @@ class Finetuning:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(Finetuning, Computing, Frozen, EvalClips, Pretrained, Reading, Data):
+class EvalConfig(Tuning, Computing, Frozen, EvalClips, Pretrained, Reading, Data):
     """Everything that decides an evaluation; saved in its result.json. Raises InputError for values that do not fit.
 
     ``frames``, ``stride`` and ``size`` of None are those of the checkpoint (16, 2, 112 for random weights); ``cpv`` is clips a

@@ -91,44 +91,16 @@ def save_result(
     Raises NotKept, with the numbers in its message, where result.json cannot be written. Any other file that fails costs that
     file and a warning.
     """
-    config, out, videos = setting.config, setting.out, len(sample_M)
-    every = {kind: setting.classes_of(kind) for kind in kinds or [setting.kind]}
-    class_M = {kind: classes.number(setting.shards.labels[kind][sample_M]) for kind, classes in every.items()}
-    guessed = {
-        "chance": {kind: classes.chance for kind, classes in every.items()},
-        "majority": {kind: classes.guessed(class_M[kind]) for kind, classes in every.items()},
-    }
-    unseen = {kind: names for kind, classes in every.items() if (names := classes.names[classes.known :])}
-    used = {"arch": setting.trunk.arch, "width": setting.trunk.width}
-    used |= {name: getattr(setting.clip, name) for name in ("frames", "stride", "size")}
-    result = {
-        **numbers,
-        "interval": {name: metrics.interval(value, videos) for name, value in numbers.items() if metrics.SHARE.match(name)},
-        "videos": videos,
-        "skipped": sorted(set(setting.skipped)),
-        "classes": len(setting.classes.names),
-        **{
-            name: {f"{kind}: {name}": value for kind, value in found.items()} if kinds else found[setting.kind]
-            for name, found in guessed.items()
-        },
-        "unseen": unseen,
-        "label": setting.kind,
-        "arch": setting.trunk.arch,
-        "width": setting.trunk.width,
-        **extra,
-        "pictures": [],
-        "options": {name: public(value) if isinstance(value, str) else value for name, value in vars(config).items()} | used,
-        "weights": setting.weights,
-        "set": setting.shards.digest,
-        "versions": {"dclr": revision(), "torch": torch.__version__, "numpy": np.__version__},
-        **circumstances(time.monotonic() - setting.began),
-    }
+    out, videos = setting.out, len(sample_M)
+    result = _made(setting, numbers, sample_M, extra, kinds)
     text = ", ".join(f"{name} {100 * value:.1f} %" for name, value in (numbers | guesses(result)).items())
-    said = f"{config.mode} on {plain(setting.kind)}: {text} of {videos} videos, {len(setting.classes.names)} classes"
+    said = f"{setting.config.mode} on {plain(setting.kind)}: {text} of {videos} videos, {result['classes']} classes"
     write(out, result, said)
     print(said)
-    for kind, names in unseen.items():
-        absent, some = int((class_M[kind] >= every[kind].known).sum()), ", ".join(map(plain, names[:10]))
+    for kind, names in result["unseen"].items():
+        classes = setting.classes_of(kind)
+        absent = int((classes.number(setting.shards.labels[kind][sample_M]) >= classes.known).sum())
+        some = ", ".join(map(plain, names[:10]))
         print(
             f"no training video is of {len(names)} of the classes of {plain(kind)}: {some}{', ...' * (len(names) > 10)}; their "
             f"{absent} test videos count as wrong"
@@ -142,6 +114,45 @@ def save_result(
         made.append(str(page.write(out, [out])))
     print(", ".join(made))
     return result
+
+
+def _made(
+    setting: Setting, numbers: dict[str, float], sample_M: np.ndarray, extra: dict[str, Any], kinds: Sequence[str]
+) -> dict[str, Any]:
+    """What result.json says before anything is drawn."""
+    every = {kind: setting.classes_of(kind) for kind in kinds or [setting.kind]}
+    guessed = {
+        "chance": {kind: classes.chance for kind, classes in every.items()},
+        "majority": {
+            kind: classes.guessed(classes.number(setting.shards.labels[kind][sample_M])) for kind, classes in every.items()
+        },
+    }
+    used = {"arch": setting.trunk.arch, "width": setting.trunk.width}
+    used |= {name: getattr(setting.clip, name) for name in ("frames", "stride", "size")}
+    options = {name: public(value) if isinstance(value, str) else value for name, value in vars(setting.config).items()}
+    shares = {name: value for name, value in numbers.items() if metrics.SHARE.match(name)}
+    return {
+        **numbers,
+        "interval": {name: metrics.interval(value, len(sample_M)) for name, value in shares.items()},
+        "videos": len(sample_M),
+        "skipped": sorted(set(setting.skipped)),
+        "classes": len(setting.classes.names),
+        **{
+            name: {f"{kind}: {name}": value for kind, value in found.items()} if kinds else found[setting.kind]
+            for name, found in guessed.items()
+        },
+        "unseen": {kind: names for kind, classes in every.items() if (names := classes.names[classes.known :])},
+        "label": setting.kind,
+        "arch": setting.trunk.arch,
+        "width": setting.trunk.width,
+        **extra,
+        "pictures": [],
+        "options": options | used,
+        "weights": setting.weights,
+        "set": setting.shards.digest,
+        "versions": {"dclr": revision(), "torch": torch.__version__, "numpy": np.__version__},
+        **circumstances(time.monotonic() - setting.began),
+    }
 
 
 def _drawn(out: Path, numbers: Mapping[str, float], pictures: Pictures) -> list[str]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dclr.errors import InputError
-from dclr.settings import check_values, setting
+from dclr.method.backbones import ARCHITECTURES
+from dclr.settings import again, check_values, setting
 
 RINGS = ("vv", "sv", "dv", "vs", "vd")  # the embeddings, see dclr/method/model.py
 FORMS = ("mil", "masked", "mean-log")  # of the contrast
@@ -72,3 +73,21 @@ class Statistics:
 def default_length(videos: int, batch: int) -> int:
     """The largest multiple of the batch not above min(2048, videos / 2), at least one batch: it fills in the first epoch."""
     return max(batch, min(2048, videos // 2) // batch * batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    title = "model"
+    arch: str = setting(
+        "r2plus1d_10",
+        "r2plus1d_10 (the authors' network), r2plus1d_18, r3d_18, mc3_18 or i3d",
+        short="-a",
+        metavar="ARCH",
+        choices=tuple(ARCHITECTURES),
+    )
+    width: int = setting(64, "channels of the first stage", least=1)
+    dynamic: str = setting("rgbdiff", "dynamic view: rgbdiff, cue (stored difference), flow", choices=tuple(DYNAMICS))
+    queue: int | None = setting(None, "negatives; by default fills within the first epoch, 2048 at most")
+    bn: str = again(Statistics, "mode")
+    bn_groups: int | None = setting(None, "groups of each process's batch, by default 2 for shuffle on one process", least=1)
+    bn_views: str = again(Statistics, "views")

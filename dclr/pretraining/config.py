@@ -11,13 +11,12 @@ from dclr.data.config import Reading, Shards
 from dclr.data.manifest import split_list
 from dclr.data.plan import LAST
 from dclr.errors import InputError
-from dclr.method.backbones import ARCHITECTURES
-from dclr.method.objective import DYNAMICS, Method, Statistics, default_length
+from dclr.method.objective import DYNAMICS, Method, Network, Statistics, default_length
 from dclr.settings import again, as_table, check_values, differences, flag, setting
+from dclr.training.config import Checkpoints, Optimisation
 
 OBJECTIVES = ("dclr", "moco")
 PARTS = ("static", "dynamic", "decoupling", "mining", "alignment")  # of dclr, each can be left out
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,24 +41,6 @@ class Clips:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network:
-    title = "model"
-    arch: str = setting(
-        "r2plus1d_10",
-        "r2plus1d_10 (the authors' network), r2plus1d_18, r3d_18, mc3_18 or i3d",
-        short="-a",
-        metavar="ARCH",
-        choices=tuple(ARCHITECTURES),
-    )
-    width: int = setting(64, "channels of the first stage", least=1)
-    dynamic: str = setting("rgbdiff", "dynamic view: rgbdiff, cue (stored difference), flow", choices=tuple(DYNAMICS))
-    queue: int | None = setting(None, "negatives; by default fills within the first epoch, 2048 at most")
-    bn: str = again(Statistics, "mode")
-    bn_groups: int | None = setting(None, "groups of each process's batch, by default 2 for shuffle on one process", least=1)
-    bn_views: str = again(Statistics, "views")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Ablations:
     title = "method: ablations and baseline"
     objective: str = setting("dclr", "dclr, or moco: MoCo-v2 on video, the baseline", choices=OBJECTIVES)
@@ -68,25 +49,6 @@ class Ablations:
     loss: str = again(Method, "loss")
     align_target: str = again(Method, "align_target")
     symmetric: bool = again(Method, "symmetric")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimisation:
-    title = "optimisation"
-    batch: int = setting(64, "videos a step, over all processes", short="-b", least=1)
-    accumulate: int = setting(1, "take the batch in parts: less memory", metavar="PARTS", least=1, before=1)
-    checkpoint_gradients: bool = setting(False, "compute each stage twice: less memory, more time", before=False)
-    epochs: int = setting(200, least=1, free=True)
-    lr: float = setting(0.01, above=0)
-    schedule: tuple[int, ...] = setting((120, 160), "epochs at which lr drops to a tenth", nargs="*")
-    cos: bool = setting(False, "half a cosine to 0 in the place of --schedule", before=False)
-    warmup: float = setting(0.0, "of a line from 0", metavar="EPOCHS", least=0, before=0.0)
-    scale_lr: bool = setting(False, "lr times batch / 64", before=False)
-    wd: float = setting(1e-4, "weight decay", least=0)
-    decay_weights_only: bool = setting(False, "no weight decay of biases and BatchNorm", before=False)
-    clip_grad: float = setting(0.0, "of the whole gradient; 0: no clipping", metavar="NORM", least=0, before=0.0)
-    seed: int = setting(0)
-    precision: str = setting("auto", "auto (bf16 where the hardware has it), fp32, bf16, fp16", choices=PRECISIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,15 +63,6 @@ class Watching:
         before=(),
     )
     knn_every: int = setting(10, "between two tries", metavar="EPOCHS", least=1, free=True, before=10)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoints:
-    title = "checkpoints"
-    resume: str = setting("auto", "auto (the newest valid one in --out), never, or a file to begin from", place=True, free=True)
-    keep: int = setting(2, "the last K checkpoints", metavar="K", least=1, free=True)
-    milestone: int = setting(50, "and that of every so many epochs", metavar="EPOCHS", least=1, free=True)
-    save_minutes: float = setting(15.0, "between checkpoints within an epoch; each epoch has one", above=0, free=True)
 
 
 @dataclass(frozen=True, kw_only=True)
