@@ -2,12 +2,13 @@
 """Evaluate a pretrained network on shards: finetune it, or try its frozen features. MODE --help says its flags."""
 
 from dclr.errors import exit_on_input_error
-from dclr.evaluation.config import ALL, MODES, EvalConfig, Repeats, evaluation, others
 from dclr.settings import Parser
 from dclr.threads import settle
 
 
 def parser() -> Parser:
+    from dclr.evaluation.config import ALL, MODES, EvalConfig, Repeats, others
+
     top = Parser(description=__doc__)
     modes = top.add_subparsers(dest="mode", required=True, metavar="MODE")
     for mode, what in {**MODES, ALL: "one after the other, on the same features"}.items():
@@ -16,7 +17,9 @@ def parser() -> Parser:
 
 
 def main() -> None:
-    settle()  # before torch is imported
+    settle()  # before numpy and torch are imported
+    from dclr.evaluation.config import ALL, evaluation
+
     given = parser().given()
     config, repeats = evaluation(given)
     from dclr.distributed import shutdown

@@ -8,11 +8,13 @@ from dclr.threads import settle
 
 
 def parser() -> Parser:
+
     return Parser(description=__doc__).add(PretrainConfig)
 
 
 def main() -> None:
-    settle()  # before torch is imported
+    settle()  # before numpy and torch are imported
+
     config = from_flags(PretrainConfig, parser().given())
     from dclr.distributed import shutdown
     from dclr.pretraining.pretrain import pretrain

@@ -119,10 +119,16 @@ def test_a_default_that_is_changed_in_its_field_is_the_command_lines(settings: t
 
 @pytest.mark.parametrize("name", [name for name, one in flags(PretrainConfig).items() if not one.required])
 def test_the_launcher_has_the_defaults_of_its_fields(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = BESIDE.get(name, {})
     part = changed(PretrainConfig, name, value := other(flags(PretrainConfig)[name]))
-    monkeypatch.setattr(train_pretrain, "PretrainConfig", part)
-    given = train_pretrain.parser().given(["--shards", "s", "--split", "a", "--out", "o"])
-    assert getattr(from_flags(part, given, **BESIDE.get(name, {})), name) == value
+    begun: list[PretrainConfig] = []
+    monkeypatch.setattr("dclr.pretraining.config.PretrainConfig", part)
+    monkeypatch.setattr("dclr.pretraining.pretrain.pretrain", begun.append)
+    monkeypatch.setattr("train_pretrain.settle", lambda: None)  # it would change this process
+    more = [text for said, one in beside.items() for text in (flag(said), str(one))]
+    monkeypatch.setattr(sys, "argv", ["train_pretrain.py", "--shards", "s", "--split", "a", "--out", "o", *more])
+    train_pretrain.main()
+    assert [getattr(config, name) for config in begun] == [value]
 
 
 def test_parts_that_are_used_elsewhere_have_one_default_too() -> None:

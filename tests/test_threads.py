@@ -66,9 +66,11 @@ def test_ranks_share_the_cores_unless_a_user_says_otherwise(
 
 
 @pytest.mark.parametrize("launcher", ["train_pretrain", "train_eval"])
-def test_a_launcher_settles_before_torch_is_imported(launcher: str) -> None:
-    """Its runtime reads the environment once; what a user has set stays."""
-    code = f"import os, sys\nimport {launcher}\nassert 'torch' not in sys.modules\nsys.argv = ['x', '--help']\n"
+def test_a_launcher_settles_before_numpy_and_torch_are_imported(launcher: str) -> None:
+    """Their runtimes read the environment once; what a user has set stays."""
+    code = (
+        f"import os, sys\nimport {launcher}\nassert not {{'numpy', 'torch'}} & set(sys.modules)\nsys.argv = ['x', '--help']\n"
+    )
     code += f"try:\n    {launcher}.main()\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules\n"
     code += "print(os.environ['GOMP_SPINCOUNT'], os.environ['OMP_NUM_THREADS'], file=sys.stderr)"
     for given, expected in (({}, f"{threads.SPINS} {threads.permitted()}"), ({"GOMP_SPINCOUNT": "7"}, "7")):
