@@ -40,6 +40,37 @@ def test_crops_keep_their_share_of_area_and_ratio() -> None:
         assert 0.19 < h * w / (128 * 170) <= 1 and 0.73 < w / h < 1.36
 
 
+def furthest(draws_N: np.ndarray) -> float:
+    """The largest distance of the draws' distribution from the uniform one in 0..1 (Kolmogorov and Smirnov). Of N draws that
+    are uniform it is above 1.95 / sqrt(N) once in 1,000 times."""
+    expected_N = (np.arange(len(draws_N)) + 0.5) / len(draws_N)
+    return float(np.abs(np.sort(draws_N) - expected_N).max())
+
+
+def test_crops_lie_anywhere_with_a_uniform_area_and_a_log_uniform_ratio() -> None:
+    """Up to 3 / 4 of a square frame any ratio fits: what is drawn is what is cut. A uniform ratio would be 0.07 away."""
+    rng, side, draws = np.random.default_rng(0), 1000, 10_000
+    top, left, h, w = np.array([clips.random_resized_crop(side, side, 0.2, rng) for _ in range(draws)]).T
+    small = h * w < 0.74 * side**2
+    assert small.sum() > 6000
+    far = 1.95 / np.sqrt(small.sum()) + 0.005  # and what rounding to pixels makes of it
+    drawn = np.stack([
+        (h * w / side**2 - 0.2) / 0.54,
+        np.log(w / h) / np.log(16 / 9) + 0.5,
+        (top + 0.5) / (side - h + 1),
+        (left + 0.5) / (side - w + 1),
+    ])[:, small]  # fmt: skip
+    assert max(map(furthest, drawn)) < far
+    assert np.abs(np.corrcoef(drawn) - np.eye(4)).max() < 4 / np.sqrt(small.sum())  # four deviations of independent draws
+    assert h.max() == w.max() == side  # whole sides are drawn too
+
+
+def test_where_no_crop_fits_it_is_the_middle_of_the_widest_or_highest_ratio() -> None:
+    rng = np.random.default_rng(0)
+    assert clips.random_resized_crop(12, 1001, 0.2, rng) == (0, 492, 12, 16)
+    assert clips.random_resized_crop(1001, 12, 0.2, rng) == (492, 0, 16, 12)
+
+
 def cropped(frames: np.ndarray, box: tuple[int, int, int, int], size: int, flip: bool) -> np.ndarray:
     out = np.empty((len(frames), size, size, *frames.shape[3:]), np.uint8)
     clips.crop_resize(frames, box, flip, out)

@@ -3,11 +3,19 @@
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from conftest import SMALL, run
 
 from dclr.errors import NOT_KEPT
+from dclr.method import norm
+from dclr.method.backbones import build
+from dclr.method.model import DCLR
+from dclr.method.views import normalise, to_clip
 from dclr.pretraining import watch
 from dclr.training.curves import LINES, Curves, read_lines
 
@@ -34,6 +42,38 @@ def test_a_full_disk_costs_curves_and_pictures_and_not_the_run(synthetic_set: Pa
     assert done.stderr.count(f"warning: {out}: ") == 1 and "what cannot be written there is left out" in done.stderr
     assert done.stderr.count("warning: the checkpoint of step") == 2 and "that is kept is none" in done.stderr
     assert not any(path.stat().st_size for path in out.iterdir())
+
+
+def test_the_knn_normalises_as_rgb_and_leaves_the_model_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step ends with the dynamic view in use: its running statistics are not those that RGB clips are tested with."""
+    torch.manual_seed(0)
+    model = DCLR(build("r2plus1d_10", 4), 8).train()
+    colour, seen = torch.randint(256, (12, 1, 1, 1, 1, 3), dtype=torch.uint8), []
+    videos = colour // 2 + torch.randint(128, (12, 1, 2, 32, 32, 3), dtype=torch.uint8)
+    clips = normalise(to_clip(videos[:, 0]))
+    for _ in range(20):  # what training leaves: statistics of each view, and the last view in use
+        model.f_q.features({"v": clips, "d": 3 * clips + 1})
+
+    def over_videos(setting: Any, samples_N: np.ndarray, clips: int, crops: int, title: str, found: Any) -> Any:
+        features = torch.stack([found({"rgb": videos[n : n + 1]}) for n in samples_N]).numpy()
+        seen.append(features)
+        return features, samples_N
+
+    monkeypatch.setattr(watch, "over_videos", over_videos)
+    setting = SimpleNamespace(
+        trunk=SimpleNamespace(module=model.f_q.backbone), train_N=np.arange(8), test_N=np.arange(6, 12), dtype=torch.float32,
+        device=torch.device("cpu"), label=lambda samples_N: samples_N, classes=SimpleNamespace(known=8),
+    )  # fmt: skip
+    found = watch.online_knn(model, setting)  # type: ignore[arg-type]
+    assert all(module.training for module in model.modules())
+    norm.use_view(model.f_q, "v")
+    plain = model.f_q.backbone.eval()
+    with torch.no_grad():
+        expected = plain(clips).mean((2, 3, 4)).numpy()
+    assert (expected.std(0) > 0.01).any()
+    np.testing.assert_allclose(seen[0], expected[:8], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(seen[1], expected[6:], rtol=1e-4, atol=1e-5)
+    assert found["knn/top1"] == pytest.approx(2 / 6)  # the two that are in the gallery; labels 8 and above are in none
 
 
 def test_lines_go_on_when_there_is_space_again(

@@ -91,6 +91,20 @@ def test_bfloat16_is_close_to_float32() -> None:
     torch.testing.assert_close(outputs[1].total, outputs[0].total, rtol=0.1, atol=0.1)
 
 
+def test_top_n_is_the_share_of_queries_with_fewer_than_n_better_entries(model: DCLR, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry as good as the own key counts as better; one of the own video, or an empty one, does not count."""
+    keys = torch.nn.functional.normalize(torch.randn(7, 128), dim=1)
+    model.queue.enqueue({ring: keys for ring in model.queue.rings}, torch.tensor([3, 11, 12, 13, 14, 15, 16]))
+    queue = torch.full((4, 8), -1.0)
+    queue[1, 1], queue[2, 1:5], queue[3, 1:6] = 0, 1, 1  # 0, 1, 4 and 5 better ones
+    queue[3, 0] = queue[:, 7] = 2
+    monkeypatch.setattr(losses, "logits", lambda *_: (torch.zeros(4, 1), queue))
+    stats = model(views(0), views(1), VIDEOS).stats
+    for ab in ("vv", "vs", "vd", "sv", "dv"):
+        assert (float(stats[f"top1_{ab}"]), float(stats[f"top5_{ab}"])) == (1 / 4, 3 / 4)
+    assert float(stats["queue_fill"]) == 7 / 8 and float(stats["mined"]) == 0
+
+
 def test_embed_and_map_are_the_encoders_own() -> None:
     """What a user calls after load_encoder: the maps of s and d of the same encoder weight F(v)."""
     torch.manual_seed(0)

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -13,6 +14,8 @@ from conftest import SMALL, refuse, run, scalars, succeed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dclr import hardware
+from dclr.method.backbones import build
+from dclr.pretraining import pretrain
 from dclr.checkpoint import load, load_trunk
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
@@ -150,6 +153,27 @@ def test_the_pretraining_rate_is_a_function_of_the_place_in_the_run() -> None:
     assert rates(0, 50, 100, 200, cos=True) == pytest.approx([0.01, 0.01 * (1 + 0.5**0.5) / 2, 0.005, 0])
     assert rates(0, 2.5, 5, 10, warmup=5.0) == pytest.approx([0, 0.005, 0.01, 0.01])
     assert rates(0, batch=256, scale_lr=True) == pytest.approx([0.04])
+
+
+def test_every_step_is_taken_at_the_rate_of_its_place(
+    synthetic_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four steps an epoch: one of warm-up, one at the whole rate, one after the drop."""
+    rates, take = [], pretrain.train_step
+
+    def watched(config: PretrainConfig, model: torch.nn.Module, optimiser: torch.optim.Optimizer, *more: Any) -> Any:
+        rates.extend(group["lr"] for group in optimiser.param_groups)
+        return take(config, model, optimiser, *more)
+
+    monkeypatch.setattr(pretrain, "train_step", watched)
+    pretrain.pretrain(
+        PretrainConfig(
+            shards=str(synthetic_set), out=str(tmp_path / "run"), split=("train",), width=4, frames=2, size=32, batch=16,
+            epochs=3, lr=0.01, schedule=(2,), warmup=1.0, precision="fp32", workers=0,
+        )
+    )  # fmt: skip
+    assert rates == pytest.approx([0, 0.0025, 0.005, 0.0075, *[0.01] * 4, *[0.001] * 4])
+    assert scalars(tmp_path / "run")["optimiser/lr"] == pytest.approx([rates[step] for step in (3, 7, 9, 11)])
 
 
 def test_weight_decay_can_spare_biases_and_batchnorm() -> None:

@@ -8,7 +8,7 @@ import matplotlib.mathtext
 import numpy as np
 import pytest
 
-from dclr import canvas, metrics, report
+from dclr import canvas, report
 from dclr.text import plain
 
 NAMES = ["$x_1^{$", "a$b$ 100 %", "new\nline\x1b[0m", "日本語", "x" * 200, "\ud800"]
@@ -90,11 +90,3 @@ def test_names_as_text() -> None:
         "\\ud800",
     ]
     assert plain("a\u3000b\u202e") == "a b\\u202e" and plain("x" * 30) == "x" * 30 and plain("x" * 10**7, 5) == "xxxx…"
-
-
-def test_the_pairs_that_are_taken_for_each_other() -> None:
-    """The greatest count first, of equal counts the greater share; what is right is none of them."""
-    found = metrics.confused(np.array([[9, 2, 0], [2, 1, 1], [0, 0, 4]]), ["a", "b", "c"])
-    assert [(pair["true"], pair["named"], pair["count"]) for pair in found] == [("b", "a", 2), ("a", "b", 2), ("b", "c", 1)]
-    assert [pair["share"] for pair in found] == [0.5, pytest.approx(2 / 11), 0.25]
-    assert metrics.confused(np.eye(3, dtype=int), ["a", "b", "c"]) == [] and len(metrics.confused(counts(9), ["n"] * 9)) == 20

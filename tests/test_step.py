@@ -1,5 +1,6 @@
 """A training step on this rank's share of a batch: views, gradient, clipping, what is not finite, and no wait for a GPU."""
 
+import copy
 import math
 from contextlib import nullcontext
 from typing import Any
@@ -15,6 +16,7 @@ from dclr.data.clips import draw_colours
 from dclr.hardware import place
 from dclr.method.backbones import build
 from dclr.method.model import DCLR
+from dclr.method.views import make_views
 from dclr.pretraining import pretrain
 from dclr.pretraining.config import PretrainConfig
 from dclr.pretraining.pretrain import make_optimiser, train_step
@@ -81,6 +83,29 @@ def test_the_gradient_is_clipped_to_a_norm_and_told_as_it_was() -> None:
     (told, free), (same, clipped) = norms
     assert told == pytest.approx(same) and free == pytest.approx(told, rel=1e-3) and told > 1
     assert clipped == pytest.approx(0.1, rel=1e-3)
+
+
+def test_parts_of_a_batch_have_the_gradient_of_their_mean_loss_and_are_followed_once() -> None:
+    """Of f_q at the first part; f_k is where it was then at the second part too."""
+    config = configured(accumulate=2, lr=1e-3)
+    model = made(config)
+    with torch.no_grad():
+        for p in model.f_q.parameters():  # else there is nothing to follow
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)), alpha=0.1)
+    slow, data = copy.deepcopy(model), batch(config)
+    slow.follow()
+    losses = []
+    for part in (slice(0, 2), slice(2, 4)):
+        q, k = (make_views({name: x[part] for name, x in data.items()}, clip, "rgbdiff", CPU) for clip in (0, 1))
+        losses.append(slow(q, k, data["video"][part], 0, follow=False).total)
+    ((losses[0] + losses[1]) / 2).backward()
+    gradients = [p.grad.clone() for p in slow.f_q.parameters() if p.grad is not None]
+    _, told, _ = step(config, model)
+    assert told == pytest.approx(float(torch.cat([g.flatten() for g in gradients]).norm()), rel=1e-4) and told > 1
+    for p, gradient in zip(model.f_q.parameters(), gradients, strict=True):
+        torch.testing.assert_close(p.grad, gradient, rtol=1e-3, atol=1e-4)
+    for p, once in zip(model.f_k.parameters(), slow.f_k.parameters(), strict=True):
+        assert torch.equal(p, once)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1024.0])

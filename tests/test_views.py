@@ -108,6 +108,18 @@ def test_seams_are_held_and_v_and_s_have_colours_of_their_own() -> None:
     torch.testing.assert_close(made["s"][0, :, 0], views.normalise(rgb * 0.7)[0, :, int(data["still"][0, 0])])
 
 
+@pytest.mark.parametrize(("dynamic", "first"), [("rgbdiff", 2), ("cue", 0), ("flow", 0)])
+def test_a_seam_at_the_second_frame_spoils_the_first_entry_only_where_it_is_the_seconds_copy(dynamic: str, first: int) -> None:
+    """Differences within the clip have no entry 0 of their own, the stored cues have."""
+    data = batch() | {"frames": torch.tensor([9, 0, 2, 4, 6, 8]).expand(3, 2, 6)}
+    if dynamic == "flow":
+        data |= {"cue": torch.arange(3 * 2 * 6 * 2).view(3, 2, 6, 2, 1, 1).byte(), "scale": torch.ones(3, 2, 6, 2)}
+    whole = views.make_views(data | {"frames": torch.arange(6).expand(3, 2, 6)}, 0, dynamic, torch.device("cpu"))["d"]
+    found = views.make_views(data, 0, dynamic, torch.device("cpu"))["d"]
+    torch.testing.assert_close(found, whole[:, :, [first, first, 2, 3, 4, 5]])
+    assert not torch.equal(whole[:, :, 1], whole[:, :, first])
+
+
 def test_the_blurs_kernel_is_a_tenth_of_the_crop() -> None:
     x, draw = torch.rand(1, 3, 1, 112, 112), NEUTRAL.copy()
     draw[9] = 2.0

@@ -1,0 +1,54 @@
+"""Accuracies, intervals, confusions and neighbours by hand."""
+
+import numpy as np
+import pytest
+
+from dclr import metrics
+
+
+def test_accuracies_by_hand() -> None:
+    scores = np.array([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.4, 0.4, 0.2], [0.3, 0.6, 0.1]])
+    labels = np.array([0, 0, 0, 1])
+    found = metrics.accuracies(scores, labels)
+    assert found == pytest.approx({"top1": 0.75, "top5": 1.0, "mean_class": (2 / 3 + 1) / 2})
+    assert metrics.confusion(scores.argmax(1), labels, 3).tolist() == [[2, 0, 1], [0, 1, 0], [0, 0, 0]]
+    many = np.eye(10)[[3]] * 0 + np.arange(10)
+    assert metrics.accuracies(many, np.array([5]))["top5"] == 1 and metrics.accuracies(many, np.array([4]))["top5"] == 0
+
+
+def test_the_pairs_that_are_taken_for_each_other() -> None:
+    """The greatest count first, of equal counts the greater share; what is right is none of them."""
+    found = metrics.confused(np.array([[9, 2, 0], [2, 1, 1], [0, 0, 4]]), ["a", "b", "c"])
+    assert [(pair["true"], pair["named"], pair["count"]) for pair in found] == [("b", "a", 2), ("a", "b", 2), ("b", "c", 1)]
+    assert [pair["share"] for pair in found] == [0.5, pytest.approx(2 / 11), 0.25]
+    assert metrics.confused(np.eye(3, dtype=int), ["a", "b", "c"]) == []
+    assert len(metrics.confused(1 - np.eye(9, dtype=int), ["n"] * 9)) == 20
+
+
+@pytest.mark.parametrize("hits", [0, 7, 32])
+def test_wilsons_interval_is_where_the_score_test_stops_rejecting(hits: int) -> None:
+    share, videos = hits / 32, 32
+    for limit in metrics.interval(share, videos):
+        if 0 < limit < 1:
+            assert abs(share - limit) == pytest.approx(1.96 * np.sqrt(limit * (1 - limit) / videos))
+    low, high = metrics.interval(share, videos)
+    assert 0 <= low <= share <= high <= 1 and high - low > 0.09
+
+
+@pytest.mark.parametrize(("gallery", "k"), [(40, 20), (7, 20), (1, 1)])
+def test_knn_equals_the_slow_version(gallery: int, k: int) -> None:
+    rng = np.random.default_rng(0)
+    known, label, asked = rng.normal(size=(gallery, 5)), rng.integers(0, 3, gallery), rng.normal(size=(6, 5))
+    found = metrics.knn(known, label, asked, 3, k)
+    for query, scores in zip(asked, found, strict=True):
+        cosines = [float(query @ x / np.linalg.norm(query) / np.linalg.norm(x)) for x in known]
+        expected = np.zeros(3)
+        for n in sorted(range(gallery), key=lambda n: -cosines[n])[:k]:
+            expected[label[n]] += np.exp(cosines[n] / 0.07)
+        np.testing.assert_allclose(scores / scores.sum(), expected / expected.sum())
+
+
+def test_retrieval_by_hand() -> None:
+    gallery = np.array([[1.0, 0], [0.9, 0.1], [0, 2], [0, 0], [-1, 0]])
+    found = metrics.retrieval(gallery, np.array([0, 1, 2, 2, 1]), np.array([[3.0, 0], [0, 1], [0.1, -1]]), np.array([1, 2, 0]))
+    assert found == pytest.approx({"R@1": 2 / 3, "R@5": 1, "R@10": 1, "R@20": 1, "R@50": 1})
