@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -68,6 +69,9 @@ def test_crops_lie_anywhere_with_a_uniform_area_and_a_log_uniform_ratio() -> Non
 def test_where_no_crop_fits_it_is_the_middle_of_the_widest_or_highest_ratio() -> None:
     rng = np.random.default_rng(0)
     assert clips.random_resized_crop(12, 1001, 0.2, rng) == (0, 492, 12, 16)
+    tried = np.random.default_rng(0)
+    tried.random(10 * 2)
+    assert rng.bit_generator.state == tried.bit_generator.state  # torchvision tries ten times too
     assert clips.random_resized_crop(1001, 12, 0.2, rng) == (492, 0, 16, 12)
 
 
@@ -267,3 +271,38 @@ def test_what_moves_in_real_clips_lies_in_the_cells(synthetic_set: Path) -> None
         moving = made["moving"][:, 1:].astype(bool)
         times.append(change[moving].mean() / change[~moving].mean())
     assert min(times) > 1 and np.median(times) > 3
+
+
+def test_a_clip_is_by_default_the_methods_and_the_least_ones_are_allowed() -> None:
+    assert dataclasses.astuple(ClipConfig()) == (16, 2, 112, 0.2, 0.5, None, False)
+    assert ClipConfig(frames=1, stride=1, size=8, min_scale=1.0, flip=0.0).span == 1
+    assert ClipConfig(flip=1.0, cue="flow").span == 31
+    for wrong in ({"size": 7}, {"min_scale": 1.01}, {"flip": -0.1}, {"flip": 1.01}, {"min_scale": -0.1}):
+        with pytest.raises(InputError, match="expected"):
+            ClipConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_video_as_long_as_the_clip_has_one_start_and_a_shorter_one_loops() -> None:
+    rng, energy = np.random.default_rng(0), np.ones(14, np.float32)
+    assert {clips.random_start(15, CLIP, rng) for _ in range(50)} == {0}
+    assert {clips.random_start(15, CLIP, rng, np.ones(15, np.float32)) for _ in range(50)} == {0}
+    for motion in (None, energy):
+        assert {clips.random_start(14, CLIP, rng, motion) for _ in range(500)} == set(range(14))
+    assert clips.frame_indices(10, 14, CLIP).tolist() == [10, 12, 0, 2, 4, 6, 8, 10]
+    assert clips.uniform_starts(16, CLIP, 2) == [0, 1] and clips.uniform_starts(15, CLIP, 2) == [0, 0]
+
+
+@pytest.mark.parametrize(("side", "areas"), [(70, False), (72, False), (74, True), (144, True)])
+def test_a_crop_that_shrinks_by_more_than_one_and_a_half_is_averaged_over_areas(side: int, areas: bool) -> None:
+    """One that shrinks by less is interpolated."""
+    frames = np.random.default_rng(0).integers(0, 256, (1, side, side + 20, 3), np.uint8)
+    box = (0, 7, side, side + 4)
+    how = cv2.INTER_AREA if areas else cv2.INTER_LINEAR
+    expected = cv2.resize(np.ascontiguousarray(frames[0, :, 7 : side + 11]), (48, 48), interpolation=how)
+    np.testing.assert_array_equal(cropped(frames, box, 48, False)[0], expected)
+    np.testing.assert_array_equal(cropped(frames, box, 48, True)[0], expected[:, ::-1])
+
+
+def test_evaluation_crops_of_a_square_and_of_an_odd_frame() -> None:
+    assert clips.eval_crops(128, 128, 3) == [(8, 0, 112, 112), (8, 8, 112, 112), (8, 16, 112, 112)]
+    assert clips.eval_crops(65, 90, 3) == [(4, 0, 57, 57), (4, 16, 57, 57), (4, 33, 57, 57)]

@@ -115,3 +115,21 @@ def test_map_entropy_is_1_where_flat_and_0_at_one_position() -> None:
     point[0, 1, 2, 3], two[0, 0, 0, :2] = 5, 1
     assert [float(losses.map_entropy(a)) for a in (flat, point, two)] == pytest.approx([1, 0, math.log(2) / math.log(24)])
     assert float(losses.map_entropy(torch.zeros(1, 2, 3, 4))) == 0
+
+
+def test_the_constants_are_the_methods() -> None:
+    assert (losses.TEMPERATURE, losses.ALIGNMENT_WEIGHT) == (0.07, 0.1)
+
+
+def test_a_map_of_one_position_and_a_faint_one_have_an_entropy() -> None:
+    assert float(losses.map_entropy(torch.full((2, 1, 1, 1), 3.0))) == 0  # one position is all there is
+    faint = torch.full((1, 2, 2, 2), 1e-6)
+    assert float(losses.map_entropy(faint)) == pytest.approx(1)
+    mixed = torch.stack([torch.ones(2, 2, 2), torch.eye(2)[0].expand(2, 2, 2) * 0])
+    assert float(losses.map_entropy(mixed)) == pytest.approx(0.5)  # the mean over the clips
+
+
+def test_alignment_has_no_gradient_in_its_target() -> None:
+    query, target = (torch.rand(2, 2, 3, 3, requires_grad=True) for _ in range(2))
+    losses.alignment(query, [target]).backward()
+    assert query.grad is not None and query.grad.abs().sum() > 0 and target.grad is None

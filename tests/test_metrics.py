@@ -52,3 +52,52 @@ def test_retrieval_by_hand() -> None:
     gallery = np.array([[1.0, 0], [0.9, 0.1], [0, 2], [0, 0], [-1, 0]])
     found = metrics.retrieval(gallery, np.array([0, 1, 2, 2, 1]), np.array([[3.0, 0], [0, 1], [0.1, -1]]), np.array([1, 2, 0]))
     assert found == pytest.approx({"R@1": 2 / 3, "R@5": 1, "R@10": 1, "R@20": 1, "R@50": 1})
+
+
+def test_neighbours_are_found_for_any_number_of_queries() -> None:
+    """More than are asked at a time, against one by one; of equal ones the earlier is first, and zeros are like nothing."""
+    rng = np.random.default_rng(0)
+    gallery, queries = rng.integers(-2, 3, (30, 3)).astype(float), rng.normal(size=(2100, 3))
+    gallery[4], queries[1500] = 0, 0
+    place, cosine = metrics.nearest(queries, gallery, 7)
+    assert place.shape == cosine.shape == (2100, 7)
+    for row in (0, 1023, 1024, 1500, 2047, 2048, 2099):
+        size = np.linalg.norm(queries[row]) * np.linalg.norm(gallery, axis=1)
+        expected = np.where(size > 0, gallery @ queries[row] / np.where(size > 0, size, 1), 0)
+        np.testing.assert_allclose(cosine[row], np.sort(expected)[::-1][:7], atol=1e-12)
+        np.testing.assert_allclose(cosine[row], expected[place[row]], atol=1e-12)
+    assert place[1500].tolist() == list(range(7))
+    np.testing.assert_array_equal(
+        metrics.nearest(queries[:3] * 1e-9, gallery * 1e9, 30)[0], metrics.nearest(queries[:3], gallery, 99)[0]
+    )
+
+
+def test_knn_asks_20_neighbours_unless_told_otherwise() -> None:
+    rng = np.random.default_rng(0)
+    known, label, asked = rng.normal(size=(40, 5)), rng.integers(0, 3, 40), rng.normal(size=(6, 5))
+    np.testing.assert_array_equal(metrics.knn(known, label, asked, 3), metrics.knn(known, label, asked, 3, 20))
+    alike = metrics.knn(np.ones((25, 2)), np.arange(25) // 20, np.ones((1, 2)), 2)
+    np.testing.assert_allclose(alike, [[20, 0]])
+
+
+def test_recall_is_told_at_1_5_10_20_and_50() -> None:
+    gallery = np.stack([np.cos(np.arange(60) / 40), np.sin(np.arange(60) / 40)], 1)  # ever further from the query
+    asked, labels = np.array([[1.0, 0]] * 7), np.array([0, 4, 5, 9, 19, 49, 50])
+    found = metrics.retrieval(gallery, np.arange(60), asked, labels)
+    assert found == pytest.approx({"R@1": 1 / 7, "R@5": 2 / 7, "R@10": 4 / 7, "R@20": 5 / 7, "R@50": 6 / 7})
+
+
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("top1", True), ("top5", True), ("R@1", True), ("R@50", True), ("static: motion", True), ("static: neighbours", False),
+     ("mean_class", False), ("top10", False), ("1-shot", False), ("chance", False)],
+)  # fmt: skip
+def test_which_numbers_are_shares_of_the_test_videos(name: str, share: bool) -> None:
+    assert bool(metrics.SHARE.match(name)) == share
+
+
+def test_wilsons_interval_is_of_95_percent() -> None:
+    """Wilson 1927, by hand: 10 of 20."""
+    assert metrics.interval(0.5, 20) == pytest.approx([0.29930, 0.70070], abs=1e-5)
+    assert metrics.interval(0.0, 20) == pytest.approx([0, 1.96**2 / (20 + 1.96**2)])
+    assert metrics.interval(1.0, 20) == pytest.approx([20 / (20 + 1.96**2), 1])

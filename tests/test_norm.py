@@ -108,3 +108,86 @@ def test_the_joined_norm_of_one_process_is_torchs(dtype: torch.dtype, tolerance:
     assert mean.dtype == var.dtype == kind
     torch.testing.assert_close(mean.double(), x.double().mean((0, 2, 3, 4)), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(var.double(), x.double().var((0, 2, 3, 4), correction=0), rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_momentum_it_is_torchs_default() -> None:
+    ours = layer(momentum=None)  # type: ignore[arg-type]
+    assert ours.momentum == 0.1
+    ours(clips(2))
+    torch.testing.assert_close(ours.running_mean, plain(clips(2)).running_mean)
+
+
+def test_each_view_has_running_statistics_of_its_own_and_shared_ones_have_one() -> None:
+    for views in ("split", "shared"):
+        ours, theirs = layer(Statistics(views=views)), {name: nn.BatchNorm3d(3) for name in "vsd"}
+        if views == "shared":
+            theirs = dict.fromkeys("vsd", theirs["v"])
+        for number, name in enumerate("vsd"):
+            norm.use_view(ours, name)
+            torch.testing.assert_close(ours(clips(number)), theirs[name](clips(number)))
+        ours.eval()
+        for name in "vsd":
+            norm.use_view(ours, name)
+            torch.testing.assert_close(ours(clips(4)), theirs[name].eval()(clips(4)))
+
+
+def test_a_second_computation_normalises_as_the_view_and_leaves_all_as_it_was() -> None:
+    network = nn.Sequential(layer(), nn.ReLU(), layer())
+    norm.use_view(network[0], "d")
+    norm.use_view(network[2], "s", track=False)
+    with pytest.raises(ZeroDivisionError), norm.again(network, "v"):
+        assert [(network[n].view, network[n].track) for n in (0, 2)] == [("v", False)] * 2
+        raise ZeroDivisionError
+    assert [(network[n].view, network[n].track) for n in (0, 2)] == [("d", True), ("s", False)]
+
+
+def test_everything_below_is_converted() -> None:
+    network = nn.Sequential(nn.BatchNorm3d(3), nn.Sequential(nn.Conv3d(3, 3, 1), nn.BatchNorm3d(3)), nn.BatchNorm1d(3))
+    statistics = Statistics("local", 2)
+    assert norm.convert(network, statistics) is network
+    assert [type(network[0]), type(network[1][1])] == [norm.ViewBatchNorm] * 2 and network[0].statistics is statistics
+    assert type(network[1][0]) is nn.Conv3d and type(network[2]) is nn.BatchNorm1d
+
+
+@pytest.mark.parametrize("track", [True, False])
+def test_a_rank_of_two_normalises_with_the_rows_of_both(track: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As this rank sees it: what the other would send is put in its place."""
+    mine, other = clips(1), clips(3)
+    sent = torch.stack([other.mean((0, 2, 3, 4)), other.var((0, 2, 3, 4), correction=0)]).unsqueeze(0)
+    monkeypatch.setattr(norm, "world", lambda: 2)
+    monkeypatch.setattr(norm, "joined", lambda x: torch.cat([x, sent]))
+    ours, theirs = layer(), nn.BatchNorm3d(3)
+    norm.use_view(ours, "v", track)
+    torch.testing.assert_close(ours(mine), theirs(torch.cat([mine, other]))[:8], rtol=1e-4, atol=1e-5)
+    expected = theirs if track else nn.BatchNorm3d(3)
+    torch.testing.assert_close(ours.running_mean, expected.running_mean)
+    torch.testing.assert_close(ours.running_var, expected.running_var)
+
+
+def test_one_value_a_channel_on_each_rank_has_running_statistics_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The unbiased variance of n values is n / (n - 1) times the biased one, here of 2."""
+    mine, other = torch.tensor([1.0, 2, 3]).view(1, 3, 1, 1, 1), torch.tensor([[[5.0, 2, 1], [0, 0, 0]]])
+    monkeypatch.setattr(norm, "world", lambda: 2)
+    monkeypatch.setattr(norm, "joined", lambda x: torch.cat([x, other]))
+    ours = layer()
+    ours(mine)
+    torch.testing.assert_close(ours.running_mean, torch.tensor([0.3, 0.2, 0.2]))
+    torch.testing.assert_close(ours.running_var, 0.9 + 0.1 * torch.tensor([8.0, 0, 2]))
+
+
+@pytest.mark.parametrize(("mode", "averaged"), [("sync", False), ("local", True), ("shuffle", True)])
+def test_ranks_are_given_the_mean_of_their_running_statistics(
+    mode: str, averaged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = nn.Sequential(layer(Statistics(mode)), nn.BatchNorm3d(3))
+    with torch.no_grad():
+        network[0].weight.fill_(3)
+    before = copy.deepcopy(network.state_dict())
+    monkeypatch.setattr(norm, "total", lambda x: x + 5)
+    norm.average(network)
+    assert all(torch.equal(x, before[name]) for name, x in network.state_dict().items())  # one rank has nobody to ask
+    monkeypatch.setattr(norm, "world", lambda: 2)
+    norm.average(network)
+    for name, x in network.state_dict().items():
+        changes = averaged and name.startswith("0.running")
+        torch.testing.assert_close(x, (before[name] + 5) / 2 if changes else before[name])

@@ -99,3 +99,17 @@ def test_generators_differ_for_any_part_of_their_key() -> None:
     keys = [(0, 0, "a", 0), (1, 0, "a", 0), (0, 1, "a", 0), (0, 0, "b", 0), (0, 0, "a", 1), (0, 0, "a\0", 0)]
     assert len({generator(*key).random() for key in keys}) == len(keys)
     assert generator(0, 0, "a", 0).random() == generator(0, 0, "a", 0).random()
+
+
+def test_draws_are_those_of_every_version() -> None:
+    """Runs that were made before go on with the same bytes, so that neither the generator nor the order can change."""
+    assert generator(0, 1, "a", 2).integers(0, 1000, 5).tolist() == [818, 862, 358, 995, 145]
+    assert plan.epoch_order(np.arange(40), np.arange(40) // 2, 3, 1)[:8].tolist() == [27, 3, 35, 7, 2, 1, 6, 12]
+    some = Plan(SAMPLES, SHARDS, 0, 8)
+    assert (some.selection, some.instead(1, 6, 2)) == (548567451, 102)
+
+
+def test_a_plan_is_by_default_one_pass_without_the_rest() -> None:
+    some = Plan(SAMPLES, SHARDS, 0, 16)
+    assert (some.steps, some.left) == (15, 10)
+    assert Plan(SAMPLES, SHARDS, 0, 250).steps == 1 and Plan(SAMPLES, SHARDS, 0, 125, last="wrap").steps == 2

@@ -204,3 +204,30 @@ def test_the_dynamic_views_peak_lies_on_the_moving_object(moving_disc: Record, d
                 u = float(d[0, t, row - 3 : row + 4, column - 3 : column + 4].mean())
                 assert u == pytest.approx(direction * zoom * kept.mean(), rel=0.15) and 1.8 < kept.mean() < 3.2
     assert seen >= 4 and signs == {-1, 1}
+
+
+def test_levels_become_colours_with_imagenets_mean_0_and_deviation_1() -> None:
+    levels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 1, 3).expand(1, 2, 4, 5, 3)
+    clip = views.to_clip(levels)
+    assert clip.shape == (1, 3, 2, 4, 5) and clip.dtype == torch.float32
+    torch.testing.assert_close(clip[0, :, 0, 0, 0], torch.tensor([0, 0.2, 1]))
+    expected = torch.tensor([(0 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, (1 - 0.406) / 0.225])
+    torch.testing.assert_close(views.normalise(clip)[0, :, 1, 3, 4], expected)
+
+
+def test_a_clip_of_nothing_but_seams_repeats_its_first_entry() -> None:
+    d = torch.arange(3.0).view(1, 1, 3, 1, 1)
+    for first_is_second in (True, False):
+        assert views.hold_seams(d, torch.tensor([[5, 3, 1]]), first_is_second).flatten().tolist() == [0, 0, 0]
+        assert views.hold_seams(d, torch.tensor([[4, 4, 4]]), first_is_second).flatten().tolist() == [0, 1, 2]  # no seam
+
+
+def test_only_the_views_and_videos_that_are_asked_for_are_made() -> None:
+    data, cpu = batch(), torch.device("cpu")
+    whole = views.make_views(data, 1, "cue", cpu)
+    assert list(whole) == ["v", "s", "d"]
+    for names in ("v", "vs", "vd"):
+        part = views.make_views(data, 1, "cue", cpu, slice(1, 3), names)
+        assert "".join(part) == names
+        for name in names:
+            torch.testing.assert_close(part[name], whole[name][1:])

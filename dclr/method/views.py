@@ -94,7 +94,7 @@ def hold_seams(dynamic_BCTHW: torch.Tensor, frames_BT: torch.Tensor, first_is_se
     A seam is where the frame numbers ``frames_BT`` fall.
 
     ``first_is_second`` says that entry 0 is a copy of entry 1, as in differences within the clip. A seam at the second frame
-    then spoils both, and both take the first entry that is no seam. A clip of seams alone is returned as it is.
+    then spoils both, and both take the first entry that is no seam. A clip of nothing but seams repeats its first entry.
     """
     time = torch.arange(frames_BT.shape[1], device=frames_BT.device).expand_as(frames_BT)
     fair = torch.ones_like(frames_BT, dtype=torch.bool)
