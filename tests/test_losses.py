@@ -96,6 +96,9 @@ def test_masked_drops_the_own_key_only_where_there_is_a_mined_one() -> None:
     ])  # fmt: skip
     torch.testing.assert_close(found, rows.mean())
     torch.testing.assert_close(losses.contrast(own, rest, allowed, mined, "masked"), losses.contrast(own, rest, allowed, mined))
+    for form in ("mil", "mean-log"):  # the others drop none
+        kept = losses.contrast(own, rest, allowed, mined, form)
+        assert torch.equal(losses.contrast(own, rest, allowed, mined, form, torch.ones(3, dtype=torch.bool)), kept)
 
 
 def test_mean_log_is_the_mean_logit_and_survives_forbidden_entries() -> None:

@@ -149,6 +149,28 @@ def test_everything_below_is_converted() -> None:
     assert type(network[1][0]) is nn.Conv3d and type(network[2]) is nn.BatchNorm1d
 
 
+def test_a_rank_of_two_has_the_gradient_of_the_joined_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its own clips; of weight and bias its own part, which the ranks add up afterwards."""
+    both, back = torch.cat([clips(1), clips(3)]).double(), torch.cat([clips(4), clips(5)]).double()
+    weight, bias = torch.tensor([0.5, 1, 2]).double().requires_grad_(), torch.zeros(3).double().requires_grad_()
+    x = both.clone().requires_grad_()
+    wanted = F.batch_norm(x, None, None, weight, bias, True)
+    expected, of_weight, of_bias = torch.autograd.grad(wanted, (x, weight, bias), back)
+    plain, other = F.batch_norm(both, None, None, training=True), slice(8, 16)
+    own = [(back[:8] * plain[:8]).sum((0, 2, 3, 4)), back[:8].sum((0, 2, 3, 4))]
+    sent = {"forward": torch.stack([both[other].mean((0, 2, 3, 4)), both[other].var((0, 2, 3, 4), correction=0)]).unsqueeze(0)}
+    sent["backward"] = torch.stack([of_bias - own[1], of_weight - own[0]])
+    monkeypatch.setattr(norm, "world", lambda: 2)
+    monkeypatch.setattr(norm, "joined", lambda x: torch.cat([x, sent["forward"]]))
+    monkeypatch.setattr(norm, "total", lambda x: x + sent["backward"])
+    mine = both[:8].clone().requires_grad_()
+    found = norm._Joined.apply(mine, weight, bias, 1e-5)[0]
+    torch.testing.assert_close(found, wanted[:8])
+    gradients = torch.autograd.grad(found, (mine, weight, bias), back[:8])
+    for gradient, right in zip(gradients, (expected[:8], *own), strict=True):
+        torch.testing.assert_close(gradient, right)
+
+
 @pytest.mark.parametrize("track", [True, False])
 def test_a_rank_of_two_normalises_with_the_rows_of_both(track: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """As this rank sees it: what the other would send is put in its place."""
