@@ -2,18 +2,19 @@
 """Pretrain on shards: python train_pretrain.py ..., or on many processes torchrun --nproc-per-node N train_pretrain.py ..."""
 
 from dclr.errors import exit_on_input_error
-from dclr.pretraining.config import PretrainConfig
 from dclr.settings import Parser, from_flags
 from dclr.threads import settle
 
 
 def parser() -> Parser:
+    from dclr.pretraining.config import PretrainConfig
 
     return Parser(description=__doc__).add(PretrainConfig)
 
 
 def main() -> None:
     settle()  # before numpy and torch are imported
+    from dclr.pretraining.config import PretrainConfig
 
     config = from_flags(PretrainConfig, parser().given())
     from dclr.distributed import shutdown

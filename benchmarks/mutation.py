@@ -31,10 +31,10 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 TESTS = {  # of each module, those that notice most faults first
-    "dclr/losses.py": ("losses", "reference", "model"),
-    "dclr/queue.py": ("queue", "reference"),
-    "dclr/views.py": ("views", "step"),
-    "dclr/norm.py": ("norm", "model", "reference", "step"),
+    "dclr/method/losses.py": ("losses", "reference", "model"),
+    "dclr/method/queue.py": ("queue", "reference"),
+    "dclr/method/views.py": ("views", "step"),
+    "dclr/method/norm.py": ("norm", "model", "reference", "step"),
     "dclr/metrics.py": ("metrics",),
     "dclr/data/clips.py": ("clips", "views"),
     "dclr/data/plan.py": ("plan",),

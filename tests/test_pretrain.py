@@ -14,8 +14,6 @@ from conftest import SMALL, refuse, run, scalars, succeed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dclr import hardware
-from dclr.method.backbones import build
-from dclr.pretraining import pretrain
 from dclr.checkpoint import load, load_trunk
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
@@ -23,6 +21,7 @@ from dclr.hardware import resolve_precision
 from dclr.method.backbones import build
 from dclr.method.model import DCLR
 from dclr.method.objective import DYNAMICS
+from dclr.pretraining import pretrain
 from dclr.pretraining.config import PretrainConfig
 from dclr.pretraining.pretrain import make_optimiser, pretraining_rate
 from dclr.pretraining.watch import Videos
