@@ -33,7 +33,7 @@ def needs(*modules: str) -> pytest.MarkDecorator:
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real clips are not at {REAL}")
 
 
-def run(*command: str | Path, ranks: int = 0) -> subprocess.CompletedProcess[str]:
+def run(*command: object, ranks: int = 0) -> subprocess.CompletedProcess[str]:
     """Run a documented command (``train_pretrain.py``, ``-m preprocess``, ...) as a user would, from the repository."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -43,14 +43,14 @@ def run(*command: str | Path, ranks: int = 0) -> subprocess.CompletedProcess[str
     )  # fmt: skip
 
 
-def succeed(*command: str | Path, ranks: int = 0) -> str:
+def succeed(*command: object, ranks: int = 0) -> str:
     """:func:`run`, which must succeed; returns what it printed."""
     done = run(*command, ranks=ranks)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def refuse(*command: str | Path) -> str:
+def refuse(*command: object) -> str:
     """The command, which must be refused as a user's mistake: exit code 2, a last line with the error, no traceback.
 
     Python runs it as ``python command...`` does, within this process: starting another takes longer than most refusals.

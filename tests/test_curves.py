@@ -17,6 +17,7 @@ from dclr.method.backbones import build
 from dclr.method.model import DCLR
 from dclr.method.views import normalise, to_clip
 from dclr.pretraining import watch
+from dclr.training import curves
 from dclr.training.curves import LINES, Curves, read_lines
 
 
@@ -86,7 +87,7 @@ def test_lines_go_on_when_there_is_space_again(
     watched.log(1, {"loss": 0.5})
     with monkeypatch.context() as broken:
         broken.setattr(Path, "open", full)
-        broken.setattr(watch.cv2, "imread", full)
+        broken.setattr(curves.cv2, "imread", full)
         watched.log(2, {"loss": 0.25})
         watched.picture(2, "maps", lambda path: path.touch())
     watched.log(3, {"loss": 0.125})

@@ -49,7 +49,7 @@ LOOKING = (launcher.Verifying, launcher.Describing, launcher.Previewing)
 EVERY = (PretrainConfig, EvalConfig, Repeats, Options, preprocess.run.How, Drawing, *LAUNCHER, *LOOKING)
 NEEDED = {"mode": "linear", "train_split": ("a",), "test_split": ("b",)}  # by EvalConfig, which a command line says otherwise
 # what fits to the change of one setting, where the others' defaults do not
-BESIDE = {"bn_groups": {"bn": "local"}, "patience": {"val": 0.1}, "stabilise": {"cues": ("diff",)}}
+BESIDE: dict[str, dict[str, Any]] = {"bn_groups": {"bn": "local"}, "patience": {"val": 0.1}, "stabilise": {"cues": ("diff",)}}
 # config.yaml of a run that was made when every setting was written by hand
 KEPT = """
 {shards: shards/mine, out: runs/mine, split: [train01, train02], arch: r3d_18, width: 8, frames: 4, stride: 1, size: 32,
