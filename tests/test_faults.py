@@ -249,7 +249,7 @@ def test_fault_10_no_flag_is_dead_and_blur_is_drawn_for_every_clip(synthetic_set
     parser = train_pretrain.parser()
     flags = {action.dest for action in parser._actions} - {"help", "config"}
     assert flags == set(PretrainConfig.__dataclass_fields__)
-    code = "".join((REPOSITORY / "dclr" / name).read_text() for name in ("pretrain.py", "config.py", "watch.py"))
+    code = "".join(path.read_text() for path in (REPOSITORY / "dclr" / "pretraining").glob("*.py"))
     code = re.sub(r"def __post_init__.*?\n    @property", "", code, flags=re.S)  # to check a flag is not to use it
     assert not [flag for flag in flags if not re.search(rf"\b(config|self)\.{flag}\b", code)]
     shards = ShardSet(synthetic_set)

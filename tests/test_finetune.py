@@ -104,7 +104,16 @@ def test_the_epoch_that_is_tested_is_chosen_on_what_is_held_out(synthetic_set: P
     assert len(scalars(out)["val/top1"]) == 3  # of nine epochs
     assert load(out / "last.pt")["loader"]["step"] == 3 * ((64 - result["val"]["videos"]) // 16)
     assert load_trunk(out / "best.pt").arch == "r2plus1d_10"
-    again = ("--shards", synthetic_set, *SPLITS, *SMALL, "--pretrained", out / "best.pt", "--out", tmp_path / "knn")
+    again = (
+        "--shards",
+        synthetic_set,
+        *SPLITS,
+        *SMALL[: SMALL.index("--lr")],
+        "--pretrained",
+        out / "best.pt",
+        "--out",
+        tmp_path / "knn",
+    )
     said = succeed("train_eval.py", "knn", *again)
     assert "unexpected  2    left aside: fc" in said
 
