@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-SPINS = "1000"  # looks at a barrier before a thread sleeps: benchmarks/threads.py
+SPINS = "10000"  # looks at a barrier before a thread sleeps: benchmarks/threads.py
 
 
 def settle() -> None:
