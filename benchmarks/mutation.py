@@ -31,13 +31,13 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 TESTS = {  # of each module, those that notice most faults first
-    "dclr/method/losses.py": ("losses", "reference", "model"),
-    "dclr/method/queue.py": ("queue", "reference"),
-    "dclr/method/views.py": ("views", "step"),
-    "dclr/method/norm.py": ("norm", "model", "reference", "step"),
-    "dclr/metrics.py": ("metrics",),
-    "dclr/data/clips.py": ("clips", "views"),
-    "dclr/data/plan.py": ("plan",),
+    "dclr/method/losses.py": ("method/test_losses", "method/test_reference", "method/test_model"),
+    "dclr/method/queue.py": ("method/test_queue", "method/test_reference"),
+    "dclr/method/views.py": ("method/test_views", "pretraining/test_step"),
+    "dclr/method/norm.py": ("method/test_norm", "method/test_model", "method/test_reference", "pretraining/test_step"),
+    "dclr/metrics.py": ("test_metrics",),
+    "dclr/data/clips.py": ("data/test_clips", "method/test_views"),
+    "dclr/data/plan.py": ("data/test_plan",),
 }
 SLOW = "two_ranks"  # of these files, the tests that start processes
 SETS = ("synthetic_set", "h264_set")  # fixtures that do: made once, by the first run, which has no fault in it
@@ -118,10 +118,11 @@ class Sets:
 
 def bring_in(copy: Path) -> None:
     """Import, once and not for each fault, all that the tests import but for the project itself."""
-    sys.path[:0] = [str(copy / "tests"), str(copy)]
-    for name in {name for names in TESTS.values() for name in names}:
-        importlib.import_module(f"test_{name}")
-    del sys.path[:2]
+    before, names = list(sys.path), {Path(name) for names in TESTS.values() for name in names}
+    sys.path[:0] = [str(copy), *{str(copy / "tests" / folder) for folder in (".", *(name.parent for name in names))}]
+    for name in names:
+        importlib.import_module(name.name)
+    sys.path[:] = before
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None) or "").startswith(str(copy)):
             del sys.modules[name]
@@ -142,7 +143,7 @@ def tried(copy: Path, module: str, seconds: float) -> tuple[str, str, float]:
         os.dup2(target, 2)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         sys.path.insert(0, str(copy))
-        files = [f"tests/test_{name}.py" for name in TESTS[module]]
+        files = [f"tests/{name}.py" for name in TESTS[module]]
         base = f"--basetemp={tempfile.mkdtemp(dir=copy.parent)}/pytest"
         options, code = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-k", f"not ({SLOW})"], 1
         try:

@@ -18,7 +18,9 @@ import pytest
 from servers import Proxy, free_port, serving
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dclr.record import Record, pack, unpack
 from dclr.storage import open_folder
+from preprocess.transcode import Options, transcode
 
 REPOSITORY = Path(__file__).parent.parent
 REAL = REPOSITORY.parent / "shared" / "data"
@@ -79,6 +81,14 @@ def scalars(run: Path) -> dict[str, list[float]]:
     events = EventAccumulator(str(run))
     events.Reload()
     return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def stored(path: Path, **options: object) -> Record:
+    """The one sample of a video, read back."""
+    (done,) = transcode(path, Options(**options))  # type: ignore[arg-type]
+    made = Options(**options)  # type: ignore[arg-type]
+    meta = {"video": path.name, "frames": done.frames, "codec": made.codec, "cues": list(made.cues), **done.meta}
+    return unpack(b"".join(pack("k", done.members, meta)))
 
 
 @pytest.fixture(scope="session")

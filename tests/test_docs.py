@@ -137,7 +137,7 @@ def test_scripts_are_ones_that_bash_reads() -> None:
 
 def test_every_fault_has_its_test_and_every_test_its_fault() -> None:
     text = (REPOSITORY / "docs" / "method.md").read_text()
-    tree = ast.parse((REPOSITORY / "tests" / "test_faults.py").read_text())
+    tree = ast.parse((REPOSITORY / "tests/method/test_faults.py").read_text())
     tests = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
     rows = re.findall(r"^\|.*\| `(test_\w+)` \|$", text, re.M)
     assert len(rows) == 7 + 13 and set(rows) == {name for name in tests if re.match(r"test_(crash|fault)_", name)}

@@ -73,3 +73,9 @@ def test_no_two_classes_have_one_name() -> None:
             if isinstance(node, ast.ClassDef):
                 assert node.name not in where, (node.name, path, where[node.name])
                 where[node.name] = path
+
+
+def test_the_tests_have_a_folder_for_each_package() -> None:
+    packages = {path.parent.name for path in SOURCES if path.name == "__init__.py" and path.parent.parent.name != "preprocess"}
+    folders = {path.parent.name for path in REPOSITORY.glob("tests/*/test_*.py")}
+    assert folders == packages - {"dclr", "backbones"}

@@ -2,7 +2,8 @@
 
 On the CPU, torch 2.13's weight gradient of a convolution that pads in time is read from memory that was never written, or
 written past its end, where the clip has no more frames than the kernel: in bfloat16 a kernel of 3 at T = 2 (layer4 of every
-16-frame clip) and one of 7 at T = 3 to 7; in float32 one of 7 with stride 2 at T = 5 to 7. tests/test_backbones.py watches.
+16-frame clip) and one of 7 at T = 3 to 7; in float32 one of 7 with stride 2 at T = 5 to 7. tests/method/test_backbones.py
+watches.
 """
 
 from __future__ import annotations

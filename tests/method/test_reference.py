@@ -151,7 +151,7 @@ def test_two_ranks_are_the_references_joined_batch(tmp_path: Path) -> None:
     cases |= {name: (WRAPPING | case, 1) for name, case in VARIANTS.items()}
     cases |= {name: (WRAPPING | case, 2) for name, case in GROUPED.items()}
     handed = json.dumps([case for case, _ in cases.values()])
-    succeed(Path(__file__).with_name("steps.py"), handed, tmp_path / "found.pt", ranks=2)
+    succeed(Path(steps.__file__), handed, tmp_path / "found.pt", ranks=2)
     results = torch.load(tmp_path / "found.pt", weights_only=True)
     errors = {name: worst(found, expected(*case)) for (name, case), found in zip(cases.items(), results, strict=True)}
     print(f"largest difference from the reference over two ranks: {max(errors.values()):.1e}")

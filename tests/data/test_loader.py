@@ -172,7 +172,7 @@ def test_a_worker_heeds_no_signal_and_ends_with_its_trainer(synthetic_set: Path,
         "    sys.stdin.readline()\n"
         "    raise RuntimeError\n"
     )
-    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}:{REPOSITORY / 'tests' / 'data'}"}
     trainer = subprocess.Popen(
         [sys.executable, tmp_path / "trains.py"], env=environment, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -5,7 +5,7 @@ import kornia
 import numpy as np
 import pytest
 import torch
-from test_transcode import stored
+from conftest import stored
 
 from dclr.data.clips import ClipConfig, draw_colours, train_clips
 from dclr.method import views

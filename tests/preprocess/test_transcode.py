@@ -12,10 +12,10 @@ import pytest
 import simplejpeg
 from av.stream import Disposition
 from av.video.reformatter import ColorRange
-from conftest import REAL, needs_real_data, succeed
+from conftest import REAL, needs_real_data, stored, succeed
 
 from dclr.data.manifest import ShardSet
-from dclr.record import Record, pack, unpack
+from dclr.record import pack, unpack
 from preprocess.synthetic import encode
 from preprocess.transcode import OpenedVideo, Options, TranscodeError, measured_rate, stored_size, transcode
 
@@ -29,14 +29,6 @@ def moving_square(frames: int, height: int = 96, width: int = 128) -> np.ndarray
     for t in range(frames):
         out[t, 30:60, 4 * t : 4 * t + 30] = (220, 60, 30)
     return out
-
-
-def stored(path: Path, **options: object) -> Record:
-    """The one sample of a video, read back."""
-    (done,) = transcode(path, Options(**options))  # type: ignore[arg-type]
-    made = Options(**options)  # type: ignore[arg-type]
-    meta = {"video": path.name, "frames": done.frames, "codec": made.codec, "cues": list(made.cues), **done.meta}
-    return unpack(b"".join(pack("k", done.members, meta)))
 
 
 def write(
@@ -331,7 +323,7 @@ def test_real_clips_match_an_independent_decode(name: str) -> None:
 
 
 def wild() -> list[tuple[str, ...]]:
-    """Every file of the wild collection, and what preprocess does with it: tests/wild.tsv."""
+    """Every file of the wild collection, and what preprocess does with it: tests/preprocess/wild.tsv."""
     lines = (Path(__file__).parent / "wild.tsv").read_text(encoding="utf-8").splitlines()
     return [tuple(line.split("\t")) for line in lines if not line.startswith("#")]
 
