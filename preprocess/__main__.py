@@ -171,17 +171,16 @@ def make(given: Mapping[str, Any]) -> None:
 
 def _drawn(drawing: synthetic.Drawing, out: Folder, workers: int, stack: ExitStack) -> VideoSet:
     """The embedded set's videos, drawn below the set's folder (a temporary one where that is in object storage)."""
-    wanted = (drawing.videos, drawing.seed, drawing.swap_scenes)
-    drawn_with = synthetic.made_with(*wanted)
+    wanted = drawing.made_with()
     if out.size(MANIFEST) is not None:
         old = Manifest.loads(out.read(MANIFEST).decode(errors="replace"), f"{out}/{MANIFEST}").options
-        if drawn_with != {name: old[name] for name in ("videos", "seed", "swap_scenes") if name in old}:
+        if wanted != {name: old[name] for name in synthetic.RECORDED if name in old}:
             raise InputError(f"--out {out}: a finished shard set is there already; name another folder or remove it")
     if isinstance(out, RemoteFolder):
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dclr-")))
     else:
-        place = Path(out.place, "videos", f"seed{drawing.seed}")
-    return synthetic.make(place, drawing.videos, drawing.seed, workers, drawing.swap_scenes)
+        place = Path(out.place, "videos", f"{'seed' if drawing.hard else 'lab'}{drawing.seed}")
+    return synthetic.make(place, drawing, workers)
 
 
 def _found(given: Mapping[str, Any], reading: Selecting) -> VideoSet:

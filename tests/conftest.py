@@ -14,12 +14,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from servers import Proxy, free_port, serving
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dclr.record import Record, pack, unpack
 from dclr.storage import open_folder
+from preprocess.synthetic import HARD
 from preprocess.transcode import Options, transcode
 
 REPOSITORY = Path(__file__).parent.parent
@@ -91,12 +93,19 @@ def stored(path: Path, **options: object) -> Record:
     return unpack(b"".join(pack("k", done.members, meta)))
 
 
+def render(motion: str, scene: str, seed: tuple[object, ...]) -> tuple[np.ndarray, int]:
+    """A drawn video of 40 to 64 frames, uint8 (N, H, W, 3), about 110 pixels a side, and its frame rate."""
+    return HARD.render(motion, scene, "", seed)
+
+
 @pytest.fixture(scope="session")
 def synthetic_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """96 embedded videos (64 train, 32 test), short side 32, in shards of about 1 MB."""
     out = tmp_path_factory.mktemp("shards") / "tiny"
     cues = ("--cues", "diff,flow,energy")
-    succeed("-m", "preprocess", "synthetic", "--out", out, "--videos", "96", "--size", "32", "--shard-size", "1", *cues)
+    succeed(
+        "-m", "preprocess", "synthetic", "--hard", "--out", out, "--videos", "96", "--size", "32", "--shard-size", "1", *cues
+    )
     return out
 
 
@@ -104,7 +113,7 @@ def synthetic_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def h264_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """64 embedded videos as H.264."""
     out = tmp_path_factory.mktemp("shards") / "h264"
-    succeed("-m", "preprocess", "synthetic", "--out", out, "--videos", "64", "--size", "32", "--codec", "h264")
+    succeed("-m", "preprocess", "synthetic", "--hard", "--out", out, "--videos", "64", "--size", "32", "--codec", "h264")
     return out
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, SMALL
+from conftest import REPOSITORY, SMALL, render
 from safetensors.numpy import load_file
 
 from dclr.checkpoint import load_trunk
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
 from dclr.storage import open_folder
-from preprocess.synthetic import encode, render
+from preprocess.synthetic import encode
 
 DOCUMENT = (REPOSITORY / "docs/extending.md").read_text()
 CHEAP = ["--precision", "fp32", "-j", "0"]

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import needs, refuse, run, succeed, upload
+from conftest import needs, refuse, render, run, succeed, upload
 from servers import Proxy, free_port
 
 from dclr.data.manifest import ShardSet
@@ -14,7 +14,7 @@ from dclr.errors import InputError
 from dclr.storage import open_folder
 from preprocess.datasets import EMPTY_CLASS, folder
 from preprocess.found import HIDDEN, ONE_FRAME
-from preprocess.synthetic import encode, render
+from preprocess.synthetic import encode
 
 pytestmark = needs("moto", "s3fs")
 

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dclr.errors import InputError
 from dclr.storage import Folder
@@ -53,7 +54,7 @@ class VideoSet:
     missing: list[Video] = field(default_factory=list)
     listed: int = 0
     left_out: dict[str, str] = field(default_factory=dict)
-    options: dict[str, int | str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def test_the_report_of_a_checkpoint_beside_random_weights(checkpoint: Path, tmp_
     """Both kinds of label under every condition, the same over two processes, from features that are extracted once."""
     shards = tmp_path / "shards"
     succeed(
-        "-m", "preprocess", "synthetic", "--out", shards, "--videos", "96", "--size", "32", "--swap-scenes",
+        "-m", "preprocess", "synthetic", "--hard", "--out", shards, "--videos", "96", "--size", "32", "--swap-scenes",
     )  # fmt: skip
     common = (
         "--shards", shards, "--train-split", "train", "--test-split", "test", "--pretrained", checkpoint, "--precision", "fp32",
@@ -78,7 +78,7 @@ def test_the_report_of_a_checkpoint_beside_random_weights(checkpoint: Path, tmp_
 
 def test_without_stored_energy_nothing_is_blanked(tmp_path: Path) -> None:
     shards = tmp_path / "shards"
-    succeed("-m", "preprocess", "synthetic", "--out", shards, "--videos", "48", "--size", "32", "--cues", "diff")
+    succeed("-m", "preprocess", "synthetic", "--hard", "--out", shards, "--videos", "48", "--size", "32", "--cues", "diff")
     said = succeed(
         "train_eval.py", "bias", "--shards", shards, "--train-split", "train", "--test-split", "test", "--pretrained", "random",
         "-a", "r2plus1d_10", "--width", "4", "-fpc", "4", "-cs", "32", "-j", "0", "--test-clips", "1", "-cpv", "1",

@@ -6,10 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-from conftest import REPOSITORY, needs, succeed
+from conftest import REPOSITORY, needs, render, succeed
 
 from dclr.data.manifest import ShardSet
-from preprocess.synthetic import encode, render
+from preprocess.synthetic import encode
 
 pytestmark = needs("ray")
 
