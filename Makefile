@@ -27,7 +27,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadscope  # most tests start processes of one thread: two at a time take half as long
 
 shards/demo/manifest.json: | $(VENV)/installed
-	$(BIN)/python -m preprocess synthetic --out shards/demo --size 64
+	$(BIN)/python -m preprocess synthetic --hard --out shards/demo --size 64
 
 # Each step is a file that it leaves: started again after it was killed, the demo goes on, and what is finished stays.
 demo: $(VENV)/installed $(DEMO)/sheet.png $(DEMOS:%=$(DEMO)/%/result.json)

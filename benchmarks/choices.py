@@ -1,9 +1,9 @@
 """Which defaults: BatchNorm, the dynamic view, the alignment's target. ``python benchmarks/choices.py [--seeds 0 1]``
 
-Pretrains a small network on the embedded set (800 training videos) once for each choice and seed, fits the linear probe on its
-frozen features and prints the accuracy on the 400 test videos for motion and for scene: with the running statistics of training
-and with those re-estimated on RGB clips (``--precise-bn``). Random weights are the baseline. What is there already is not run
-again, so it can be stopped and started.
+Pretrains a small network on the hard embedded set (800 training videos) once for each choice and seed, fits the linear probe on
+its frozen features and prints the accuracy on the 400 test videos for motion and for scene: with the running statistics of
+training and with those re-estimated on RGB clips (``--precise-bn``). Random weights are the baseline. What is there already is
+not run again, so it can be stopped and started.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def probe(run: Path, shards: str, pretrained: list[str], seed: int) -> list[floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shards", default="shards/lab", help="made here if it is not there")
+    parser.add_argument("--shards", default="shards/hard", help="made here if it is not there")
     parser.add_argument("--out", type=Path, default=Path("runs/choices"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     args = parser.parse_args()
     if not (Path(args.shards) / "manifest.json").exists():
-        made = ["-m", "preprocess", "synthetic", "--out", args.shards, "--size", "64", "--cues", "diff,flow,energy"]
+        made = ["-m", "preprocess", "synthetic", "--hard", "--out", args.shards, "--size", "64", "--cues", "diff,flow,energy"]
         call(args.out / "log", *made)
     rows: dict[str, list[list[float]]] = {}
     for seed in args.seeds:

@@ -52,7 +52,7 @@ COLUMNS = (
 )  # fmt: skip
 WAIT = """\
 - the loader's wait (goal 3 % of a step) is speed/data_wait in runs/wait/metrics.jsonl after
-  `python -m preprocess synthetic --videos 9600 --out shards/wait` and
+  `python -m preprocess synthetic --hard --videos 9600 --out shards/wait` and
   `python train_pretrain.py --shards shards/wait --split train -a {} -b {} -j 16 --epochs 2 --out runs/wait`"""
 
 
