@@ -17,8 +17,6 @@ Parameters = dict[str, Tensor]
 Clips = dict[str, Tensor]  # view -> (N, 3, T, H, W)
 Groups = list[list[int]]  # videos whose clips share BatchNorm's statistics
 
-TAU, MOMENTUM = 0.07, 0.999
-
 
 @dataclass
 class Rings:
@@ -47,6 +45,11 @@ class Options:
     alignment: float = 0.1
     equal: bool = False  # weight of the two maps in alignment's target
     shared: bool = False  # BatchNorm's statistics over all views together
+    momentum: float = 0.999
+    tau: float = 0.07
+    mining_tau: float = 0.07
+    weights: dict[str, float] = field(default_factory=dict)  # of s and d: what their contrasts count
+    same: bool = False  # the dynamic key is of the query clip, not of the key clip
 
 
 def batch_norm(x: Clips, weight: Tensor, bias: Tensor, groups: Groups, shared: bool) -> Clips:
@@ -106,18 +109,18 @@ def embeddings(p: Parameters, features: Clips, maps: list[dict[str, Tensor]], vi
     return out
 
 
-def probability(query: Tensor, entries: list[Tensor], allowed: list[int]) -> dict[int, float]:
+def probability(query: Tensor, entries: list[Tensor], allowed: list[int], tau: float) -> dict[int, float]:
     """softmax over the allowed entries."""
-    scores = {e: math.exp(float(query @ entries[e]) / TAU) for e in allowed}
+    scores = {e: math.exp(float(query @ entries[e]) / tau) for e in allowed}
     return {e: score / sum(scores.values()) for e, score in scores.items()}
 
 
 def contrast(query: Tensor, own: Tensor, entries: list[Tensor], allowed: list[int], mined: list[int], o: Options, leaves: bool):
     """-log(sum over P / sum over all) of one query."""
-    other = {e: query @ entries[e] / TAU for e in allowed}
+    other = {e: query @ entries[e] / o.tau for e in allowed}
     positives, everything = [other[e] for e in mined], [other[e] for e in allowed]
     if not (o.loss == "masked" and leaves and mined):
-        positives, everything = [query @ own / TAU, *positives], [query @ own / TAU, *everything]
+        positives, everything = [query @ own / o.tau, *positives], [query @ own / o.tau, *everything]
     denominator = torch.log(sum(torch.exp(x) for x in everything))
     if o.loss == "mean-log":
         return denominator - sum(positives) / len(positives)
@@ -132,13 +135,17 @@ def step(
     contrasts, aligns and enqueues in this order; ``f_k`` and ``rings`` are changed."""
     with torch.no_grad():
         for name in f_k:
-            f_k[name].copy_(MOMENTUM * f_k[name] + (1 - MOMENTUM) * f_q[name])
+            f_k[name].copy_(o.momentum * f_k[name] + (1 - o.momentum) * f_q[name])
         key_features = feature_maps(f_k, {v: k[v] for v in o.views}, key_groups, o.shared)
         target = feature_maps(f_k, {v: q[v] for v in o.views[1:]}, key_groups, o.shared) if o.views[1:] else {}
         every = range(len(videos))
         key_maps = [{v: mean_one(activation(key_features[v][n])) for v in o.views[1:]} if o.decoupling else {} for n in every]
         query_maps = [{v: mean_one(activation(target[v][n])) for v in o.views[1:]} if o.decoupling else {} for n in every]
         keys = embeddings(f_k, key_features, key_maps, o.views)
+        own = dict(keys)
+        if o.same:
+            seen = target | feature_maps(f_k, {"v": q["v"]}, key_groups, o.shared)
+            own |= {name: rows for name, rows in embeddings(f_k, seen, query_maps, o.views).items() if "d" in name}
     features = feature_maps(f_q, {v: q[v] for v in o.views}, groups, o.shared)
     query = embeddings(f_q, features, query_maps, o.views)
 
@@ -146,14 +153,18 @@ def step(
     losses: dict[str, Tensor] = {}
     for n, video in enumerate(videos):
         allowed = [e for e, other in enumerate(rings.video) if other is not None and other != video]
-        p = {v: probability(embedding(f_k, f"{v}v", target[v][n]), rings.keys[f"{v}v"], allowed) for v in o.views[1:]}
+        p = {
+            v: probability(embedding(f_k, f"{v}v", target[v][n]), rings.keys[f"{v}v"], allowed, o.mining_tau)
+            for v in o.views[1:]
+        }
         for name in query:
             by = [v for v in p if v in name] or list(p)
             score = {e: sum(p[v][e] for v in by) for e in allowed}
             mined = sorted(allowed, key=lambda e, score=score: (-score[e], e))[: o.k] if full and by else []
             ring = name[::-1]
-            one = contrast(query[name][n], keys[ring][n], rings.keys[ring], allowed, mined, o, video in o.dropped)
-            losses[f"L_{name}"] = losses.get(f"L_{name}", 0) + one / len(videos)
+            one = contrast(query[name][n], own[ring][n], rings.keys[ring], allowed, mined, o, video in o.dropped)
+            weight = o.weights.get(name.strip("v"), 1)
+            losses[f"L_{name}"] = losses.get(f"L_{name}", 0) + weight * one / len(videos)
         if target and o.alignment:
             maps = [activation(target[v][n]) for v in o.views[1:]]
             goal = mean_one(sum(mean_one(a) for a in maps) if o.equal else sum(maps)).detach()

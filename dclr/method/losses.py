@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-TEMPERATURE = 0.07
+from dclr.method.objective import Method
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
@@ -19,11 +19,13 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def logits(query_ND: torch.Tensor, key_ND: torch.Tensor, queue_KD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def logits(
+    query_ND: torch.Tensor, key_ND: torch.Tensor, queue_KD: torch.Tensor, temperature: float = Method.temperature
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines over the temperature: with the own key (N, 1), and with every queue entry (N, K). Inputs are L2-normalised."""
     query, key, queue = at_least_float32(query_ND), at_least_float32(key_ND), at_least_float32(queue_KD)
-    own_N1 = torch.einsum("nd,nd->n", query, key).unsqueeze(1) / TEMPERATURE
-    queue_NK = torch.einsum("nd,kd->nk", query, queue) / TEMPERATURE
+    own_N1 = torch.einsum("nd,nd->n", query, key).unsqueeze(1) / temperature
+    queue_NK = torch.einsum("nd,kd->nk", query, queue) / temperature
     return own_N1, queue_NK
 
 
@@ -59,9 +61,14 @@ def contrast(
     return (everything.logsumexp(1) - chosen).mean()
 
 
-def neighbour_probability(query_ND: torch.Tensor, queue_KD: torch.Tensor, allowed_NK: torch.Tensor) -> torch.Tensor:
+def neighbour_probability(
+    query_ND: torch.Tensor,
+    queue_KD: torch.Tensor,
+    allowed_NK: torch.Tensor,
+    temperature: float = Method.mining_temperature,
+) -> torch.Tensor:
     """Softmax of query . queue / temperature over the allowed entries: (N, K), 0 at the others; a row without any is all 0."""
-    scores = torch.einsum("nd,kd->nk", at_least_float32(query_ND), at_least_float32(queue_KD)) / TEMPERATURE
+    scores = torch.einsum("nd,kd->nk", at_least_float32(query_ND), at_least_float32(queue_KD)) / temperature
     return scores.masked_fill(~allowed_NK, float("-inf")).softmax(1).nan_to_num(0.0)
 
 

@@ -26,7 +26,6 @@ from dclr.method.backbones.layers import Backbone
 from dclr.method.objective import RINGS, Method
 from dclr.method.queue import Queue
 
-MOMENTUM = 0.999
 Views = Mapping[str, torch.Tensor]  # v, s, d, each (B, 3, T, H, W)
 Maps = dict[str, torch.Tensor]  # of views, each (B, T', H', W')
 
@@ -40,6 +39,7 @@ class Encoder(nn.Module):
         embeddings: tuple[str, ...] = RINGS,
         statistics: norm.Statistics | None = None,
         dimensions: int = 128,
+        init: str = "torch",
     ):
         super().__init__()
         self.statistics = statistics or norm.Statistics()
@@ -49,6 +49,9 @@ class Encoder(nn.Module):
         for name in embeddings:
             layers = nn.Linear(backbone.channels, 512), nn.ReLU(inplace=True), nn.Linear(512, dimensions)
             self.heads[name] = nn.Sequential(*layers)
+            for layer in layers[::2] if init == "authors" else ():
+                nn.init.normal_(layer.weight, 0, 0.01)
+                nn.init.zeros_(layer.bias)
 
     def features(self, views: Views, track: bool = True) -> dict[str, torch.Tensor]:
         """F(x), (B, C', T', H', W'), of every view. ``track`` says whether BatchNorm's running statistics are updated."""
@@ -134,17 +137,18 @@ class DCLR(nn.Module):
     ):
         super().__init__()
         self.method = method or Method()
-        self.f_q = Encoder(backbone, self.method.embeddings, statistics)
+        self.momentum = self.method.momentum  # of the next step: a schedule may set it
+        self.f_q = Encoder(backbone, self.method.embeddings, statistics, self.method.dim, self.method.head_init)
         self.f_k = copy.deepcopy(self.f_q)
         self.f_k.requires_grad_(False)
-        self.queue = Queue(queue_length, self.method.embeddings)
+        self.queue = Queue(queue_length, self.method.embeddings, self.method.dim)
         self.precision = precision
 
     @torch.no_grad()
     def follow(self) -> None:
         """f_k <- m f_k + (1 - m) f_q, parameters with the heads; BatchNorm's buffers are f_k's own."""
         for key, query in zip(self.f_k.parameters(), self.f_q.parameters(), strict=True):
-            key.lerp_(query, 1 - MOMENTUM)
+            key.lerp_(query, 1 - self.momentum)
 
     def forward(self, q: Views, k: Views, video_B: torch.Tensor, step: int = 0, follow: bool = True) -> Output:
         """The losses of a batch.
@@ -191,7 +195,11 @@ class DCLR(nn.Module):
             query, raw = self.f_q(q, maps)
 
         allowed_BK = self.queue.allowed(sent(video_B, device))
-        p = {ab[0]: losses.neighbour_probability(e, self.queue[ab], allowed_BK) for ab, e in extra.items()}  # p_s and p_d
+        p = {  # p_s and p_d
+            ab[0]: losses.neighbour_probability(e, self.queue[ab], allowed_BK, method.mining_temperature)
+            for ab, e in extra.items()
+            if ab[0] != "v"
+        }
         full = self.queue.valid_K.all()  # mining is off until every entry is valid
         dropped_B = self.dropped(video_B, step)
         terms, stats = {}, {"queue_fill": self.queue.valid_K.float().mean()}
@@ -200,8 +208,10 @@ class DCLR(nn.Module):
             ba = ab[::-1]  # vs is pulled towards the key sv and away from the queue of sv, and sv towards vs
             score_BK = sum((p[view] for view in p if view in ab or ab == "vv"), torch.zeros(allowed_BK.shape, device=device))
             mined_BK = losses.mine(score_BK, allowed_BK, method.mined) & full
-            own_B1, queue_BK = losses.logits(query[ab], key[ba], self.queue[ba])
-            terms[f"L_{ab}"] = losses.contrast(own_B1, queue_BK, allowed_BK, mined_BK, method.loss, dropped_B)
+            own = extra[ba] if method.dynamic_key == "same" and "d" in ab else key[ba]
+            own_B1, queue_BK = losses.logits(query[ab], own, self.queue[ba], method.temperature)
+            loss = losses.contrast(own_B1, queue_BK, allowed_BK, mined_BK, method.loss, dropped_B)
+            terms[f"L_{ab}"] = method.weight(ab) * loss
             better_B = (queue_BK >= own_B1).logical_and(allowed_BK).sum(1)
             stats |= {f"top{n}_{ab}": (better_B < n).float().mean() for n in (1, 5)}
             if ab == "vv":
@@ -212,7 +222,8 @@ class DCLR(nn.Module):
         return terms, stats, key, alike_BK
 
     def keys(self, q: Views, k: Views, step: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Maps]:
-        """What f_k gives: the key clip's embeddings; sv and dv of the query clip; raw maps of the query clip's s and d.
+        """What f_k gives: the key clip's embeddings; sv and dv of the query clip, vd too where its dynamic key is its own; raw
+        maps of the query clip's s and d.
 
         The key clip's maps come out of the key pass. The query clip's s and d need one extra pass, which updates no running
         statistics. With ``--bn shuffle`` both passes see whole videos of the joined batch in another order, and their results
@@ -225,8 +236,10 @@ class DCLR(nn.Module):
             order = sent(torch.from_numpy(drawn), q["v"].device)
             inverse = order.argsort()
         key, _ = self.f_k({name: permuted(view, order) for name, view in k.items()}, None if self.method.decoupling else {})
-        others = {name: permuted(view, order) for name, view in q.items() if name != "v"}
-        extra, target = self.f_k(others, track=False) if others else ({}, {})
+        same = self.method.dynamic_key == "same" and "d" in q
+        others = {name: permuted(view, order) for name, view in q.items() if name != "v" or same}
+        extra, target = self.f_k(others, None if self.method.decoupling else {}, track=False) if others else ({}, {})
+        target.pop("v", None)
         key, extra, target = ({name: permuted(x, inverse) for name, x in part.items()} for part in (key, extra, target))
         return key, extra, target
 

@@ -16,6 +16,8 @@ FORMS = ("mil", "masked", "mean-log")  # of the contrast
 TARGETS = ("sum", "equal")  # of the alignment
 MODES = ("sync", "shuffle", "local")  # of BatchNorm's statistics: over which videos
 BN_VIEWS = ("split", "shared")  # and over which views
+HEADS = ("torch", "authors")  # how their first weights are drawn
+CLIPS = ("other", "same")  # of the video, whose motion is the dynamic key
 DYNAMICS = {"rgbdiff": None, "cue": "diff", "flow": "flow"}  # dynamic view -> the stored cue that it is made of
 
 
@@ -26,8 +28,10 @@ class Method:
     ``views`` are those that are forwarded: ``"vd"`` is DCLR without the static view, ``"v"`` MoCo-v2. ``mined`` is k (0: the
     own key is the only positive), ``alignment`` its weight (0: without), ``decoupling`` whether maps weight the RGB features
     (else they are 1), ``loss`` and ``align_target`` one of :data:`FORMS` and :data:`TARGETS`, ``symmetric``
-    whether the clips are also swapped and the losses averaged. ``seed`` is that of the shuffled keys and of ``masked``. Raises
-    InputError for what is no method.
+    whether the clips are also swapped and the losses averaged. ``seed`` is that of the shuffled keys and of ``masked``. In vd and
+    dv,
+    ``dynamic_key`` ``same`` puts the query clip's own motion in the place of the other clip's. Raises InputError for what is no
+    method.
     """
 
     views: str = "vsd"
@@ -37,6 +41,14 @@ class Method:
     loss: str = setting("mil", "contrast: mil, masked (own key left out at random) or mean-log", choices=FORMS)
     align_target: str = setting("sum", "of the maps A(s), A(d): sum, or equal (each with mean 1 first)", choices=TARGETS)
     symmetric: bool = setting(False, "also with the two clips swapped; twice the work")
+    momentum: float = setting(0.999, "of f_k, which follows f_q; 1: it stays", least=0, most=1, before=0.999)
+    temperature: float = setting(0.07, "of the contrasts", above=0, before=0.07)
+    mining_temperature: float = setting(0.07, "of the mined; 1: the authors' plain cosine", above=0, before=0.07)
+    dim: int = setting(128, "dimensions of an embedding", least=1, before=128)
+    static_weight: float = setting(1.0, "of the contrasts vs and sv", least=0, before=1.0)
+    dynamic_weight: float = setting(1.0, "of the contrasts vd and dv", least=0, before=1.0)
+    dynamic_key: str = setting("other", "vd and dv meet the other clip, or the same", choices=CLIPS, before="other")
+    head_init: str = setting("torch", "weights of the heads: torch's, or N(0, 0.01)", choices=HEADS, before="torch")
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -47,6 +59,10 @@ class Method:
             raise InputError(f"a weight of alignment of {self.alignment}: expected 0 or more")
         if self.views == "v" and self.mined:
             raise InputError(f"mined {self.mined} with views 'v': positives are mined by s or d, expected 0")
+
+    def weight(self, contrast: str) -> float:
+        """What one of the embeddings' contrasts counts in the loss."""
+        return {"s": self.static_weight, "d": self.dynamic_weight}.get(contrast.strip("v"), 1.0)
 
     @property
     def embeddings(self) -> tuple[str, ...]:

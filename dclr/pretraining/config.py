@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from dclr.data.clips import ClipConfig
@@ -52,6 +52,22 @@ class Ablations:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Levers:
+    title = "method: levers"
+    momentum: float = again(Method, "momentum")
+    momentum_end: float | None = setting(
+        None, "momentum rises to this by a cosine over the whole run", least=0, most=1, before=None
+    )
+    temperature: float = again(Method, "temperature")
+    mining_temperature: float = again(Method, "mining_temperature")
+    dim: int = again(Method, "dim")
+    static_weight: float = again(Method, "static_weight")
+    dynamic_weight: float = again(Method, "dynamic_weight")
+    dynamic_key: str = again(Method, "dynamic_key")
+    head_init: str = again(Method, "head_init")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Watching:
     title = "watching"
     knn_split: tuple[str, ...] = setting(
@@ -66,7 +82,7 @@ class Watching:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(Checkpoints, Watching, Optimisation, Ablations, Network, Clips, Reading, Split, Shards):
+class PretrainConfig(Checkpoints, Watching, Optimisation, Levers, Ablations, Network, Clips, Reading, Split, Shards):
     """Everything that decides a pretraining run; kept in its checkpoints and its config.yaml, with ``precision`` as what
     ``auto`` came to on its hardware and ``resume`` as the file that it began from, if any. ``queue`` of None is
     :func:`dclr.method.objective.default_length` entries, ``bn_groups`` of None 2 for shuffle on one process, else 1. Raises
@@ -103,6 +119,7 @@ class PretrainConfig(Checkpoints, Watching, Optimisation, Ablations, Network, Cl
             align_target=self.align_target,
             symmetric=self.symmetric,
             seed=self.seed,
+            **{one.name: getattr(self, one.name) for one in fields(Levers) if one.name != "momentum_end"},
         )
 
     def queue_length(self, videos: int) -> int:
@@ -128,11 +145,12 @@ class PretrainConfig(Checkpoints, Watching, Optimisation, Ablations, Network, Cl
 
     def check_resumed(self, saved: Mapping[str, Any]) -> None:
         """Raises InputError naming what differs from the run that is to be resumed, but for what is free to change."""
-        if self.cos and saved.get("cos") and saved.get("epochs", self.epochs) != self.epochs:
-            raise InputError(
-                f"--epochs {self.epochs}: the run in {self.out} was made with --cos over {saved['epochs']}, which decide its "
-                "learning rate; give that again to resume it, or name another --out"
-            )
+        for name, what in (("cos", "learning rate"), ("momentum_end", "momentum")):
+            if getattr(self, name) and saved.get(name) and saved.get("epochs", self.epochs) != self.epochs:
+                raise InputError(
+                    f"--epochs {self.epochs}: the run in {self.out} was made with {flag(name)} over {saved['epochs']}, which "
+                    f"decide its {what}; give that again to resume it, or name another --out"
+                )
         for name, ours, theirs in differences(self, saved):
             if name == "precision" and theirs == "auto":
                 continue  # an older version kept what was given, and nobody knows what that came to

@@ -49,6 +49,15 @@ def pretraining_rate(config: PretrainConfig, done: float) -> float:
     return learning_rate(base, config.schedule, int(done))
 
 
+def momentum(config: PretrainConfig, done: float) -> float:
+    """The momentum of f_k after ``done`` epochs (with a fraction): with ``momentum_end`` half a cosine from ``momentum`` to it
+    over the whole run (BYOL, Grill et al. 2020), else the same throughout."""
+    if config.momentum_end is None:
+        return config.momentum
+    share = 0.5 * (1 - math.cos(math.pi * done / config.epochs))
+    return config.momentum + (config.momentum_end - config.momentum) * share
+
+
 def make_optimiser(model: DCLR, config: PretrainConfig) -> torch.optim.SGD:
     """SGD over f_q. It is the fused one, which leaves a step out where ``found_inf`` says so, without asking the device."""
     parameters = [p for p in model.f_q.parameters() if p.requires_grad]
@@ -186,6 +195,7 @@ class Pretraining(Learner):
         return pretraining_rate(self.config, step / len(self.loader))
 
     def step(self, batch: dict[str, Any], step: int, look: bool) -> None:
+        self.model.momentum = momentum(self.config, step / len(self.loader))
         said = train_step(self.config, self._parallel, self.optimiser, self.scaler, batch, step, self._bad)
         self._outputs, self._views, self._gradient = said
         if look:  # before the entries change

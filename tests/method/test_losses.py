@@ -122,7 +122,7 @@ def test_map_entropy_is_1_where_flat_and_0_at_one_position() -> None:
 
 
 def test_the_constants_are_the_methods() -> None:
-    assert (losses.TEMPERATURE, Method().alignment) == (0.07, 0.1)
+    assert (Method().temperature, Method().mining_temperature, Method().alignment) == (0.07, 0.07, 0.1)
 
 
 def test_a_map_of_one_position_and_a_faint_one_have_an_entropy() -> None:

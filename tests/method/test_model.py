@@ -9,7 +9,7 @@ import torch
 from dclr.errors import InputError
 from dclr.method import losses
 from dclr.method.backbones import build
-from dclr.method.model import DCLR, MOMENTUM, Encoder, Method
+from dclr.method.model import DCLR, Encoder, Method
 
 VIDEOS = torch.arange(4)
 
@@ -53,7 +53,7 @@ def test_the_key_encoder_follows_parameters_and_keeps_its_own_statistics(model: 
     before = copy.deepcopy(model.f_k.state_dict())
     model.follow()
     for name, p in model.f_k.named_parameters():
-        torch.testing.assert_close(p, before[name] + (1 - MOMENTUM))
+        torch.testing.assert_close(p, before[name] + (1 - Method.momentum))
     for name, b in model.f_k.named_buffers():
         assert torch.equal(b, before[name])
 

@@ -37,6 +37,13 @@ VARIANTS = {
     "equal target": {"method": {"align_target": "equal"}},
     "shared statistics": {"statistics": {"views": "shared"}},
     "symmetric": {"method": {"symmetric": True}},
+    "a momentum of 0.9": {"method": {"momentum": 0.9}},
+    "a frozen teacher": {"method": {"momentum": 1.0}},
+    "temperatures": {"method": {"temperature": 0.2, "mining_temperature": 1.0}},
+    "weights": {"method": {"static_weight": 0.5, "dynamic_weight": 2.0}},
+    "the same clip's motion": {"method": {"dynamic_key": "same"}},
+    "the same clip's motion, without decoupling": {"method": {"dynamic_key": "same", "decoupling": False}},
+    "five dimensions, the authors' heads": {"method": {"dim": 5, "head_init": "authors"}},
 }
 GROUPED = {  # on one rank two groups, on two ranks one a rank
     f"{mode}, {views}": {"statistics": {"mode": mode, "views": views}}
@@ -68,7 +75,9 @@ def expected(case: steps.Case, groups: int) -> list[steps.Result]:
         dropped = {v for v in videos if generator("masked", method.seed, step, v).random() < 0.9}
         options = reference.Options(
             method.views, method.mined, method.loss, dropped, method.decoupling, method.alignment,
-            method.align_target == "equal", case.get("statistics", {}).get("views") == "shared",
+            method.align_target == "equal", case.get("statistics", {}).get("views") == "shared", method.momentum,
+            method.temperature, method.mining_temperature, {"s": method.static_weight, "d": method.dynamic_weight},
+            method.dynamic_key == "same",
         )  # fmt: skip
         size = steps.BATCH // groups
         order = generator("shuffle", method.seed, step).permutation(steps.BATCH).tolist()

@@ -23,7 +23,7 @@ from dclr.method.model import DCLR
 from dclr.method.objective import DYNAMICS
 from dclr.pretraining import pretrain
 from dclr.pretraining.config import PretrainConfig
-from dclr.pretraining.pretrain import make_optimiser, pretraining_rate
+from dclr.pretraining.pretrain import make_optimiser, momentum, pretraining_rate
 from dclr.pretraining.watch import Videos
 from dclr.training.rate import learning_rate
 
@@ -154,24 +154,35 @@ def test_the_pretraining_rate_is_a_function_of_the_place_in_the_run() -> None:
     assert rates(0, batch=256, scale_lr=True) == pytest.approx([0.04])
 
 
+def test_the_momentum_is_a_function_of_the_place_in_the_run() -> None:
+    def momenta(*places: float, **more: object) -> list[float]:
+        config = PretrainConfig(shards="s", out="o", split=("train",), epochs=200, **more)  # type: ignore[arg-type]
+        return [momentum(config, place) for place in places]
+
+    assert momenta(0, 100, 200) == [0.999] * 3
+    assert momenta(0, 50, 100, 200, momentum=0.9, momentum_end=1.0) == pytest.approx([0.9, 0.95 - 0.05 * 0.5**0.5, 0.95, 1])
+
+
 def test_every_step_is_taken_at_the_rate_of_its_place(
     synthetic_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four steps an epoch: one of warm-up, one at the whole rate, one after the drop."""
-    rates, take = [], pretrain.train_step
+    rates, momenta, take = [], [], pretrain.train_step
 
-    def watched(config: PretrainConfig, model: torch.nn.Module, optimiser: torch.optim.Optimizer, *more: Any) -> Any:
+    def watched(config: PretrainConfig, model: Any, optimiser: torch.optim.Optimizer, *more: Any) -> Any:
         rates.extend(group["lr"] for group in optimiser.param_groups)
+        momenta.append(model.momentum)
         return take(config, model, optimiser, *more)
 
     monkeypatch.setattr(pretrain, "train_step", watched)
     pretrain.pretrain(
         PretrainConfig(
             shards=str(synthetic_set), out=str(tmp_path / "run"), split=("train",), width=4, frames=2, size=32, batch=16,
-            epochs=3, lr=0.01, schedule=(2,), warmup=1.0, precision="fp32", workers=0,
+            epochs=3, lr=0.01, schedule=(2,), warmup=1.0, precision="fp32", workers=0, momentum=0.5, momentum_end=0.9,
         )
     )  # fmt: skip
     assert rates == pytest.approx([0, 0.0025, 0.005, 0.0075, *[0.01] * 4, *[0.001] * 4])
+    assert momenta == pytest.approx([0.7 - 0.2 * math.cos(math.pi * step / 12) for step in range(12)])
     assert scalars(tmp_path / "run")["optimiser/lr"] == pytest.approx([rates[step] for step in (3, 7, 9, 11)])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -295,11 +296,32 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(synthetic_set: Path)
 
 
 def test_a_cosine_is_not_stretched(synthetic_set: Path, tmp_path: Path) -> None:
-    """Its learning rate depends on the length of the run, which therefore stays; without --cos a run can be made longer."""
+    """Its values depend on the length of the run, which therefore stays; without a cosine a run can be made longer."""
     flags = ("--shards", synthetic_set, *FLAGS, "--epochs", "1")
-    succeed("train_pretrain.py", *flags, "--cos", "--out", tmp_path / "cos")
-    said = refuse("train_pretrain.py", *flags, "--cos", "--out", tmp_path / "cos", "--epochs", "2")
-    assert "--epochs 2: the run in" in said and "made with --cos over 1" in said
+    for name, *cosine in (("--cos",), ("--momentum-end", "1")):
+        out = tmp_path / name.strip("-")
+        succeed("train_pretrain.py", *flags, name, *cosine, "--out", out)
+        said = refuse("train_pretrain.py", *flags, name, *cosine, "--out", out, "--epochs", "2")
+        assert "--epochs 2: the run in" in said and f"made with {name} over 1" in said
+
+
+LEVERS = (
+    "--momentum", "0.9", "--momentum-end", "1", "--temperature", "0.2", "--mining-temperature", "1", "--dim", "16",
+    "--static-weight", "0.5", "--dynamic-weight", "2", "--dynamic-key", "same", "--head-init", "authors",
+)  # fmt: skip
+
+
+def test_a_run_with_every_lever_goes_on_with_the_same_bits(synthetic_set: Path, tmp_path: Path) -> None:
+    command = ("train_pretrain.py", "--shards", synthetic_set, *FLAGS, *LEVERS, "--keep", "9", "--out")
+    succeed(*command, tmp_path / "straight")
+    shutil.copytree(tmp_path / "straight", tmp_path / "cut")
+    for path in ("last.pt", "step-000000024.pt"):
+        (tmp_path / "cut" / path).unlink()
+    assert "resumed after step 16 of 24" in succeed(*command, tmp_path / "cut")
+    assert_same_weights(tmp_path / "straight/last.pt", tmp_path / "cut/last.pt")
+    kept = load(tmp_path / "cut/last.pt")
+    assert kept["model"]["queue.keys_RKD"].shape[2] == 16 and kept["config"]["momentum_end"] == 1
+    assert "--temperature 0.07" in refuse(*command, tmp_path / "cut", "--temperature", "0.07")
 
 
 AVERAGED = """
