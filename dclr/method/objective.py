@@ -28,10 +28,9 @@ class Method:
     ``views`` are those that are forwarded: ``"vd"`` is DCLR without the static view, ``"v"`` MoCo-v2. ``mined`` is k (0: the
     own key is the only positive), ``alignment`` its weight (0: without), ``decoupling`` whether maps weight the RGB features
     (else they are 1), ``loss`` and ``align_target`` one of :data:`FORMS` and :data:`TARGETS`, ``symmetric``
-    whether the clips are also swapped and the losses averaged. ``seed`` is that of the shuffled keys and of ``masked``. In vd and
-    dv,
-    ``dynamic_key`` ``same`` puts the query clip's own motion in the place of the other clip's. Raises InputError for what is no
-    method.
+    whether the clips are also swapped and the losses averaged. ``seed`` is that of the shuffled keys and of ``masked``.
+    ``dynamic_key`` says whose motion vd and dv meet: the other clip's, or the query clip's own. Raises InputError for what is
+    no method.
     """
 
     views: str = "vsd"

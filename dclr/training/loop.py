@@ -21,17 +21,18 @@ from dclr.training.signals import PREEMPTED, Preemption
 from dclr.training.state import TrainState
 
 LOG_EVERY = 10  # steps
-SAVE, STOP = 1, 2  # what a rank may wish after a step
+SAVE, STOP = 1, 2  # what a rank may ask for after a step; the ranks do the largest
 
 
 class Learner(ABC):
     """What is trained, a step at a time. Every rank calls each method at the same steps.
 
     Attributes:
-        title: of the bar. model: whose BatchNorm statistics the ranks share. optimiser: whose learning rate the loop sets.
-        loader: of this rank's batches. clips: of one step, over all ranks.
-        max_skipped: percent of the videos that may be skipped, None where none is. ends_here: whether the work is done with
-        the last step, so that a signal there does not matter.
+        title: the bar's. model: its BatchNorm statistics are averaged over the ranks.
+        optimiser: the loop sets its learning rate. loader: gives this rank's batches.
+        clips: how many a step takes, over all ranks.
+        max_skipped: percent of the videos that may be skipped; None where a damaged video ends the run.
+        ends_here: nothing comes after the last step, so a signal there is ignored.
     """
 
     title: str
@@ -48,19 +49,19 @@ class Learner(ABC):
 
     @abstractmethod
     def step(self, batch: dict[str, Any], step: int, look: bool) -> None:
-        """Learn from one batch; :meth:`scalars` is asked for after it where ``look`` says so."""
+        """Learn from one batch. With ``look`` the loop calls :meth:`scalars` next."""
 
     @abstractmethod
     def check(self, done: int, saver: Saver) -> None:
-        """:func:`diverged` where a loss since the last check, or what was learned from it, is not finite."""
+        """Call :func:`diverged` where a loss since the last check, or a weight, is not finite."""
 
     @abstractmethod
     def scalars(self, rate: float) -> dict[str, float]:
-        """What the last step, with its learning rate, said on all ranks."""
+        """The last step's losses and statistics by name, averaged over the ranks, and its learning rate ``rate``."""
 
     @abstractmethod
     def epoch(self, done: int, curves: Curves | None) -> bool:
-        """What comes at an epoch's end; True ends the training before its time. ``curves`` are rank 0's."""
+        """Do what is due at an epoch's end; return True to end the training early. ``curves`` is None but on rank 0."""
 
     @abstractmethod
     def state(self) -> TrainState:
@@ -146,7 +147,7 @@ def _skipped(learner: Learner) -> dict[str, float]:
 
 
 def _short(scalars: dict[str, float]) -> dict[str, str]:
-    """What the bar shows of them."""
+    """The losses and the speed, for the bar."""
     shown = {name.rpartition("/")[2]: f"{value:.3f}" for name, value in scalars.items() if "loss" in name}
     return shown | {"clips/s": f"{scalars['speed/clips_per_second']:.1f}", "wait": f"{scalars['speed/data_wait']:.0%}"}
 

@@ -44,7 +44,7 @@ class TrainState:
         cls, kind: str, config: dict[str, Any], model: nn.Module, optimiser: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler, loader: TrainLoader, **more: Any,
     ) -> TrainState:  # fmt: skip
-        """What a training is at this step."""
+        """The state of a training now."""
         return cls(
             kind, config, model.state_dict(), optimiser.state_dict(), scaler.state_dict(), loader.state_dict(), loader.step,
             torch.get_rng_state(), revision(), more=more,
@@ -52,8 +52,9 @@ class TrainState:
 
     @classmethod
     def read(cls, saved: Mapping[str, Any], kind: str) -> TrainState:
-        """The state in a checkpoint's table. One that was made before ``kind``, ``state_version``, and a finetuning's ``step``
-        and ``generator`` were kept is of version 1. Raises InputError where it is none, or of another kind or version."""
+        """The state in a checkpoint's table. A table without ``kind`` and ``state_version`` is of version 1, which kept neither
+        a finetuning's ``step`` nor its ``generator``. Raises InputError where a field is missing, or for another kind or
+        version."""
         names = {one.name for one in fields(cls)} - {"more"}
         old: dict[str, Any] = {"kind": FINETUNING if "best" in saved else PRETRAINING, "state_version": 1}
         if old["kind"] == FINETUNING:
