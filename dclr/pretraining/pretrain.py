@@ -58,6 +58,11 @@ def momentum(config: PretrainConfig, done: float) -> float:
     return config.momentum + (config.momentum_end - config.momentum) * share
 
 
+def as_drawn(config: PretrainConfig, steps: int) -> float:
+    """The share of its first draw that f_k still holds after the run of so many steps: the product of their momenta."""
+    return math.prod(momentum(config, config.epochs * step / steps) for step in range(steps))
+
+
 def make_optimiser(model: DCLR, config: PretrainConfig) -> torch.optim.SGD:
     """SGD over f_q. It is the fused one, which leaves a step out where ``found_inf`` says so, without asking the device."""
     parameters = [p for p in model.f_q.parameters() if p.requires_grad]
@@ -257,6 +262,12 @@ def _introduce(
     print(f"queue of {length} fills at step {fills} of {last_step}; mining starts there")
     if config.scale_lr:
         print(f"lr {config.lr} is scaled to {config.lr * config.batch / 64} by batch {config.batch} / 64")
+    drawn = as_drawn(config, last_step)
+    if config.momentum < 1 and drawn > 0.5:
+        print(
+            f"warning: after {last_step} steps f_k is still {drawn:.0%} as it was drawn, so its keys teach little: "
+            "lower --momentum, or train longer"
+        )
     if fills >= last_step:
         print(f"warning: the queue never fills in {last_step} steps, so no positives are mined: lower --queue")
 

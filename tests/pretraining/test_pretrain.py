@@ -163,6 +163,14 @@ def test_the_momentum_is_a_function_of_the_place_in_the_run() -> None:
     assert momenta(0, 50, 100, 200, momentum=0.9, momentum_end=1.0) == pytest.approx([0.9, 0.95 - 0.05 * 0.5**0.5, 0.95, 1])
 
 
+def test_a_run_says_where_its_teacher_will_hardly_follow(synthetic_set: Path, tmp_path: Path) -> None:
+    flags = ("--shards", synthetic_set, "--split", "train", *SMALL, "-b", "16", "--epochs", "2", "--queue", "16", "--out")
+    slow = "warning: after 8 steps f_k is still 99% as it was drawn"
+    assert slow in succeed("train_pretrain.py", *flags, tmp_path / "slow")
+    for name, value in (("fast", "0.9"), ("frozen", "1")):  # 0.9^8 is 0.43; frozen is what was asked for
+        assert "as it was drawn" not in succeed("train_pretrain.py", *flags, tmp_path / name, "--momentum", value)
+
+
 def test_every_step_is_taken_at_the_rate_of_its_place(
     synthetic_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
