@@ -7,33 +7,32 @@ from dclr.threads import settle
 
 
 def parser() -> Parser:
-    from dclr.evaluation.config import ALL, MODES, EvalConfig, Repeats, others
+    from dclr.evaluation.config import ALL, Repeats, config_of, others
+    from dclr.evaluation.modes import MODES
 
     top = Parser(description=__doc__)
     modes = top.add_subparsers(dest="mode", required=True, metavar="MODE")
-    for mode, what in {**MODES, ALL: "one after the other, on the same features"}.items():
-        modes.add_parser(mode, help=what, description=what).add(EvalConfig, Repeats, without=others(mode))
+    helps = {mode: one.help for mode, one in MODES.items()} | {ALL: "one after the other, on the same features"}
+    for mode, what in helps.items():
+        modes.add_parser(mode, help=what, description=what).add(config_of(mode), Repeats, without=others(mode))
     return top
 
 
 def main() -> None:
     settle()  # before numpy and torch are imported
     from dclr.evaluation.config import ALL, evaluation
+    from dclr.evaluation.modes import MODES
 
     given = parser().given()
-    config, repeats = evaluation(given)
+    configs, repeats = evaluation(given)
     from dclr.distributed import shutdown
-    from dclr.evaluation.bias import bias
-    from dclr.evaluation.finetune import finetune
-    from dclr.evaluation.probe import frozen
     from dclr.evaluation.repeat import everything, repeat
 
-    special = {"finetune": finetune, "bias": bias}
     try:
         if given["mode"] == ALL:
-            everything(config, repeats.folds, repeats.seeds, lambda mode: special.get(mode, frozen))
+            everything(configs, repeats.folds, repeats.seeds)
         else:
-            repeat(config, repeats.folds, repeats.seeds, special.get(config.mode, frozen))
+            repeat(configs[0], repeats.folds, repeats.seeds, MODES[configs[0].mode].run)
     finally:
         shutdown()
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dclr.errors import InputError, exit_on_input_error, path_flag
+from dclr.metrics import Metric
 from dclr.text import plain, table
 
 COLUMNS = ("run", "mode", "label", "pretrained", "arch", "width", "videos")
 GUESSES = ("chance", "majority")
-ACCURACIES = re.compile(r"top1|top5|mean_class|R@\d+|\d+-shot|[^:]+: .+")  # the last are bias's
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -22,9 +23,22 @@ def read_result(folder: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         said = {name: result["options"][name] for name in ("mode", "pretrained")}
-        return {"chance": 1 / result["classes"], **result, **said}
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        for name in measured(result):
+            float(result[name])
+        return result | {"chance": result.get("chance", 1 / result["classes"])} | said
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise InputError(f"{path}: not a result of train_eval.py ({type(error).__name__}: {error})") from None
+
+
+def measured(result: Mapping[str, Any]) -> dict[str, Metric]:
+    """What each number of a result is, by name.
+
+    A result of an earlier version does not say it. It begins with its numbers, all of which are shown in per cent."""
+    if "metrics" in result:
+        return {name: Metric(**said) for name, said in result["metrics"].items()}
+    return dict.fromkeys(
+        (name for name, _ in itertools.takewhile(lambda item: isinstance(item[1], float), result.items())), Metric("percent")
+    )
 
 
 def guesses(result: dict[str, Any]) -> dict[str, float]:
@@ -39,38 +53,50 @@ def guesses(result: dict[str, Any]) -> dict[str, float]:
 
 
 def compare(folders: list[Path]) -> str:
-    """A table, one row a run: accuracies in per cent, with their deviation over draws, folds or seeds, and those of guessing;
-    and another of bias reports, one column a network. A folder of ``train_eval.py all`` stands for those in it."""
+    """A table, one row a run: its numbers, with their deviation over draws, folds or seeds, and those of guessing; and another
+    of results of several kinds of label, such as bias reports, one column a network. A folder of ``train_eval.py all`` stands
+    for those in it."""
     runs = [(name, read_result(folder)) for parent in folders for name, folder in _within(parent)]
-    bias = [(name, result) for name, result in runs if result["mode"] == "bias"]
-    other = [(name, result) for name, result in runs if result["mode"] != "bias"]
-    return "\n\n".join(table(rows(some)) for rows, some in ((_rows, other), (_bias_rows, bias)) if some)
+    many = [(name, result) for name, result in runs if isinstance(result["chance"], dict)]
+    other = [(name, result) for name, result in runs if not isinstance(result["chance"], dict)]
+    return "\n\n".join(table(rows(some)) for rows, some in ((_rows, other), (_columns, many)) if some)
+
+
+def heading(name: str, metric: Metric) -> str:
+    """What a table calls a number."""
+    return plain(metric.title or name, 80)
 
 
 def _rows(runs: list[tuple[str, dict[str, Any]]]) -> list[list[str]]:
-    found = dict.fromkeys(name for _, result in runs for name in result if ACCURACIES.fullmatch(name))
-    columns = [*COLUMNS, *found, *GUESSES]
-    rows = [columns]
+    found: dict[str, Metric] = {}
+    for _, result in runs:
+        found |= measured(result)
+    found |= dict.fromkeys(GUESSES, Metric("percent"))
+    rows = [[*COLUMNS, *(heading(name, metric) for name, metric in found.items())]]
     for run, result in runs:
-        cells = {name: plain(str(result.get(name, "-")), 200) for name in COLUMNS} | {"run": run}
-        for name in columns[len(COLUMNS) :]:
-            cells[name] = f"{100 * result[name]:.1f}" if name in result else "-"
+        cells = [run, *(plain(str(result.get(name, "-")), 200) for name in COLUMNS[1:])]
+        for name, metric in found.items():
+            cell = metric.text(result[name]) if name in result else "-"
             if name in result.get("deviation", {}):
-                cells[name] += f" ± {100 * result['deviation'][name]:.1f}"
-        rows.append([cells[name] for name in columns])
+                cell += f" ± {metric.text(result['deviation'][name])}"
+            cells.append(cell)
+        rows.append(cells)
     return rows
 
 
-def _bias_rows(runs: list[tuple[str, dict[str, Any]]]) -> list[list[str]]:
-    columns = {}
+def _columns(runs: list[tuple[str, dict[str, Any]]]) -> list[list[str]]:
+    columns: dict[str, dict[str, float]] = {}
+    metrics: dict[str, Metric] = {}
     for run, result in runs:
-        columns[run] = {name: value for name, value in result.items() if ACCURACIES.fullmatch(name)} | guesses(result)
+        own, guessed = measured(result), guesses(result)
+        columns[run] = {name: result[name] for name in own} | guessed
         if result.get("random"):
-            columns[f"{run}, random weights"] = result["random"] | guesses(result)
-    names = dict.fromkeys(name for numbers in columns.values() for name in numbers)
+            columns[f"{run}, random weights"] = result["random"] | guessed
+        metrics |= own | dict.fromkeys(guessed, Metric("percent"))
     rows = [["test clips", *columns]]
-    for name in names:
-        rows.append([name, *(f"{100 * numbers[name]:.1f}" if name in numbers else "-" for numbers in columns.values())])
+    for name, metric in metrics.items():
+        cells = [metric.text(numbers[name]) if name in numbers else "-" for numbers in columns.values()]
+        rows.append([heading(name, metric), *cells])
     return rows
 
 

@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 RECALLS = (1, 5, 10, 20, 50)
-SHARE = re.compile(r"top[15]$|R@\d+$|.+: (?!neighbours$)")  # numbers that are a share of the test videos
+KINDS = ("share", "percent", "number")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a number of a result is.
+
+    Attributes:
+        kind: ``share``, a share of the test videos in 0..1, which has an interval and is shown in per cent; ``percent``, any
+            other number in 0..1 that is shown in per cent; ``number``, one that is shown as it is.
+        title: what tables and pages call it; by default they give its name.
+    Raises:
+        ValueError: there is no such kind, or the title is no text.
+
+    >>> Metric("share").text(0.125), Metric("number").text(3.14159)
+    ('12.5', '3.142')
+    """
+
+    kind: str
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS or not isinstance(self.title, str):
+            raise ValueError(f"a metric of kind {self.kind!r} and title {self.title!r}: expected {', '.join(KINDS)} and a text")
+
+    @property
+    def unit(self) -> str:
+        return "" if self.kind == "number" else " %"
+
+    def text(self, value: float) -> str:
+        """The number as it is shown, without its unit."""
+        return f"{value:.4g}" if self.kind == "number" else f"{100 * value:.1f}"
 
 
 def interval(share: float, videos: int, z: float = 1.96) -> list[float]:

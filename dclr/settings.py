@@ -42,7 +42,6 @@ class Meta:
     read: Callable[[str], Any] | None = None  # the whole text -> value, raises InputError
     nargs: str = "+"  # of a tuple without ``read``; * where a flag without values says something
     group: str = ""  # of --help, where it is not the part's title
-    only: Collection[str] = ()  # the commands that have it
     before: Any = ...  # what runs did that were made before the setting existed; every new one says it
 
 
@@ -118,12 +117,10 @@ def flag(name: str) -> str:
 
 def flags(settings: type) -> dict[str, Flag]:
     """The settings of a dataclass by name, in its order; a field without :func:`setting` is none."""
-    titles = {
-        field.name: vars(part)["title"]
-        for part in reversed(settings.__mro__)
-        if "title" in vars(part)
-        for field in fields(part)
-    }
+    titles: dict[str, str] = {}
+    for part in reversed(settings.__mro__):  # what a part inherits keeps its group
+        if "title" in vars(part):
+            titles = {field.name: vars(part)["title"] for field in fields(part)} | titles
     hints, found = get_type_hints(settings), {}
     for field in fields(settings):
         if (said := field.metadata.get("setting")) is None:

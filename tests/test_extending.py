@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, SMALL, render
+from conftest import REPOSITORY, SMALL, render, scalars
 from safetensors.numpy import load_file
 
 from dclr.checkpoint import load_trunk
@@ -109,6 +109,56 @@ def test_another_backbone(synthetic_set: Path, tmp_path: Path) -> None:
     assert {value.shape[-1] for value in features} == {16} and all(np.ptp(value) > 0 for value in features)
     with pytest.raises(InputError, match="it says its network is 'c3d', expected one of r2plus1d_10, "):
         load_trunk(tmp_path / "runs/c3d/last.pt")  # by those who have no c3d.py
+
+
+def test_another_evaluation_mode(synthetic_set: Path, tmp_path: Path) -> None:
+    evaluate, side_by_side = example("Another evaluation mode", tmp_path)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards/demo").symlink_to(synthetic_set)
+    small = ("--width", "4", "-fpc", "4", "-cs", "32", *CHEAP, "-cpv", "2", "--test-clips", "2")
+    said = succeed(tmp_path, evaluate, *small)
+    out = tmp_path / "runs/nearest-mean"
+    result = json.loads((out / "result.json").read_text())
+
+    kept = {len(kept["sample"]): kept for kept in map(load_file, (out / "features").glob("*.safetensors"))}
+    label_N = ShardSet(synthetic_set).labels["motion"]
+    means = [kept[64]["value"][label_N[kept[64]["sample"]] == c].mean((0, 1)) for c in range(8)]
+    nearest = [
+        min((float(np.linalg.norm(asked - mean)), c) for c, mean in enumerate(means)) for asked in kept[32]["value"].mean(1)
+    ]
+    top1 = float(np.mean([c == label_N[sample] for (_, c), sample in zip(nearest, kept[32]["sample"], strict=True)]))
+    distance = float(np.mean([found for found, _ in nearest]))
+    assert result["nearest_mean"] == top1 and result["distance"] == pytest.approx(distance, rel=1e-4)
+    assert set(result["interval"]) == {"nearest_mean"} and result["options"]["distance"] == "euclidean"
+    assert f"nearest-mean on motion: nearest_mean {100 * top1:.1f} %, distance {distance:.4g}, chance 12.5 %" in said
+    assert scalars(out)["result/distance"] == [pytest.approx(distance, rel=1e-4)]
+
+    page = (out / "report.html").read_text()
+    low, high = result["interval"]["nearest_mean"]
+    row = f"{100 * top1:.1f} %</td><td>{100 * low:.1f} % - {100 * high:.1f} %</td>"
+    assert "<th>value</th>" in page and f"<td>top-1 by the nearest class mean</td><td>{row}" in page
+    assert f"<td>distance to it</td><td>{distance:.4g}</td><td></td>" in page and "the training videos nearest" in page
+    head, _, row = succeed(tmp_path, side_by_side).splitlines()  # by those who have no nearest_mean.py
+    assert re.split(r"  +", head)[7:] == ["top-1 by the nearest class mean", "distance to it", "chance", "majority"]
+    assert row.split()[-4:] == [f"{100 * top1:.1f}", f"{distance:.4g}", "12.5", "12.5"]
+
+    launch = ["python", "nearest_mean.py"]
+    flags = {mode: succeed(tmp_path, [*launch, mode, "--help"]) for mode in ("nearest-mean", "linear", "all")}
+    assert {mode for mode, text in flags.items() if "--distance" in text} == {"nearest-mean", "all"}
+    assert {mode for mode, text in flags.items() if "--probe" in text} == {"linear", "all"}
+    assert "\nnearest class mean:\n  --distance" in flags["nearest-mean"]
+    assert "    nearest-mean" in succeed(tmp_path, [*launch, "--help"])
+    common = evaluate[3:]
+    refused = run(tmp_path, [*launch, "linear", *common])
+    assert refused.returncode == 2 and "unrecognized arguments: --distance euclidean" in refused.stderr
+    refused = run(tmp_path, [*launch, "nearest-mean", *common], "--distance", "far", "--force")
+    assert refused.returncode == 2 and "--distance far: expected one of cosine, euclidean" in refused.stderr
+    refused = run(tmp_path, [*launch, "nearest-mean", *common], *small)
+    assert refused.returncode == 2 and "result.json" in refused.stderr
+    several = ("--seeds", "0", "1", "--features", "features", "--out", "runs/several")
+    succeed(tmp_path, [*launch, "nearest-mean", *common], *small, *several)
+    mean = json.loads((tmp_path / "runs/several/result.json").read_text())
+    assert set(mean["deviation"]) == {"nearest_mean", "distance"} and mean["metrics"] == result["metrics"]
 
 
 def test_another_store(tmp_path: Path) -> None:

@@ -87,13 +87,14 @@ def test_recall_is_told_at_1_5_10_20_and_50() -> None:
     assert found == pytest.approx({"R@1": 1 / 7, "R@5": 2 / 7, "R@10": 4 / 7, "R@20": 5 / 7, "R@50": 6 / 7})
 
 
-@pytest.mark.parametrize(
-    ("name", "share"),
-    [("top1", True), ("top5", True), ("R@1", True), ("R@50", True), ("static: motion", True), ("static: neighbours", False),
-     ("mean_class", False), ("top10", False), ("1-shot", False), ("chance", False)],
-)  # fmt: skip
-def test_which_numbers_are_shares_of_the_test_videos(name: str, share: bool) -> None:
-    assert bool(metrics.SHARE.match(name)) == share
+@pytest.mark.parametrize(("kind", "shown"), [("share", "12.5 %"), ("percent", "12.5 %"), ("number", "0.125")])
+def test_a_metric_is_shown_as_its_kind_says(kind: str, shown: str) -> None:
+    metric = metrics.Metric(kind)
+    assert metric.text(0.125) + metric.unit == shown
+    with pytest.raises(ValueError, match=f"kind '{kind}s' and title '': expected share, percent, number"):
+        metrics.Metric(f"{kind}s")
+    with pytest.raises(ValueError, match="title 7"):
+        metrics.Metric(kind, 7)  # type: ignore[arg-type]
 
 
 def test_wilsons_interval_is_of_95_percent() -> None:

@@ -21,7 +21,8 @@ import train_eval
 import train_pretrain
 from dclr.data.clips import ClipConfig
 from dclr.errors import InputError
-from dclr.evaluation.config import ALL, MODES, EvalConfig, Repeats, evaluation, others
+from dclr.evaluation.config import ALL, EvalConfig, Repeats, evaluation, others
+from dclr.evaluation.modes import MODES
 from dclr.method.objective import Method, Statistics
 from dclr.pretraining.config import PretrainConfig
 from dclr.settings import (
@@ -138,12 +139,12 @@ def test_parts_that_are_used_elsewhere_have_one_default_too() -> None:
 
 
 def test_a_resumed_run_may_change_what_it_could_change() -> None:
-    from dclr.evaluation import finetune, repeat
+    from dclr.evaluation import finetune
+    from dclr.evaluation.repeat import HELD
 
     aside = {"out", "workers", "cache", "cache_size", "save_minutes"}
     assert free(PretrainConfig) == aside | {"epochs", "resume", "keep", "milestone", "knn_split", "knn_every"}
-    assert aside | {"features", "force"} == repeat.FREE
-    assert repeat.FREE | {"epochs", "shards", "pretrained"} == finetune.FREE
+    assert {"epochs", "shards", "pretrained"} == HELD and aside | {"features", "force"} | HELD == finetune.FREE
 
 
 def test_the_authors_short_flags_are_there() -> None:
@@ -230,7 +231,8 @@ def test_a_mode_has_its_own_flags_and_refuses_others(mode: str, has: set[str], l
 
 def test_the_modes_are_listed() -> None:
     said = succeed("train_eval.py", "--help")
-    assert all(f"    {mode}" in said and what.split()[0] in said for mode, what in MODES.items()) and "    all" in said
+    assert all(f"    {mode}" in said and one.help.split()[0] in said for mode, one in MODES.items()) and "    all" in said
+    assert all(set(one.settings) <= set(flags(EvalConfig)) for one in MODES.values())
 
 
 @pytest.mark.parametrize(
@@ -313,12 +315,12 @@ def test_a_recipe_of_brackets_is_one_line() -> None:
 
 def test_an_evaluation_takes_a_file_and_flags_beside_it_win(tmp_path: Path) -> None:
     text = "{shards: s, pretrained: x.pt, folds: [1, 2], seeds: 7, probe_lr: [1.0, 2.0], val: 0.1, average: logits, out: o}"
-    config, repeats = evaluation(given(train_eval.parser, text, tmp_path, "linear", "--average", "probabilities"))
+    (config,), repeats = evaluation(given(train_eval.parser, text, tmp_path, "linear", "--average", "probabilities"))
     assert (config.probe_lr, config.val, config.average, config.mode) == ((1.0, 2.0), 0.1, "probabilities", "linear")
     assert (config.train_split, config.test_split) == (("train01",), ("test01",)) and repeats == Repeats(
         folds=(1, 2), seeds=(7,)
     )
-    assert evaluation(given(train_eval.parser, text, tmp_path, ALL))[0].mode == "finetune"
+    assert [one.mode for one in evaluation(given(train_eval.parser, text, tmp_path, ALL))[0]] == list(MODES)
     with pytest.raises(InputError, match="in the place of both"):
         evaluation(given(train_eval.parser, text, tmp_path, "linear", "--test-split", "a"))
 

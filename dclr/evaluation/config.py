@@ -1,4 +1,4 @@
-"""What decides an evaluation: its settings by part, each with the modes that have it; without torch."""
+"""What decides an evaluation: its settings by part; without torch. dclr/evaluation/modes.py says which modes have which."""
 
 from __future__ import annotations
 
@@ -10,22 +10,12 @@ from dclr.data.clips import CROPS, ClipConfig
 from dclr.data.config import Reading, Shards
 from dclr.data.manifest import split_list
 from dclr.errors import InputError
+from dclr.evaluation.modes import MODES
 from dclr.method.objective import Network
 from dclr.settings import again, check_values, flags, from_flags, setting
 from dclr.training.config import Checkpoints, Optimisation
 
-MODES = {
-    "finetune": "train the whole network with labels",
-    "linear": "logistic regression on frozen features",
-    "knn": "weighted k-NN on frozen features",
-    "retrieval": "test videos ask training videos by frozen features",
-    "fewshot": "the linear probe on a few training videos a class",
-    "bias": "the linear probe on test clips that lack motion or scene, beside random weights",
-}
-ALL = "all"  # of them
-FINETUNE, LINEAR, FEWSHOT = ("finetune",), ("linear",), ("fewshot",)
-FROZEN = ("linear", "knn", "retrieval", "fewshot", "bias")
-CLASSIFIED = ("finetune", "linear", "fewshot", "bias")  # clip by clip
+ALL = "all"  # of the modes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +24,7 @@ class Data:
     shards: str = again(Shards, "shards", free=True)  # the set's hash stands for it
     train_split: tuple[str, ...] = setting((), "splits to train on", metavar="A,B", read=split_list)
     test_split: tuple[str, ...] = setting((), "splits to test on", metavar="A,B", read=split_list)
-    val: float = setting(
-        0.0, "of train, held out to choose epoch or probe-lr", metavar="SHARE", least=0, below=1, only=("finetune", "linear")
-    )
+    val: float = setting(0.0, "of train, held out to choose epoch or probe-lr", metavar="SHARE", least=0, below=1)
     label: str | None = setting(None, "kind of label, such as motion or scene; the set's first by default")
     out: str = setting(help="folder for result.json, report.html and pictures", metavar="RUN", place=True, free=True)
     force: bool = setting(False, "write over a result that --out holds", free=True)
@@ -62,26 +50,25 @@ class EvalClips:
     cpv: int = setting(10, "clips a training video: an epoch's (finetune), in all (others)", short="-cpv", least=1)
     test_clips: int = setting(10, "uniform clips a test video, probabilities averaged", least=1)
     crops: int = setting(1, "of each test clip: 1 (the middle) or 3 (along the long side)", choices=CROPS)
-    average: str = setting("probabilities", "of a video's clips", choices=("probabilities", "logits"), only=CLASSIFIED)
+    average: str = setting("probabilities", "of a video's clips", choices=("probabilities", "logits"))
     min_scale: float = again(ClipConfig, "min_scale", help="least share of the area that a training crop keeps")
     flip: float = again(ClipConfig, "flip")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen:
-    title = "frozen features (linear, knn, retrieval, fewshot, bias)"
+    title = "frozen features"
     features: str | None = setting(
         None,
         "keep them there (default: RUN/features), read them where they were kept",
         metavar="DIR",
         place=True,
         free=True,
-        only=FROZEN,
     )
-    probe: str = setting("convex", "convex (to its minimum) or sgd (the authors')", choices=("convex", "sgd"), only=LINEAR)
-    probe_lr: tuple[float, ...] = setting((5.0,), "of sgd; of several the best on --val", metavar="LR", above=0, only=LINEAR)
-    shots: tuple[int, ...] = setting((1, 5, 10), "training videos a class", metavar="N", least=1, only=FEWSHOT)
-    draws: int = setting(5, "of those videos", least=1, only=FEWSHOT)
+    probe: str = setting("convex", "convex (to its minimum) or sgd (the authors')", choices=("convex", "sgd"))
+    probe_lr: tuple[float, ...] = setting((5.0,), "of sgd; of several the best on --val", metavar="LR", above=0)
+    shots: tuple[int, ...] = setting((1, 5, 10), "training videos a class", metavar="N", least=1)
+    draws: int = setting(5, "of those videos", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,20 +82,19 @@ class Computing:
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
     title = "optimisation (finetune)"
-    epochs: int = setting(10, least=1, free=True, only=FINETUNE)
-    lr: float = setting(0.1, above=0, only=FINETUNE)
-    schedule: tuple[int, ...] = again(Optimisation, "schedule", (6, 8), only=FINETUNE)
-    wd: float = again(Optimisation, "wd", only=FINETUNE)
-    dropout: float = setting(0.5, least=0, below=1, only=FINETUNE)
-    head: str = setting("linear", "linear, or bn: a BatchNorm before it", choices=("linear", "bn"), only=FINETUNE)
+    epochs: int = setting(10, least=1, free=True)
+    lr: float = setting(0.1, above=0)
+    schedule: tuple[int, ...] = again(Optimisation, "schedule", (6, 8))
+    wd: float = again(Optimisation, "wd")
+    dropout: float = setting(0.5, least=0, below=1)
+    head: str = setting("linear", "linear, or bn: a BatchNorm before it", choices=("linear", "bn"))
     bn: str = setting(
         "sync",
         "statistics of all processes' clips, local: of each process's, frozen: as they are",
         choices=("sync", "local", "frozen"),
-        only=FINETUNE,
     )
-    patience: int = setting(0, "without a better one on --val, then stop", metavar="EPOCHS", least=0, only=FINETUNE)
-    save_minutes: float = again(Checkpoints, "save_minutes", only=FINETUNE)
+    patience: int = setting(0, "without a better one on --val, then stop", metavar="EPOCHS", least=0)
+    save_minutes: float = again(Checkpoints, "save_minutes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,17 +153,31 @@ class Repeats:
         check_values(self)
 
 
+def config_of(mode: str) -> type[EvalConfig]:
+    """The dataclass of a mode's settings, EvalConfig where it has none of its own; of ``all`` one with those of every mode."""
+    if mode != ALL:
+        return MODES[mode].config or EvalConfig
+    every = dict.fromkeys(map(config_of, MODES))
+    leaves = tuple(one for one in every if not any(other is not one and issubclass(other, one) for other in every))
+    return dataclass(frozen=True, kw_only=True)(type(EvalConfig.__name__, leaves, {"__doc__": EvalConfig.__doc__}))
+
+
+def _own(mode: str) -> set[str]:
+    """The settings of a mode that are not every mode's."""
+    return set(MODES[mode].settings) | flags(config_of(mode)).keys() - flags(EvalConfig).keys()
+
+
 def others(mode: str) -> set[str]:
     """The settings that only other modes have."""
-    return {name for name, one in flags(EvalConfig).items() if one.said.only and mode not in (*one.said.only, ALL)}
+    return set() if mode == ALL else set().union(*map(_own, MODES)) - _own(mode)
 
 
-def evaluation(given: Mapping[str, Any]) -> tuple[EvalConfig, Repeats]:
-    """The first evaluation that a command line asks for (of ``all`` the first mode's), and how often."""
+def evaluation(given: Mapping[str, Any]) -> tuple[list[EvalConfig], Repeats]:
+    """The first evaluation of each mode that a command line asks for, and how often."""
     repeats = from_flags(Repeats, given)
     splits = ("train_split", "test_split")
     if repeats.folds and any(name in given for name in splits):
         raise InputError("expected --train-split and --test-split, or --folds in the place of both")
     first = {name: (f"{name[:-6]}{repeats.folds[0]:02}",) for name in splits} if repeats.folds else {}
-    mode = next(iter(MODES)) if given["mode"] == ALL else given["mode"]
-    return from_flags(EvalConfig, given, mode=mode, **first), repeats
+    modes = list(MODES) if given["mode"] == ALL else [given["mode"]]
+    return [from_flags(config_of(mode), given, mode=mode, **first) for mode in modes], repeats

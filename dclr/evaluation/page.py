@@ -9,19 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dclr.compare import ACCURACIES, compare, guesses, read_result
+from dclr.compare import compare, guesses, heading, measured, read_result
+from dclr.evaluation.modes import MODES
 from dclr.files import whole
+from dclr.metrics import Metric
 from dclr.text import plain
 
-TITLES = {
-    "confusion.png": "Confusion matrix",
-    "classes.png": "Each class, with 95 % intervals and its number of test videos",
-    "neighbours.png": "Test videos, and the training videos nearest to each",
-    "maps.png": "Where the network is active",
-    "curves.png": "Training curves",
-    "bias.png": "Top-1 of the probe by what the test clips lack",
-    "conditions.png": "A test clip under each condition",
-}
+PERCENT = Metric("percent")
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:1100px;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .8em;border-bottom:1px solid #ccc;text-align:left}
 td+td{font-variant-numeric:tabular-nums}figure{margin:1.5em 0}img{max-width:100%}figcaption,small{color:#666}
@@ -64,7 +58,7 @@ def _section(folder: Path, result: dict[str, Any]) -> str:
     text += _table(_numbers(result), head=True)
     if result.get("confused"):
         rows = [
-            [plain(p["true"], 80), plain(p["named"], 80), str(p["count"]), _percent(p["share"])] for p in result["confused"]
+            [plain(p["true"], 80), plain(p["named"], 80), str(p["count"]), PERCENT.text(p["share"])] for p in result["confused"]
         ]
         text += "<details><summary>Classes that are most often taken for another</summary>"
         text += _table([["true class", "named", "videos", "per cent of the true class"], *rows], head=True) + "</details>"
@@ -72,11 +66,12 @@ def _section(folder: Path, result: dict[str, Any]) -> str:
         text += (
             f"<p><small>The mean of {', '.join(map(html.escape, result['runs']))}; ± is the deviation over them.</small></p>"
         )
+    captions = {name: caption for mode in MODES.values() for name, caption in mode.captions.items()}
     for name in result.get("pictures", []):
         path = folder / Path(name).name
         if path.is_file():
             data = base64.b64encode(path.read_bytes()).decode()
-            caption = html.escape(TITLES.get(name, name))
+            caption = html.escape(captions.get(name, name))
             text += (
                 f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
             )
@@ -84,23 +79,25 @@ def _section(folder: Path, result: dict[str, Any]) -> str:
 
 
 def _numbers(result: dict[str, Any]) -> list[list[str]]:
-    """The table of numbers in per cent, with intervals, deviations and a baseline where the result has them."""
-    names = [name for name in result if ACCURACIES.fullmatch(name)]
+    """The table of numbers, with intervals, deviations and a baseline where the result has them."""
+    metrics, guessed = measured(result), guesses(result)
     random, several = result.get("random") or {}, result.get("deviation") or {}
-    head = ["", "per cent", "95 % interval", *(["± over draws, folds or seeds"] if several else [])]
+    mixed = any(metric.unit != PERCENT.unit for metric in metrics.values())
+    head = ["", "value" if mixed else "per cent", "95 % interval", *(["± over draws, folds or seeds"] if several else [])]
     rows = [[*head, *(["random weights"] if random else [])]]
-    for name in names:
+
+    def said(metric: Metric, value: float) -> str:
+        return metric.text(value) + metric.unit * mixed
+
+    for name, metric in metrics.items():
         low_high = result.get("interval", {}).get(name)
-        row = [name, _percent(result[name]), "" if low_high is None else " - ".join(map(_percent, low_high))]
+        interval = "" if low_high is None else " - ".join(said(metric, end) for end in low_high)
+        row = [heading(name, metric), said(metric, result[name]), interval]
         if several:
-            row.append(_percent(several[name]) if name in several else "")
-        rows.append([*row, *([_percent(random[name])] if name in random else [])])
-    rows += [[name, _percent(value), ""] for name, value in guesses(result).items()]
+            row.append(said(metric, several[name]) if name in several else "")
+        rows.append([*row, *([said(metric, random[name])] if name in random else [])])
+    rows += [[name, said(PERCENT, value), ""] for name, value in guessed.items()]
     return rows
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
 
 
 def _table(rows: Sequence[Sequence[str]], head: bool = False) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dclr.evaluation.features import Features, extract
 from dclr.evaluation.result import Pictures, overlays, save_result, save_scores
 from dclr.evaluation.setting import EvalConfig, Setting, prepare
 from dclr.hardware import peak_memory_gb
+from dclr.metrics import Metric
 
 SGD_EPOCHS, SGD_DROPS, SGD_BATCH = 100, (60, 80), 128  # of --probe sgd, weight decay 0 (docs/method.md, "Recipe")
 NEIGHBOURS = 5  # shown beside a query
@@ -41,41 +43,88 @@ def both(setting: Setting) -> tuple[Features, Features] | None:
     return (train, test) if train and test else None
 
 
-def frozen(config: EvalConfig) -> dict[str, Any]:
-    """Evaluate one mode on frozen features, save it and return its result.
+@dataclass(frozen=True)
+class Probing:
+    """What a mode on frozen features works with: the features of both splits with their classes, and pictures of them."""
 
-    For k-NN and retrieval a video is the mean of its clips' features. The probes see every clip, and average the probabilities
-    or logits of a test video's clips."""
+    setting: Setting
+    train: Features
+    test: Features
+    peak_memory_gb: float
+
+    @cached_property
+    def known(self) -> Labelled:
+        return Labelled(self.train.value, self.setting.label(self.train.sample))
+
+    @cached_property
+    def asked(self) -> Labelled:
+        return Labelled(self.test.value, self.setting.label(self.test.sample))
+
+    @property
+    def classes(self) -> int:
+        """How many classes training has; they are the first of all."""
+        return self.setting.classes.known
+
+    def videos(self) -> tuple[np.ndarray, np.ndarray]:
+        """A video as the mean of its clips' features: of training (N, C) and test (M, C)."""
+        return self.train.value.mean(1), self.test.value.mean(1)
+
+    @property
+    def pictures(self) -> Pictures:
+        return {
+            "neighbours.png": partial(neighbours, self.setting, self.train, self.test),
+            "maps.png": partial(overlays, self.setting, self.test.sample),
+        }
+
+    def save_scores(self, scores_MK: np.ndarray, **extra: Any) -> dict[str, Any]:
+        """:func:`dclr.evaluation.result.save_scores`, with ``extra`` in result.json."""
+        return save_scores(self.setting, scores_MK, self.test.sample, self._extra(extra), self.pictures)
+
+    def save_numbers(self, numbers: dict[str, float], what: Mapping[str, Metric] | None = None, **extra: Any) -> dict[str, Any]:
+        """:func:`dclr.evaluation.result.save_result`, with ``extra`` in result.json."""
+        more = self._extra(extra)
+        return save_result(self.setting, numbers, self.test.sample, more, self.pictures, what=what)
+
+    def _extra(self, extra: dict[str, Any]) -> dict[str, Any]:
+        return {"peak_memory_gb": self.peak_memory_gb} | extra
+
+
+def frozen(config: EvalConfig, evaluate: Callable[[Probing], dict[str, Any]]) -> dict[str, Any]:
+    """Give ``evaluate`` the features of both splits on rank 0 and return its result; {} on other ranks."""
     setting = prepare(config)
     found = both(setting)
-    if found is None:
-        return {}
-    train, test = found
-    known, asked = (Labelled(part.value, setting.label(part.sample)) for part in found)
-    classes = setting.classes.known
-    extra: dict[str, Any] = {"peak_memory_gb": round(peak_memory_gb(), 2)}
-    train_NC, test_MC = train.value.mean(1), test.value.mean(1)
-    pictures: Pictures = {
-        "neighbours.png": partial(neighbours, setting, train, test),
-        "maps.png": partial(overlays, setting, test.sample),
-    }
-    if config.mode == "retrieval":
-        numbers = metrics.retrieval(train_NC, known.label, test_MC, asked.label)
-        return save_result(setting, numbers, test.sample, extra, pictures)
-    if config.mode == "fewshot":
-        shots = few_shot(known, asked, classes, config)
-        numbers = {f"{count}-shot": float(np.mean(found)) for count, found in shots.items()}
-        deviations = {f"{count}-shot": float(np.std(found, ddof=1)) for count, found in shots.items() if config.draws > 1}
-        return save_result(setting, numbers, test.sample, extra | {"deviation": deviations, "draws": shots}, pictures)
-    if config.mode == "knn":
-        scores = metrics.knn(train_NC, known.label, test_MC, classes)
-    elif config.probe == "sgd":
-        held = np.isin(train.sample, setting.val_N)
-        scores, tried = sgd_probe(known, held, test.value, classes, config)
-        extra |= {"probe": tried}
-    else:
-        scores = fit_and_score(known, test.value, classes, config.average)
-    return save_scores(setting, scores, test.sample, extra, pictures)
+    return evaluate(Probing(setting, *found, round(peak_memory_gb(), 2))) if found else {}
+
+
+def linear(probing: Probing) -> dict[str, Any]:
+    """A linear probe on every clip. It averages the probabilities or logits of a test video's clips."""
+    config = probing.setting.config
+    if config.probe == "convex":
+        return probing.save_scores(fit_and_score(probing.known, probing.test.value, probing.classes, config.average))
+    held = np.isin(probing.train.sample, probing.setting.val_N)
+    scores, tried = sgd_probe(probing.known, held, probing.test.value, probing.classes, config)
+    return probing.save_scores(scores, probe=tried)
+
+
+def knn(probing: Probing) -> dict[str, Any]:
+    """:func:`dclr.metrics.knn` on videos."""
+    train_NC, test_MC = probing.videos()
+    return probing.save_scores(metrics.knn(train_NC, probing.known.label, test_MC, probing.classes))
+
+
+def retrieval(probing: Probing) -> dict[str, Any]:
+    """:func:`dclr.metrics.retrieval` of videos."""
+    train_NC, test_MC = probing.videos()
+    return probing.save_numbers(metrics.retrieval(train_NC, probing.known.label, test_MC, probing.asked.label))
+
+
+def fewshot(probing: Probing) -> dict[str, Any]:
+    """The mean and the deviation of :func:`few_shot` over its draws."""
+    config = probing.setting.config
+    shots = few_shot(probing.known, probing.asked, probing.classes, config)
+    numbers = {f"{count}-shot": float(np.mean(found)) for count, found in shots.items()}
+    deviations = {f"{count}-shot": float(np.std(found, ddof=1)) for count, found in shots.items() if config.draws > 1}
+    return probing.save_numbers(numbers, dict.fromkeys(numbers, Metric("percent")), deviation=deviations, draws=shots)
 
 
 def neighbours(setting: Setting, train: Features, test: Features, out: Path) -> Path:

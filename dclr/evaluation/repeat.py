@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from dclr import distributed
-from dclr.compare import ACCURACIES, GUESSES, compare, read_result
+from dclr.compare import GUESSES, compare, measured, read_result
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError, dispensable, refuse_used
 from dclr.evaluation import page
-from dclr.evaluation.config import MODES, EvalConfig
+from dclr.evaluation.config import EvalConfig
+from dclr.evaluation.modes import MODES
 from dclr.evaluation.result import circumstances, write
 from dclr.evaluation.setting import RESULT
 from dclr.files import run_folder
@@ -24,7 +25,7 @@ from dclr.hardware import pick_device
 from dclr.settings import completed, free
 from dclr.text import public
 
-FREE = free(EvalConfig) - {"epochs", "shards", "pretrained"}  # may differ in a result that is kept
+HELD = {"epochs", "shards", "pretrained"}  # may differ in a run that is gone on with, and not in a result that is kept
 CLIP = {"frames", "stride", "size"}
 NETWORK = ("arch", "width")
 PLACES = {"seed", "train_split", "test_split", "out"}  # not of a mean
@@ -33,19 +34,19 @@ PLACES = {"seed", "train_split", "test_split", "out"}  # not of a mean
 Evaluate = Callable[[EvalConfig], dict[str, Any]]
 
 
-def everything(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], evaluate: Callable[[str], Evaluate]) -> None:
-    """Evaluate every mode on the same features, each into a folder of its name in ``config.out``.
+def everything(configs: Sequence[EvalConfig], folds: Sequence[int], seeds: Sequence[int]) -> None:
+    """Evaluate modes on the same features, each into a folder of its name in ``out``, which all have.
 
-    Modes that are done already are kept. ``report.html`` has all of them. ``evaluate(mode)`` is the evaluation of a mode."""
-    out = Path(config.out)
-    folders = [out / mode for mode in MODES]
-    with run_folder(config.out):
-        for mode, folder in zip(MODES, folders, strict=True):
+    Modes that are done already are kept. ``report.html`` has all of them."""
+    out = Path(configs[0].out)
+    folders = [out / config.mode for config in configs]
+    with run_folder(str(out)):
+        for config, folder in zip(configs, folders, strict=True):
             kept = config.features or str(out / "features")
-            one = replace(config, mode=mode, out=str(folder), features=kept, seed=seeds[0])
+            one = replace(config, out=str(folder), features=kept, seed=seeds[0])
             distributed.setup(pick_device())
             if not distributed.from_first(finished(one, folds, seeds) if distributed.rank() == 0 else None):
-                repeat(one, folds, seeds, evaluate(mode))
+                repeat(one, folds, seeds, MODES[one.mode].run)
             distributed.wait()
         if distributed.rank() == 0:
             print(compare([out]))
@@ -104,7 +105,7 @@ def finished(config: EvalConfig, folds: Sequence[int] = (), seeds: Sequence[int]
         return None
     result = read_result(path.parent)
     wanted = json.loads(json.dumps(asdict(config)))
-    made = completed(EvalConfig, result["options"]) | {
+    made = completed(type(config), result["options"]) | {
         name: result[name] for name in NETWORK if name in result
     }  # an older version kept those that were asked for
     if config.pretrained != "random":
@@ -113,9 +114,10 @@ def finished(config: EvalConfig, folds: Sequence[int] = (), seeds: Sequence[int]
         wanted = {name: value for name, value in wanted.items() if name not in PLACES} | {
             "folds": list(folds), "seeds": list(seeds)
         }  # fmt: skip
+    may = free(type(config)) - HELD
     for name, value in wanted.items():
         ours = name in (*CLIP, *NETWORK) and value is None  # the checkpoint's, which made it too
-        if name not in FREE and not ours and _public(made.get(name)) != _public(value):
+        if name not in may and not ours and _public(made.get(name)) != _public(value):
             raise InputError(
                 f"{path}: made with {name.replace('_', '-')} {made.get(name)}, not {value}; name another --out, "
                 "or --force makes it anew"
@@ -145,11 +147,12 @@ def _mean(
                 f"--out {out}: its results are of different {name}, some are older than --pretrained or --shards; --force "
                 "makes them anew"
             )
-    shared = [name for name in results[0] if ACCURACIES.fullmatch(name) and all(name in result for result in results)]
+    shared = {name: one for name, one in measured(results[0]).items() if all(name in result for result in results)}
     values = {name: [result[name] for result in results] for name in shared}
     unseen = [result.get("unseen", {}) for result in results]
     mean = {
         **{name: float(np.mean(found)) for name, found in values.items()},
+        "metrics": {name: asdict(one) for name, one in shared.items()},
         "deviation": {name: float(np.std(found, ddof=1)) for name, found in values.items()} if len(results) > 1 else {},
         "runs": [Path(run.out).name for run in runs],
         "videos": sum(result["videos"] for result in results) // len(seeds),
@@ -169,7 +172,7 @@ def _mean(
         | {"folds": list(folds), "seeds": list(seeds)},
         **circumstances(sum(result.get("seconds", 0) for result in results)),
     }
-    write(out, mean, ", ".join(f"{name} {100 * mean[name]:.1f} %" for name in shared))
+    write(out, mean, ", ".join(f"{name} {one.text(mean[name])}{one.unit}" for name, one in shared.items()))
     print(compare([*(Path(run.out) for run in runs), out]))
     with dispensable("report.html"):
         print(page.write(out, [out, *(Path(run.out) for run in runs)]))

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from dclr.compare import guesses
 from dclr.data.loader import eval_loader
 from dclr.errors import NotKept, dispensable
 from dclr.evaluation import page
+from dclr.evaluation.modes import ACCURACIES, MODES
 from dclr.evaluation.setting import RESULT, Setting
 from dclr.files import whole
 from dclr.hardware import machine, place, revision
 from dclr.method import losses
 from dclr.method.views import normalise, to_clip
+from dclr.metrics import Metric
 from dclr.text import plain, public
 
 SCORES = "scores.safetensors"
@@ -75,25 +78,31 @@ def save_scores(
             "classes.png": lambda out: report.class_bars(counts, names, out),
             **pictures,
         },
+        what=ACCURACIES,
     )
 
 
 def save_result(
     setting: Setting, numbers: dict[str, float], sample_M: np.ndarray, extra: dict[str, Any], pictures: Pictures,
-    kinds: Sequence[str] = (),
+    kinds: Sequence[str] = (), what: Mapping[str, Metric] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write an evaluation's files and return its result.
 
-    First result.json, with ``numbers`` (name -> 0..1) of these test videos. Then the ``pictures``, TensorBoard's events,
-    result.json again with the names of the pictures that could be drawn, and report.html. With several ``kinds`` of label,
-    chance and majority are tables by kind.
+    First result.json, with ``numbers`` by name of these test videos. Then the ``pictures``, TensorBoard's events, result.json
+    again with the names of the pictures that could be drawn, and report.html. With several ``kinds`` of label, chance and
+    majority are tables by kind. What a number is says the mode in :data:`dclr.evaluation.modes.MODES`, or else ``what``;
+    where neither does it is shown as it is.
 
     Raises NotKept, with the numbers in its message, where result.json cannot be written. Any other file that fails costs that
     file and a warning.
     """
     out, videos = setting.out, len(sample_M)
-    result = _made(setting, numbers, sample_M, extra, kinds)
-    text = ", ".join(f"{name} {100 * value:.1f} %" for name, value in (numbers | guesses(result)).items())
+    known = {**(what or {}), **MODES[setting.config.mode].metrics}
+    measured = {name: known.get(name, Metric("number")) for name in numbers}
+    result = _made(setting, numbers, measured, sample_M, extra, kinds)
+    guessed = guesses(result)
+    shown = {**measured, **dict.fromkeys(guessed, Metric("percent"))}
+    text = ", ".join(f"{name} {shown[name].text(value)}{shown[name].unit}" for name, value in (numbers | guessed).items())
     said = f"{setting.config.mode} on {plain(setting.kind)}: {text} of {videos} videos, {result['classes']} classes"
     write(out, result, said)
     print(said)
@@ -117,8 +126,9 @@ def save_result(
 
 
 def _made(
-    setting: Setting, numbers: dict[str, float], sample_M: np.ndarray, extra: dict[str, Any], kinds: Sequence[str]
-) -> dict[str, Any]:
+    setting: Setting, numbers: dict[str, float], measured: Mapping[str, Metric], sample_M: np.ndarray, extra: dict[str, Any],
+    kinds: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
     """What result.json says before anything is drawn."""
     every = {kind: setting.classes_of(kind) for kind in kinds or [setting.kind]}
     guessed = {
@@ -130,9 +140,10 @@ def _made(
     used = {"arch": setting.trunk.arch, "width": setting.trunk.width}
     used |= {name: getattr(setting.clip, name) for name in ("frames", "stride", "size")}
     options = {name: public(value) if isinstance(value, str) else value for name, value in vars(setting.config).items()}
-    shares = {name: value for name, value in numbers.items() if metrics.SHARE.match(name)}
+    shares = {name: value for name, value in numbers.items() if measured[name].kind == "share"}
     return {
         **numbers,
+        "metrics": {name: asdict(metric) for name, metric in measured.items()},
         "interval": {name: metrics.interval(value, len(sample_M)) for name, value in shares.items()},
         "videos": len(sample_M),
         "skipped": sorted(set(setting.skipped)),

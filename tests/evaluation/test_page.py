@@ -12,6 +12,7 @@ import pytest
 from conftest import succeed
 
 from dclr.evaluation import page
+from dclr.evaluation.modes import MODES
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 
@@ -49,8 +50,9 @@ def test_a_page_holds_numbers_and_pictures_and_asks_for_nothing(everything: tupl
     linear = json.loads((everything[1] / "linear/result.json").read_text())
     low, high = linear["interval"]["top1"]
     assert f"<td>top1</td><td>{100 * linear['top1']:.1f}</td><td>{100 * low:.1f} - {100 * high:.1f}</td>" in text
-    for caption in page.TITLES.values():
-        assert f"<figcaption>{caption}</figcaption>" in text
+    for mode in MODES.values():
+        for caption in mode.captions.values():
+            assert f"<figcaption>{caption}</figcaption>" in text
     sources = re.findall(r"(?:src|href)=\"([^\"]{0,30})", text)
     assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
     assert "<script" not in text and "http" not in re.sub(r"data:[^\"]*", "", text)

@@ -97,7 +97,19 @@ def test_a_result_of_an_earlier_version_is_kept_and_compared(tmp_path: Path, cap
     with pytest.raises(InputError, match=r"made with shards https://host/set, not https://host/other"):
         repeat.finished(replace(config, shards="https://host/other"))
     said = compare([tmp_path / "old"]).splitlines()
-    assert said[0].split()[-2:] == ["chance", "majority"] and said[2].split()[-2:] == ["25.0", "-"]
+    assert said[0].split()[-3:] == ["top1", "chance", "majority"] and said[2].split()[-3:] == ["10.0", "25.0", "-"]
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [["top1"], {"top1": {}}, {"top1": "share"}, {"top1": {"kind": "shares"}}, {"top1": {"kind": "share", "title": 7}},
+     {"top9": {"kind": "share"}}, {"label": {"kind": "share"}}, {"skipped": {"kind": "share"}}],
+)  # fmt: skip
+def test_a_result_that_says_no_metrics_of_its_numbers_is_refused(metrics: object, tmp_path: Path) -> None:
+    made = pretend(replace(CONFIG, out=str(tmp_path))) | {"metrics": metrics}
+    (tmp_path / "result.json").write_text(json.dumps(made))
+    with pytest.raises(InputError, match=r"result.json: not a result of train_eval.py"):
+        compare([tmp_path])
 
 
 def test_the_network_that_was_used_is_what_is_compared(tmp_path: Path) -> None:
