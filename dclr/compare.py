@@ -15,6 +15,7 @@ from dclr.text import plain, table
 
 COLUMNS = ("run", "mode", "label", "pretrained", "arch", "width", "videos")
 GUESSES = ("chance", "majority")
+GUESSED = dict.fromkeys(GUESSES, Metric("percent"))
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -57,9 +58,14 @@ def compare(folders: list[Path]) -> str:
     of results of several kinds of label, such as bias reports, one column a network. A folder of ``train_eval.py all`` stands
     for those in it."""
     runs = [(name, read_result(folder)) for parent in folders for name, folder in _within(parent)]
-    many = [(name, result) for name, result in runs if isinstance(result["chance"], dict)]
-    other = [(name, result) for name, result in runs if not isinstance(result["chance"], dict)]
+    many = [(name, result) for name, result in runs if _of_kinds(result)]
+    other = [(name, result) for name, result in runs if not _of_kinds(result)]
     return "\n\n".join(table(rows(some)) for rows, some in ((_rows, other), (_columns, many)) if some)
+
+
+def _of_kinds(result: dict[str, Any]) -> bool:
+    """Whether a result is of several kinds of label. The bias report of an earlier version does not say it by its chance."""
+    return isinstance(result["chance"], dict) or ("metrics" not in result and result["mode"] == "bias")
 
 
 def heading(name: str, metric: Metric) -> str:
@@ -67,37 +73,40 @@ def heading(name: str, metric: Metric) -> str:
     return plain(metric.title or name, 80)
 
 
+Cells = dict[tuple[str, str], str]  # by name and heading: where modes give one name to different numbers, each has its own
+
+
+def _cells(metrics: Mapping[str, Metric], numbers: Mapping[str, float], several: Mapping[str, float]) -> Cells:
+    """The numbers that are there as text, with their deviation ``several``."""
+    return {
+        (name, heading(name, metric)): metric.text(numbers[name])
+        + (f" ± {metric.text(several[name])}" if name in several else "")
+        for name, metric in metrics.items()
+        if name in numbers
+    }
+
+
 def _rows(runs: list[tuple[str, dict[str, Any]]]) -> list[list[str]]:
-    found: dict[str, Metric] = {}
-    for _, result in runs:
-        found |= measured(result)
-    found |= dict.fromkeys(GUESSES, Metric("percent"))
-    rows = [[*COLUMNS, *(heading(name, metric) for name, metric in found.items())]]
-    for run, result in runs:
-        cells = [run, *(plain(str(result.get(name, "-")), 200) for name in COLUMNS[1:])]
-        for name, metric in found.items():
-            cell = metric.text(result[name]) if name in result else "-"
-            if name in result.get("deviation", {}):
-                cell += f" ± {metric.text(result['deviation'][name])}"
-            cells.append(cell)
-        rows.append(cells)
+    found = [_cells(measured(result) | GUESSED, result, result.get("deviation", {})) for _, result in runs]
+    last = [(name, name) for name in GUESSES]
+    names = [*dict.fromkeys(name for name in itertools.chain(*found) if name not in last), *last]
+    rows = [[*COLUMNS, *(said for _, said in names)]]
+    for (run, result), cells in zip(runs, found, strict=True):
+        rows.append([run, *(plain(str(result.get(name, "-")), 200) for name in COLUMNS[1:])])
+        rows[-1] += [cells.get(name, "-") for name in names]
     return rows
 
 
 def _columns(runs: list[tuple[str, dict[str, Any]]]) -> list[list[str]]:
-    columns: dict[str, dict[str, float]] = {}
-    metrics: dict[str, Metric] = {}
+    columns: dict[str, Cells] = {}
     for run, result in runs:
-        own, guessed = measured(result), guesses(result)
-        columns[run] = {name: result[name] for name in own} | guessed
+        metrics, guessed = measured(result), guesses(result)
+        cells = _cells(dict.fromkeys(guessed, Metric("percent")), guessed, {})
+        columns[run] = _cells(metrics, result, {}) | cells
         if result.get("random"):
-            columns[f"{run}, random weights"] = result["random"] | guessed
-        metrics |= own | dict.fromkeys(guessed, Metric("percent"))
-    rows = [["test clips", *columns]]
-    for name, metric in metrics.items():
-        cells = [metric.text(numbers[name]) if name in numbers else "-" for numbers in columns.values()]
-        rows.append([heading(name, metric), *cells])
-    return rows
+            columns[f"{run}, random weights"] = _cells(metrics, result["random"], {}) | cells
+    names = dict.fromkeys(itertools.chain(*columns.values()))
+    return [["test clips", *columns], *([name[1], *(cells.get(name, "-") for cells in columns.values())] for name in names)]
 
 
 def _within(folder: Path) -> list[tuple[str, Path]]:

@@ -41,7 +41,9 @@ class Metric:
 
     def text(self, value: float) -> str:
         """The number as it is shown, without its unit."""
-        return f"{value:.4g}" if self.kind == "number" else f"{100 * value:.1f}"
+        if self.kind != "number":
+            return f"{100 * value:.1f}"
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"  # a count has all its digits
 
 
 def interval(share: float, videos: int, z: float = 1.96) -> list[float]:

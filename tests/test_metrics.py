@@ -97,6 +97,11 @@ def test_a_metric_is_shown_as_its_kind_says(kind: str, shown: str) -> None:
         metrics.Metric(kind, 7)  # type: ignore[arg-type]
 
 
+def test_a_count_is_shown_with_all_its_digits() -> None:
+    metric = metrics.Metric("number")
+    assert [metric.text(value) for value in (3, 1234567, -98765.4, 0.00012345)] == ["3", "1234567", "-98765", "0.0001234"]
+
+
 def test_wilsons_interval_is_of_95_percent() -> None:
     """Wilson 1927, by hand: 10 of 20."""
     assert metrics.interval(0.5, 20) == pytest.approx([0.29930, 0.70070], abs=1e-5)

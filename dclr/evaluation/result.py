@@ -93,8 +93,8 @@ def save_result(
     majority are tables by kind. What a number is says the mode in :data:`dclr.evaluation.modes.MODES`, or else ``what``;
     where neither does it is shown as it is.
 
-    Raises NotKept, with the numbers in its message, where result.json cannot be written. Any other file that fails costs that
-    file and a warning.
+    Raises NotKept, with the numbers in its message, where result.json cannot be written, and ValueError for a number whose name
+    result.json has for something else. Any other file that fails costs that file and a warning.
     """
     out, videos = setting.out, len(sample_M)
     known = {**(what or {}), **MODES[setting.config.mode].metrics}
@@ -141,8 +141,7 @@ def _made(
     used |= {name: getattr(setting.clip, name) for name in ("frames", "stride", "size")}
     options = {name: public(value) if isinstance(value, str) else value for name, value in vars(setting.config).items()}
     shares = {name: value for name, value in numbers.items() if measured[name].kind == "share"}
-    return {
-        **numbers,
+    rest = {
         "metrics": {name: asdict(metric) for name, metric in measured.items()},
         "interval": {name: metrics.interval(value, len(sample_M)) for name, value in shares.items()},
         "videos": len(sample_M),
@@ -164,6 +163,9 @@ def _made(
         "versions": {"dclr": revision(), "torch": torch.__version__, "numpy": np.__version__},
         **circumstances(time.monotonic() - setting.began),
     }
+    if taken := numbers.keys() & rest.keys():
+        raise ValueError(f"a number is called {min(taken)!r}, which result.json has for something else; it found {numbers}")
+    return {**numbers, **rest}
 
 
 def _drawn(out: Path, numbers: Mapping[str, float], pictures: Pictures) -> list[str]:

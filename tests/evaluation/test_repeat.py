@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,34 @@ def test_a_result_that_says_no_metrics_of_its_numbers_is_refused(metrics: object
     (tmp_path / "result.json").write_text(json.dumps(made))
     with pytest.raises(InputError, match=r"result.json: not a result of train_eval.py"):
         compare([tmp_path])
+
+
+def test_a_bias_report_of_an_earlier_version_has_its_own_table(tmp_path: Path) -> None:
+    """It has chance for none of its kinds of label."""
+    for name, mode in (("linear", "linear"), ("bias", "bias")):
+        made = pretend(replace(CONFIG, out=str(tmp_path / name), mode=mode))
+        if mode == "bias":
+            numbers = {"motion: whole": 0.5, "scene: whole": 0.75}
+            made = numbers | {key: value for key, value in made.items() if key != "top1"} | {"random": {"motion: whole": 0.125}}
+        (tmp_path / name / "result.json").write_text(json.dumps(made))
+    runs, bias = (part.splitlines() for part in compare([tmp_path / "linear", tmp_path / "bias"]).split("\n\n"))
+    assert len(runs) == 3 and runs[2].split()[:2] == ["linear", "linear"] and ":" not in runs[0]
+    assert [re.split(r"  +", line) for line in (bias[0], *bias[2:])] == [
+        ["test clips", "bias", "bias, random weights"],
+        ["motion: whole", "50.0", "12.5"],
+        ["scene: whole", "75.0", "-"],
+        ["chance", "25.0", "25.0"],
+    ]
+
+
+def test_modes_that_give_one_name_to_different_numbers_have_a_column_each(tmp_path: Path) -> None:
+    said = {"near": {"kind": "number", "title": "distance"}, "far": {"kind": "percent"}}
+    for name, metric in said.items():
+        made = {"away": 0.25} | pretend(replace(CONFIG, out=str(tmp_path / name))) | {"metrics": {"away": metric}}
+        (tmp_path / name / "result.json").write_text(json.dumps(made))
+    head, _, *rows = compare([tmp_path / name for name in said]).splitlines()
+    assert head.split()[7:] == ["distance", "away", "chance", "majority"]
+    assert [row.split()[-4:-2] for row in rows] == [["0.25", "-"], ["-", "25.0"]]
 
 
 def test_the_network_that_was_used_is_what_is_compared(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from dclr.data.manifest import Entry, ShardSet, pack_columns
 from dclr.errors import InputError, NotKept
 from dclr.evaluation import result
 from dclr.evaluation.setting import Classes
+from dclr.metrics import Metric
 from dclr.storage import Folder
 from preprocess.stats import describe
 
@@ -237,6 +239,14 @@ def test_numbers_that_the_disk_does_not_take_are_said(tmp_path: Path) -> None:
     with pytest.raises(NotKept, match=r"result.json: cannot be written .*free some space.* It found: top1 12\.5 %"):
         result.write(tmp_path / "gone", {"top1": 0.125}, "top1 12.5 %")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_number_may_not_take_a_name_that_the_result_has() -> None:
+    setting, metric = MagicMock(began=0.0, skipped=[], kind="action"), Metric("number")
+    for name in ("videos", "peak", "date"):
+        with pytest.raises(ValueError, match=f"a number is called '{name}', which result.json has .*'found': 0.5"):
+            numbers = {"found": 0.5, name: 1.0}
+            result._made(setting, numbers, dict.fromkeys(numbers, metric), np.arange(3), {"peak": 2}, ())
 
 
 @needs_real_data
