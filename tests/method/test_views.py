@@ -1,11 +1,14 @@
 """Colours and views on the device, against kornia and against the definitions."""
 
+from itertools import permutations
+
 import cv2
 import kornia
 import numpy as np
 import pytest
 import torch
 from conftest import stored
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dclr.data.clips import ClipConfig, draw_colours, train_clips
 from dclr.method import views
@@ -15,42 +18,108 @@ from preprocess.synthetic import encode
 NEUTRAL = np.array([1, 1, 1, 0, 0, 1, 2, 3, 0, 0], np.float32)
 
 
-def colours(*rows: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.stack(rows))
+def photometry(clips: torch.Tensor, draws: np.ndarray) -> torch.Tensor:
+    """:func:`views.photometry` of whole clips (B, 3, T, H, W), one draw each."""
+    frames = clips.transpose(0, 1).flatten(1, 2).clone()
+    made = views.photometry(frames, draws.repeat(clips.shape[2], 0))
+    return made.unflatten(0, (len(clips), -1)).permute(0, 4, 1, 2, 3)
 
 
-@pytest.mark.parametrize("turn", [-0.1, -0.03, 0.0, 0.05, 0.1, 0.5])
-def test_hue_equals_kornia(turn: float) -> None:
-    x = torch.rand(3, 3, 20, 20, generator=torch.Generator().manual_seed(0))
-    x[0, :, :5] = 0.3  # grey pixels have no hue
-    x[1, 0] = x[1, 1]  # ties between channels
-    torch.testing.assert_close(views.shift_hue(x, turn), kornia.enhance.adjust_hue(x, turn * 2 * np.pi), atol=1e-5, rtol=0)
+def kornias(clip: torch.Tensor, draw: np.ndarray) -> torch.Tensor:
+    """The same for one clip (3, T, H, W), through kornia's functions one after the other, before it is normalised."""
+    frames = clip.transpose(0, 1)
+    factors, (grey, sigma) = draw[:4].tolist(), draw[8:].tolist()
+    changes = (
+        kornia.enhance.adjust_brightness_accumulative,
+        kornia.enhance.adjust_contrast_with_mean_subtraction,
+        kornia.enhance.adjust_saturation_with_gray_subtraction,
+        lambda x, turn: kornia.enhance.adjust_hue(x, turn * 2 * np.pi),
+    )
+    for step in draw[4:8].astype(int):
+        frames = changes[step](frames, factors[step])
+    if grey:
+        frames = kornia.color.rgb_to_grayscale(frames).expand_as(frames)
+    if sigma > 0:
+        kernel = max(3, clip.shape[-1] // 10 // 2 * 2 + 1)
+        frames = kornia.filters.gaussian_blur2d(frames, (kernel, kernel), (sigma, sigma), "reflect")
+    return frames.transpose(0, 1)
+
+
+@pytest.mark.parametrize("side", [(20, 20), (36, 32), (51, 51)])
+def test_a_batch_equals_kornias_functions_clip_by_clip(side: tuple[int, int]) -> None:
+    """All 24 orders, drawn and extreme factors, each at its neutral value, grey and blur in any combination."""
+    rng = np.random.default_rng(0)
+    draws = np.stack([draw_colours(rng) for _ in range(72)])
+    draws[:, 4:8] = list(permutations(range(4))) * 3
+    draws[24:48, :4] = rng.choice([0, 0.6, 1, 1.4, 2], (24, 4))
+    draws[24:48, 3] = rng.choice([-0.5, -0.1, 0, 0.1, 0.5], 24)
+    draws[24:48, 8], draws[24:48, 9] = rng.integers(0, 2, 24), rng.choice([0, 0.1, 2], 24)
+    draws[48:, :4] = np.where(rng.random((24, 4)) < 0.5, (1, 1, 1, 0), draws[48:, :4])
+    clips = torch.rand(72, 3, 2, *side, generator=torch.Generator().manual_seed(0))
+    clips[:, :, :, :5] = clips[:, :1, :, :5]  # grey pixels have no hue
+    clips[:, 0, :, 5:8] = clips[:, 1, :, 5:8]  # ties between channels
+    clips[:, :, :, 8:11] = clips[:, :, :, 8:11].round()  # pure colours
+    std, mean = (torch.tensor(x).view(3, 1, 1, 1) for x in (views.STD, views.MEAN))
+    for number in range(1, 73, 71):  # one clip, and all of them in one batch
+        found = photometry(clips[:number], draws[:number]) * std + mean
+        for clip, draw, one in zip(clips, draws, found, strict=False):
+            torch.testing.assert_close(one, kornias(clip, draw), atol=1e-5, rtol=0)
 
 
 def test_jitter_equals_kornia_color_jitter() -> None:
-    x = torch.rand(4, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(1, 3, 4, 20, 20, generator=torch.Generator().manual_seed(0))
     for seed in range(20):
         torch.manual_seed(seed)
         reference = kornia.augmentation.ColorJitter(0.4, 0.4, 0.4, 0.1, p=1.0, same_on_batch=True)
-        expected, drawn = reference(x), reference._params
+        expected, drawn = reference(x[0].transpose(0, 1)), reference._params
         factors = [float(drawn[f"{name}_factor"][0]) for name in ("brightness", "contrast", "saturation", "hue")]
-        got = views.jitter(x, [*factors, *drawn["order"].tolist(), 0, 0]).clamp(0, 1)
-        torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+        got = photometry(x, np.array([[*factors, *drawn["order"].tolist(), 0, 0]], np.float32))
+        torch.testing.assert_close(got, views.normalise(expected.transpose(0, 1)[None]), atol=5e-5, rtol=0)
+
+
+class Operators(TorchDispatchMode):
+    """Counts torch's operators."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("videos", [2, 16, 64])
+@pytest.mark.parametrize("dynamic", ["rgbdiff", "cue", "flow"])
+def test_the_operators_of_a_batch_do_not_grow_with_its_videos(videos: int, dynamic: str) -> None:
+    rng = np.random.default_rng(1)
+    flow = (2,) if dynamic == "flow" else ()
+    data = {
+        "rgb": torch.from_numpy(rng.integers(0, 256, (videos, 2, 4, 16, 16, 3), np.uint8)),
+        "cue": torch.from_numpy(rng.integers(0, 256, (videos, 2, 4, *flow, 16, 16), np.uint8)),
+        "frames": torch.tensor([4, 6, 0, 2]).repeat(videos, 2, 1),
+        "still": torch.zeros(videos, 2, dtype=torch.int64),
+        "colours": torch.from_numpy(np.stack([draw_colours(rng) for _ in range(4 * videos)]).reshape(videos, 2, 2, -1)),
+    }
+    if flow:
+        data["scale"] = torch.ones(videos, 2, 4, 2)
+    with Operators() as seen:
+        for clip in (0, 1):
+            views.make_views(data, clip, dynamic, torch.device("cpu"))
+    assert 100 < seen.count <= 800
 
 
 def test_one_draw_a_clip_for_all_its_frames() -> None:
     frame = torch.rand(1, 3, 1, 24, 24)
-    draws = colours(*(draw_colours(np.random.default_rng(i)) for i in range(6)))
-    out = views.photometry(frame.expand(6, 3, 5, 24, 24).clone(), draws)
+    draws = np.stack([draw_colours(np.random.default_rng(i)) for i in range(6)])
+    out = photometry(frame.expand(6, 3, 5, 24, 24).clone(), draws)
     for clip in out:
         torch.testing.assert_close(clip, clip[:, :1].expand_as(clip))
     assert len({round(float(clip.sum()), 3) for clip in out}) > 3
-    assert torch.equal(out, views.photometry(frame.expand(6, 3, 5, 24, 24).clone(), draws))
+    assert torch.equal(out, photometry(frame.expand(6, 3, 5, 24, 24).clone(), draws))
 
 
 def test_a_neutral_draw_only_normalises() -> None:
     x = torch.rand(2, 3, 4, 16, 16)
-    out = views.photometry(x, colours(NEUTRAL, NEUTRAL))
+    out = photometry(x, np.stack([NEUTRAL, NEUTRAL]))
     torch.testing.assert_close(out, views.normalise(x))
     torch.testing.assert_close(out[0, :, 0, 0, 0], (x[0, :, 0, 0, 0] - torch.tensor(views.MEAN)) / torch.tensor(views.STD))
 
@@ -59,10 +128,10 @@ def test_grey_and_blur_do_what_they_say() -> None:
     x = torch.rand(1, 3, 2, 30, 30)
     grey, blurred = NEUTRAL.copy(), NEUTRAL.copy()
     grey[8], blurred[9] = 1, 1.5
-    out = views.photometry(x, colours(grey))[0] * torch.tensor(views.STD).view(3, 1, 1, 1)
+    out = photometry(x, grey[None])[0] * torch.tensor(views.STD).view(3, 1, 1, 1)
     out += torch.tensor(views.MEAN).view(3, 1, 1, 1)
     torch.testing.assert_close(out[0], out[1])
-    soft = views.photometry(x, colours(blurred))
+    soft = photometry(x, blurred[None])
     expected = kornia.filters.gaussian_blur2d(x[0].transpose(0, 1), (3, 3), (1.5, 1.5), "reflect").transpose(0, 1)
     torch.testing.assert_close(soft, views.normalise(expected[None]))
 
@@ -70,13 +139,26 @@ def test_grey_and_blur_do_what_they_say() -> None:
 def test_at_a_looped_videos_seam_the_entry_before_is_repeated() -> None:
     d = torch.arange(6.0).view(1, 1, 6, 1, 1).expand(4, 1, 6, 1, 1)
     frames = torch.tensor([[0, 2, 4, 6, 8, 10], [3, 5, 0, 2, 4, 6], [6, 1, 3, 5, 0, 2], [0, 2, 1, 0, 2, 1]])
-    within = views.hold_seams(d, frames, first_is_second=True)[:, 0, :, 0, 0]
+    within = views.hold_seams(d.clone(), frames, first_is_second=True)[:, 0, :, 0, 0]
     assert within.tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 1, 3, 4, 5], [2, 2, 2, 3, 3, 5], [0, 1, 1, 1, 4, 4]]
     stored = views.hold_seams(d, frames, first_is_second=False)[:, 0, :, 0, 0]
     assert stored.tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 1, 3, 4, 5], [0, 0, 2, 3, 3, 5], [0, 1, 1, 1, 4, 4]]
 
 
-def batch(cue: bool = False) -> dict[str, torch.Tensor]:
+@pytest.mark.parametrize("first_is_second", [True, False])
+def test_only_seams_are_copied_and_the_memory_stays_channels_last(first_is_second: bool) -> None:
+    d = torch.rand(3, 3, 6, 4, 5).contiguous(memory_format=torch.channels_last_3d)
+    whole, looped = torch.arange(6).repeat(3, 1), torch.arange(6).repeat(3, 1)
+    looped[1] = torch.tensor([6, 8, 10, 0, 2, 4])
+    before = d.clone()
+    assert views.hold_seams(d, whole, first_is_second) is d and torch.equal(d, before)
+    held = views.hold_seams(d, looped, first_is_second)
+    assert held.data_ptr() == d.data_ptr() and held.is_contiguous(memory_format=torch.channels_last_3d)
+    before[1, :, 3] = before[1, :, 2]
+    assert torch.equal(held, before)
+
+
+def batch() -> dict[str, torch.Tensor]:
     rng = np.random.default_rng(0)
     return {
         "rgb": torch.from_numpy(rng.integers(0, 256, (3, 2, 6, 16, 16, 3), np.uint8)),
@@ -124,7 +206,7 @@ def test_the_blurs_kernel_is_a_tenth_of_the_crop() -> None:
     x, draw = torch.rand(1, 3, 1, 112, 112), NEUTRAL.copy()
     draw[9] = 2.0
     expected = kornia.filters.gaussian_blur2d(x[0].transpose(0, 1), (11, 11), (2.0, 2.0), "reflect").transpose(0, 1)
-    torch.testing.assert_close(views.photometry(x, colours(draw)), views.normalise(expected[None]))
+    torch.testing.assert_close(photometry(x, draw[None]), views.normalise(expected[None]))
 
 
 def test_the_cue_view_is_the_stored_difference_in_three_channels() -> None:
@@ -218,7 +300,7 @@ def test_levels_become_colours_with_imagenets_mean_0_and_deviation_1() -> None:
 def test_a_clip_of_nothing_but_seams_repeats_its_first_entry() -> None:
     d = torch.arange(3.0).view(1, 1, 3, 1, 1)
     for first_is_second in (True, False):
-        assert views.hold_seams(d, torch.tensor([[5, 3, 1]]), first_is_second).flatten().tolist() == [0, 0, 0]
+        assert views.hold_seams(d.clone(), torch.tensor([[5, 3, 1]]), first_is_second).flatten().tolist() == [0, 0, 0]
         assert views.hold_seams(d, torch.tensor([[4, 4, 4]]), first_is_second).flatten().tolist() == [0, 1, 2]  # no seam
 
 
