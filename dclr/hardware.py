@@ -43,10 +43,11 @@ def keep_freed_memory() -> None:
 
 
 def pick_device() -> torch.device:
-    """This process's GPU where there is one, else the CPU, with freed memory kept (:func:`keep_freed_memory`)."""
+    """This process's GPU where there is one, else the CPU. Freed memory is kept (:func:`keep_freed_memory`) beside a GPU too:
+    there each batch is copied out of a worker's pages."""
+    keep_freed_memory()
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    keep_freed_memory()
     return torch.device("cpu")
 
 

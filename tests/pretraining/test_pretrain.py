@@ -334,3 +334,11 @@ def test_wrong_input_is_answered_in_one_line(
     assert "--precision bf16: the run in" in said and "was made with fp32" in said
     assert "--batch 64: the run in" in pretrain("--out", checkpoint.parent)  # another run's folder
     assert checkpoint.read_bytes() == before and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_freed_memory_is_kept_on_any_device(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = list[bool]()
+    monkeypatch.setattr(hardware, "keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert hardware.pick_device().type == ("cuda" if gpu else "cpu") and kept == [True]
