@@ -2,10 +2,13 @@
 
     python benchmarks/step.py --arch r2plus1d_10 r2plus1d_18 --compile --pad --largest
 
-Our step beside the authors' arithmetic (contiguous float32, 18 clip-forwards of work a sample where ours has 14), alternately
-in one process, on random clips, with the same modules: what differs is layout, precision and passes. In float32 both are the
-same mathematics, which is checked. Utilisation is the arithmetic of a way's own passes over its time and the measured rate of
-a matrix product; the roofline is that arithmetic at that rate, then BatchNorm's and ReLU's traffic at a copy's bandwidth.
+Our step, with the static view by its distinct frames and by all, beside the authors' arithmetic (contiguous float32, all
+frames, 18 clip-forwards of work a sample), alternately in one process, on random clips, with the same modules: what differs is
+layout, precision, passes and frames. In float32 all are the same mathematics, which is checked. Work is in units of one trunk
+forward pass of one view. Utilisation is the arithmetic of a way's own passes over its time and the measured rate of a matrix
+product; the roofline is that arithmetic at that rate, then BatchNorm's and ReLU's traffic at a copy's bandwidth.
+
+Without timing, as a test or a log wants it: ``python benchmarks/step.py --count --json``.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
+import json
 import math
 import shlex
 import statistics
@@ -37,7 +41,7 @@ from dclr.data.clips import COLOURS, draw_colours
 from dclr.hardware import peak_memory_gb, pick_device, place, resolve_precision
 from dclr.method.backbones import ARCHITECTURES, build
 from dclr.method.backbones.layers import Conv3d
-from dclr.method.model import DCLR, Maps, Views
+from dclr.method.model import DCLR, Keys, Method, Views
 from dclr.method.views import make_views
 from dclr.pretraining.config import PretrainConfig
 from dclr.pretraining.pretrain import make_optimiser
@@ -45,7 +49,13 @@ from dclr.pretraining.pretrain import make_optimiser
 QUEUE = 2048
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 GOALS = {("cpu", "ours, fp32"): "2.4", ("cpu", "ours, bf16"): "5.5", ("cuda", "ours, bf16"): "4, 30 %"}
-PASSES = {"batch_norm_backward": 5, "batch_norm": 3, "threshold_backward": 3, "relu": 2}  # over the activation, read or written
+PASSES = {
+    "batch_norm_backward": 5,
+    "batch_norm_update_stats": 1,
+    "batch_norm": 3,
+    "threshold_backward": 3,
+    "relu": 2,
+}  # over the activation, read or written
 COLUMNS = (
     "network", "way", "batch", "s a step", "samples/s", "of the authors' (spread)", "goal", "utilisation",
     "roofline, s: convolutions + BatchNorm and ReLU", "outside convolutions (goal 15 %)", "peak GB",
@@ -60,11 +70,17 @@ class Authors(DCLR):
     """The same step with the published passes of f_k, 9 clip-forwards instead of 5: all views of the query clip for its maps,
     and the key clip's views once more for theirs."""
 
-    def keys(self, q: Views, k: Views, step: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Maps]:
+    def keys(self, q: Views, k: Views, step: int) -> list[Keys]:
         key, _ = self.f_k(k)
         self.f_k(k, track=False)
         extra, target = self.f_k(q, track=False)
-        return key, {name: extra[name] for name in ("sv", "dv")}, {name: target[name] for name in "sd"}
+        return [(key, {name: extra[name] for name in ("sv", "dv")}, {name: target[name] for name in "sd"})]
+
+
+def all_frames(model: DCLR) -> DCLR:
+    """``model``, which computes the equal frames of the static view again and again from now on."""
+    model.f_q.distinct = model.f_k.distinct = False
+    return model
 
 
 def timed(run: Callable[[], object], times: int = 1) -> float:
@@ -127,6 +143,14 @@ class Way:
         self.optimiser.zero_grad(set_to_none=True)
         return output.total.detach()
 
+    def parts(self) -> str:
+        """Where the time of a step goes: f_k's passes, and the rest (f_q, losses, backward, optimiser, queue)."""
+        amp = torch.autocast(self.clips[0]["v"].device.type, self.dtype, enabled=self.dtype != torch.float32)
+        with torch.no_grad(), amp:
+            q, k = self.clips
+            keys = min(timed(lambda: self.model.keys(q, k, 0)) for _ in range(3))
+        return f"{self.name}: f_k {keys:.3g} s, f_q and the rest {statistics.median(self.seconds) - keys:.3g} s"
+
     def warm(self) -> None:
         """The first step, with half the batch until it fits; true float32 where it is float32, so that losses can be compared.
         On a GPU then a second one, whose peak is kept: without what the other ways hold."""
@@ -180,6 +204,61 @@ def count(trunk: nn.Module, shape: tuple[int, ...]) -> np.ndarray:
         forward = flops.get_total_flops(), traffic.elements
         out.mean().backward()
     return np.array([forward, (flops.get_total_flops(), traffic.elements)])
+
+
+def count_step(model: DCLR, shape: tuple[int, ...]) -> np.ndarray:
+    """FLOP and elements of :class:`Traffic` of a training step of one video, int64 (2,)."""
+    with FlopCounterMode(display=False) as flops, Traffic() as traffic:
+        model(*random_clips(1, shape, torch.device("cpu")), torch.zeros(1, dtype=torch.int64)).total.backward()
+    return np.array([flops.get_total_flops(), traffic.elements])
+
+
+def work(arch: str, width: int, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """:func:`count_step` of each way to take a step."""
+    ours, both, authors, every = (
+        DCLR(build(arch, width), 8, Method(symmetric=symmetric)).train() for symmetric in (False, True, False, False)
+    )
+    authors.__class__ = Authors
+    found = {"ours": ours, "ours, all frames": all_frames(every), "authors": all_frames(authors), "ours, symmetric": both}
+    return {name: count_step(model, shape) for name, model in found.items()}
+
+
+class Operators(TorchDispatchMode):
+    """Operators that are run, views of memory included."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += 1
+        return func(*args, **(kwargs or {}))
+
+
+def augmentation_operators(batch: int, frames: int, size: int) -> int:
+    """Operators that make the views of both clips of a batch."""
+    clips = random_batch(batch, frames, size)
+    make_views(clips, 0, "rgbdiff", torch.device("cpu"))  # constants are made once
+    with Operators() as operators:
+        for clip in (0, 1):
+            make_views(clips, clip, "rgbdiff", torch.device("cpu"))
+    return operators.number
+
+
+def counts(arch: str, width: int, batch: int, frames: int, size: int) -> dict[str, Any]:
+    """What a step costs without a clock: units are of one trunk forward pass of one view, FLOP of one video."""
+    shape = (3, frames, size, size)
+    unit, found = count(build(arch, width), shape)[0, 0], work(arch, width, shape)
+    return {
+        "arch": arch,
+        "batch": batch,
+        "augmentation_operators": augmentation_operators(batch, frames, size),
+        "units": round(float(found["ours"][0] / unit), 3),
+        "units_all_frames": round(float(found["ours, all frames"][0] / unit), 3),
+        "units_authors": round(float(found["authors"][0] / unit), 3),
+        "units_symmetric": round(float(found["ours, symmetric"][0] / unit), 3),
+        "flop": int(found["ours"][0]),
+        "flop_all_frames": int(found["ours, all frames"][0]),
+        "flop_authors": int(found["authors"][0]),
+    }
 
 
 def pad(trunk: nn.Module) -> None:
@@ -247,6 +326,13 @@ def random_batch(batch: int, frames: int, size: int) -> dict[str, torch.Tensor]:
     }
 
 
+def random_clips(batch: int, shape: tuple[int, ...], device: torch.device) -> list[Views]:
+    """Views of the two clips of ``batch`` videos, as make_views gives them: channels last, the frames of s one frame."""
+    layout = torch.channels_last_3d
+    clips = [{v: torch.randn(batch, *shape, device=device).contiguous(memory_format=layout) for v in "vsd"} for _ in "qk"]
+    return [views | {"s": views["s"][:, :, :1].contiguous(memory_format=layout).expand_as(views["v"])} for views in clips]
+
+
 class Bench:
     """One network: its ways measured alternately, then the largest batch. ``rows`` of the table and ``notes`` to it."""
 
@@ -255,9 +341,9 @@ class Bench:
         self.on_gpu, self.half = device.type == "cuda", resolve_precision("auto", device)
         self.rates = {dtype: matrix_rate(device, dtype) for dtype in dict.fromkeys((torch.float32, self.half))}
         self.bandwidth, self.shape = copy_rate(device), (3, args.clip[0], args.clip[1], args.clip[1])
-        self.work = count(build(arch, args.width), self.shape)
+        self.unit, self.work = count(build(arch, args.width), self.shape)[0, 0], work(arch, args.width, self.shape)
         rates = ", ".join(f"{rate / 1e12:.2f} TFLOP/s in {NAMES[dtype]}" for dtype, rate in self.rates.items())
-        self.note(f"{self.work[0, 0] / 1e9:.1f} GFLOP a clip forward; measured {rates}, {self.bandwidth / 1e9:.0f} GB/s")
+        self.note(f"{self.unit / 1e9:.1f} GFLOP a clip forward; measured {rates}, {self.bandwidth / 1e9:.0f} GB/s")
         torch.manual_seed(0)
         self.first = DCLR(build(arch, args.width), QUEUE).train().to(device)
         filling = F.normalize(torch.randn(QUEUE, 128), dim=1).to(device)
@@ -267,12 +353,9 @@ class Bench:
         self.notes.append(f"- {self.arch}: {text}")
         print(self.notes[-1], flush=True)
 
-    def clips(self, batch: int) -> list[Views]:
-        """Views of the two clips of ``batch`` videos, channels last."""
-        shape, layout = (batch, *self.shape), torch.channels_last_3d
-        return [{v: torch.randn(shape, device=self.device).contiguous(memory_format=layout) for v in "vsd"} for _ in "qk"]
-
-    def ours(self, name: str, clips: Sequence[Views], padded: bool = False, compiled: bool = False) -> Way:
+    def ours(
+        self, name: str, clips: Sequence[Views], padded: bool = False, compiled: bool = False, distinct: bool = True
+    ) -> Way:
         model = copy.deepcopy(self.first)
         for encoder in (model.f_q, model.f_k):
             if padded:
@@ -280,16 +363,23 @@ class Bench:
             if compiled:  # a graph a view, with and without gradient and tracking: more than dynamo's limit
                 torch._dynamo.config.recompile_limit = 64
                 encoder.backbone.compile(fullgraph=True, dynamic=False, mode=self.args.compile)
-        return Way(f"ours, {name}", place(model, self.device), clips, torch.float32 if name == "fp32" else self.half)
+        if compiled or not distinct:  # the graph is that of whole clips
+            all_frames(model)
+        return Way(f"ours, {name}", place(model, self.device), clips, torch.float32 if "fp32" in name else self.half)
 
     def run(self, batch: int) -> tuple[int, float]:
         """Measure every way; returns the batch of our eager step, and the authors' samples a second."""
-        half, clips, model = NAMES[self.half], self.clips(batch), copy.deepcopy(self.first)
+        half, clips, model = (
+            NAMES[self.half],
+            random_clips(batch, self.shape, self.device),
+            all_frames(copy.deepcopy(self.first)),
+        )
         model.__class__ = Authors
         plain = [{view: x.contiguous() for view, x in views.items()} for views in clips]
         authors, single = Way("authors' arithmetic", model, plain, torch.float32), self.ours("fp32", clips)
         eager = single if half == "fp32" else self.ours(half, clips)
-        ways = list(dict.fromkeys((authors, single, eager)))
+        every = self.ours(f"{half}, all frames of s", clips, distinct=False)
+        ways = list(dict.fromkeys((authors, single, every, eager)))
         for padded in (False, True) if self.args.pad else (False,):
             name = f"{half}, padded" if padded else half
             if padded:
@@ -311,6 +401,8 @@ class Bench:
             for way in ways:
                 way.measure()
         self.views(eager)
+        for way in (authors, every, eager):
+            self.note(f"{self.done(way)[0] / self.unit:.2f} units of work a sample, {way.parts()}")
         for way in ways:
             outside = "" if way is authors else outside_convolutions(way, self.on_gpu)
             ratios = sorted(way.batch / b * a / authors.batch for a, b in zip(authors.seconds, way.seconds, strict=True))
@@ -320,7 +412,7 @@ class Bench:
     def largest(self, batch: int, authors: float) -> None:
         """A row of our step with ``batch``, which fits, doubled for as long as that fits."""
         let_go()
-        way = self.ours(f"{NAMES[self.half]}, the largest batch", self.clips(2 * batch))
+        way = self.ours(f"{NAMES[self.half]}, the largest batch", random_clips(2 * batch, self.shape, self.device))
         way.warm()
         if way.batch > batch:
             del way
@@ -334,17 +426,26 @@ class Bench:
         batch = random_batch(way.batch, *self.shape[1:3])
         make = lambda: [make_views(batch, clip, "rgbdiff", self.device) for clip in (0, 1)]  # noqa: E731
         seconds = min([timed(make) for _ in range(4)][1:])
+        operators = augmentation_operators(way.batch, *self.shape[1:3])
         share = seconds / (seconds + statistics.median(way.seconds))
-        self.note(f"colours and views take {seconds:.4f} s, {share:.1%} of a step of {way.name} (goal 10 %)")
+        self.note(
+            f"colours and views run {operators} operators (goal 800) and take {seconds:.4f} s, "
+            f"{share:.1%} of a step of {way.name} (goal 10 %)"
+        )
         if self.on_gpu:
             self.note(
                 f"the host waits for the GPU {host_waits(way.step)} times a step, {host_waits(make)} in the views (goal 0)"
             )
 
+    def done(self, way: Way) -> np.ndarray:
+        """FLOP and traffic of one video in ``way``, int64 (2,)."""
+        ours = "ours" if way.model.f_q.distinct else "ours, all frames"
+        return self.work["authors" if isinstance(way.model, Authors) else ours]
+
     def row(self, way: Way, ratio: str, outside: str) -> None:
-        """Add ``way`` to the table: f_q takes 3 views forward and backward, f_k the rest forward."""
-        seconds, keys = statistics.median(way.seconds), 9 if isinstance(way.model, Authors) else 5
-        flops, elements = (int(n) * way.batch for n in keys * self.work[0] + 3 * self.work[1])
+        """Add ``way`` to the table."""
+        seconds = statistics.median(way.seconds)
+        flops, elements = (int(n) * way.batch for n in self.done(way))
         least = flops / self.rates[way.dtype], elements * way.dtype.itemsize / self.bandwidth
         cells = (
             self.arch, way.name, way.batch, f"{seconds:.3g}", f"{way.speed():.3g}", ratio,
@@ -375,16 +476,25 @@ def main() -> None:
     parser.add_argument("--pad", action="store_true", help="also with middle widths padded to multiples of 8")
     parser.add_argument("--largest", action="store_true", help="also the largest batch that fits, on a GPU")
     parser.add_argument("--cudnn-benchmark", action="store_true", help="cuDNN tries its algorithms at the first step")
+    parser.add_argument("--count", action="store_true", help="operators and work alone, without timing")
+    parser.add_argument("--json", action="store_true", help="with --count: as JSON, a line a network")
     args, device = parser.parse_args(), pick_device()
+    if args.json and not args.count:
+        parser.error("--json goes with --count")
     if args.largest and device.type != "cuda":
         parser.error("--largest needs a GPU")
     torch.backends.cudnn.benchmark = args.cudnn_benchmark
     batch, rows, notes = args.batch or (64 if device.type == "cuda" else 4), list[str](), list[str]()
+    if args.count:
+        for arch in args.arch:
+            found = counts(arch, args.width, batch, *args.clip)
+            print(json.dumps(found) if args.json else "\n".join(f"{name:>24} {value}" for name, value in found.items()))
+        return
     for arch in args.arch:
         bench = Bench(arch, args, device)
-        found = bench.run(batch)
+        done = bench.run(batch)
         if args.largest:
-            bench.largest(*found)
+            bench.largest(*done)
         rows, notes = rows + bench.rows, notes + bench.notes
         del bench
         let_go()

@@ -165,11 +165,23 @@ def joined(x_B: torch.Tensor) -> torch.Tensor:
     return torch.cat(rows)
 
 
+def joined_at_once(*rows_B: torch.Tensor) -> list[torch.Tensor]:
+    """:func:`joined` of tensors of as many rows each, (B, ...), in one collective: they travel as bytes."""
+    if world() == 1:
+        return list(rows_B)
+    own = [x.reshape(len(x), -1).contiguous().view(torch.uint8) for x in rows_B]
+    every = joined(torch.cat(own, 1)).split([x.shape[1] for x in own], 1)
+    return [x.contiguous().view(like.dtype).view(-1, *like.shape[1:]) for x, like in zip(every, rows_B, strict=True)]
+
+
 def permuted(x_B: torch.Tensor, order_N: torch.Tensor | None) -> torch.Tensor:
     """This rank's share, (B, ...), of the joined rows in the order ``order_N``, without gradient; N = n B, and every rank gives
-    the same order. Without an order the rows stay. Clips (B, C, T, H, W) stay channels last."""
+    the same order. Without an order the rows stay. Clips (B, C, T, H, W) stay channels last, and one frame seen T times stays
+    one."""
     if order_N is None:
         return x_B
+    if x_B.dim() == 5 and x_B.shape[2] > 1 and x_B.stride(2) == 0:
+        return permuted(x_B[:, :, :1], order_N).expand_as(x_B)
     mine = joined(x_B)[order_N[rank() * len(x_B) : (rank() + 1) * len(x_B)]]
     return mine.contiguous(memory_format=torch.channels_last_3d) if mine.dim() == 5 else mine
 

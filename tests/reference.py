@@ -137,15 +137,15 @@ def step(
         for name in f_k:
             f_k[name].copy_(o.momentum * f_k[name] + (1 - o.momentum) * f_q[name])
         key_features = feature_maps(f_k, {v: k[v] for v in o.views}, key_groups, o.shared)
-        target = feature_maps(f_k, {v: q[v] for v in o.views[1:]}, key_groups, o.shared) if o.views[1:] else {}
+        others = o.views if o.same else o.views[1:]
+        target = feature_maps(f_k, {v: q[v] for v in others}, key_groups, o.shared) if others else {}
         every = range(len(videos))
         key_maps = [{v: mean_one(activation(key_features[v][n])) for v in o.views[1:]} if o.decoupling else {} for n in every]
         query_maps = [{v: mean_one(activation(target[v][n])) for v in o.views[1:]} if o.decoupling else {} for n in every]
         keys = embeddings(f_k, key_features, key_maps, o.views)
         own = dict(keys)
         if o.same:
-            seen = target | feature_maps(f_k, {"v": q["v"]}, key_groups, o.shared)
-            own |= {name: rows for name, rows in embeddings(f_k, seen, query_maps, o.views).items() if "d" in name}
+            own |= {name: rows for name, rows in embeddings(f_k, target, query_maps, o.views).items() if "d" in name}
     features = feature_maps(f_q, {v: q[v] for v in o.views}, groups, o.shared)
     query = embeddings(f_q, features, query_maps, o.views)
 

@@ -40,7 +40,7 @@ class Tiny(Backbone):
 def make(case: Case) -> DCLR:
     """The model of a case, its queue partly filled: ``filled`` entries, the last one in the slot before ``cursor``."""
     torch.manual_seed(0)
-    backbone = Tiny() if case.get("tiny") else build("r2plus1d_10", 4)
+    backbone = Tiny() if case.get("tiny") else build(case.get("arch", "r2plus1d_10"), 4)
     method, statistics = Method(**case.get("method", {})), norm.Statistics(**case.get("statistics", {}))
     model = DCLR(backbone, case["queue"], method, statistics).double().train()
     with torch.no_grad():
@@ -56,10 +56,13 @@ def make(case: Case) -> DCLR:
     return model
 
 
-def batch(step: int, size: int = 8) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
-    """Views of the q and the k clips of four videos, and the videos; some of them were in the step before."""
+def batch(step: int, size: int = 8, frames: int = 4) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
+    """Views of the q and the k clips of four videos, and the videos; some of them were in the step before. Frames of s are
+    one, as :func:`dclr.method.views.make_views` gives them."""
     draw = torch.Generator().manual_seed(step)
-    q, k = ({v: torch.randn(BATCH, 3, 4, size, size, generator=draw, dtype=torch.float64) for v in "vsd"} for _ in "qk")
+    q, k = ({v: torch.randn(BATCH, 3, frames, size, size, generator=draw, dtype=torch.float64) for v in "vsd"} for _ in "qk")
+    for views in (q, k):
+        views["s"] = views["s"][:, :, :1].expand_as(views["v"])
     return q, k, torch.arange(BATCH) + 3 * step
 
 
@@ -68,11 +71,12 @@ def run(case: Case) -> list[Result]:
     rank, world = distributed.rank(), distributed.world()
     model = make(case)
     model.f_q.checkpointed = case.get("checkpointed", False)
+    model.f_q.distinct = model.f_k.distinct = case.get("distinct", True)
     parallel = distributed.parallel(model)
     optimiser = torch.optim.SGD(model.f_q.parameters(), 0.01, momentum=0.9)
     results = []
     for step in range(case.get("steps", 2)):
-        q, k, video = batch(step, case.get("size", 8))
+        q, k, video = batch(step, case.get("size", 8), case.get("frames", 4))
         optimiser.zero_grad()
         outputs, parts = [], case.get("parts", 1)
         for part in range(parts):

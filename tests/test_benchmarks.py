@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import sys
 from typing import Any
 
@@ -40,7 +41,23 @@ def test_a_tiny_run_prints_the_table(quick: None, monkeypatch: pytest.MonkeyPatc
     assert [row[1] for row in rows[:3]] == ["way", "authors' arithmetic", "ours, fp32"] and rows[-1][1].endswith(", padded")
     assert all(0 < float(row[9].rstrip("%")) < 100 for row in rows[2:])
     notes = "\n".join(table)
-    assert "the same mathematics" in notes and "colours and views" in notes and "the loader's wait" in notes
+    assert (
+        notes.count("units of work a sample") == 3
+        and "the same mathematics" in notes
+        and "colours and views" in notes
+        and "the loader's wait" in notes
+    )
+
+
+def test_work_is_counted_without_a_clock(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(bench, "timed", None)
+    monkeypatch.setattr(sys, "argv", ["step.py", "--count", "--json", "--batch", "2", "--clip", "16", "64", "--width", "16"])
+    bench.main()
+    found = json.loads(capsys.readouterr().out)
+    assert found["augmentation_operators"] > 100 and found["units"] < 11.4
+    units = [found[f"units_{way}"] for way in ("all_frames", "authors")]
+    assert [round(n) for n in units] == [14, 18] and found["flop_authors"] / found["flop"] > 18 / 11.4 - 0.1
+    assert found["units_symmetric"] < 2 * found["units"] - 2.5  # f_k passes each view of both clips once
 
 
 def event(number: int, name: str, begin: int, end: int, device: DeviceType = DeviceType.CPU, **more: Any) -> FunctionEvent:
@@ -100,7 +117,7 @@ def test_batches_are_halved_and_doubled_to_what_fits(quick: None, monkeypatch: p
     monkeypatch.setattr(bench.Way, "step", step)
     arguments = argparse.Namespace(width=4, clip=(8, 32), rounds=1, compile=None, pad=False)
     measured = bench.Bench("r2plus1d_10", arguments, torch.device("cpu"))
-    way = measured.ours("fp32", measured.clips(16))
+    way = measured.ours("fp32", bench.random_clips(16, measured.shape, measured.device))
     way.warm()
     assert way.batch == 4
     measured.largest(1, authors=1.0)

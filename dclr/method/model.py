@@ -8,26 +8,31 @@ without one of the views has neither its embeddings nor its contrasts; with v al
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from dclr.distributed import joined, permuted, world
+from dclr.distributed import joined_at_once, permuted, world
 from dclr.draws import generator
 from dclr.errors import InputError
 from dclr.hardware import sent
-from dclr.method import losses, norm
+from dclr.method import losses, norm, still
 from dclr.method.backbones.layers import Backbone
+from dclr.method.backbones.resnet import VideoResNet
 from dclr.method.objective import RINGS, Method
 from dclr.method.queue import Queue
 
 Views = Mapping[str, torch.Tensor]  # v, s, d, each (B, 3, T, H, W)
+Embeddings = dict[str, torch.Tensor]  # each (B, D)
 Maps = dict[str, torch.Tensor]  # of views, each (B, T', H', W')
+Keys = tuple[Embeddings, Embeddings, Maps]  # see DCLR.keys
 
 
 class Encoder(nn.Module):
@@ -43,7 +48,7 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         self.statistics = statistics or norm.Statistics()
-        self.checkpointed = False
+        self.checkpointed, self.distinct = False, True  # distinct: False computes equal frames again, to compare
         self.backbone = norm.convert(backbone, self.statistics)
         self.heads = nn.ModuleDict()
         for name in embeddings:
@@ -62,14 +67,27 @@ class Encoder(nn.Module):
         return dict(zip(views, found.unflatten(0, (-1, len(views))).unbind(1), strict=True))
 
     def _run(self, clip_BCTHW: torch.Tensor, view: str, track: bool) -> torch.Tensor:
-        """Run the trunk. With checkpointed gradients the backward pass computes each stage once more."""
+        """Run the trunk, over the distinct frames of a clip whose frames are all one (dclr/method/still.py). With checkpointed
+        gradients the backward pass computes each stage once more."""
         norm.use_view(self, view, track)
-        if not (self.checkpointed and torch.is_grad_enabled()):
-            return self.backbone(clip_BCTHW)
+        again = self.checkpointed and torch.is_grad_enabled()
+        alike = still.is_still(clip_BCTHW)
+        if alike and self.distinct and type(self.backbone) is VideoResNet:
+            frames = still.compact(clip_BCTHW)
+            for stage in self.backbone.children():
+                frames = self._again(partial(still.run, stage), frames, view) if again else still.run(stage, frames)
+            return still.stretch(frames, frames.times)
+        x = clip_BCTHW.contiguous(memory_format=torch.channels_last_3d) if alike else clip_BCTHW
+        if not again:
+            return self.backbone(x)
         for stage in self.backbone.children():  # every trunk is its children, one after the other
-            contexts = lambda: (nullcontext(), norm.again(self.backbone, view))  # noqa: E731
-            clip_BCTHW = checkpoint(stage, clip_BCTHW, use_reentrant=False, context_fn=contexts)
-        return clip_BCTHW
+            x = self._again(stage, x, view)
+        return x
+
+    def _again(self, stage: Callable[..., Any], x: Any, view: str) -> Any:
+        """What ``stage`` gives; the backward pass computes it once more."""
+        contexts = lambda: (nullcontext(), norm.again(self.backbone, view))  # noqa: E731
+        return checkpoint(stage, x, use_reentrant=False, context_fn=contexts)
 
     def head(self, name: str, features_BCTHW: torch.Tensor, map_BTHW: torch.Tensor | None = None) -> torch.Tensor:
         """L2-normalised embedding (B, D) of the pooled features, weighted position by position by a mean-1 map."""
@@ -160,7 +178,9 @@ class DCLR(nn.Module):
         """
         if follow:
             self.follow()
-        sides = [(q, k), (k, q)] if self.method.symmetric else [(q, k)]
+        q, k = ({name: views[name] for name in self.method.views} for views in (q, k))
+        with self.autocast(q["v"].device), torch.no_grad():
+            sides = list(zip((q, k), self.keys(q, k, step), strict=False))  # one, or where it is symmetric two
         terms, stats, keys, mined = zip(*(self.one_way(*side, video_B, step) for side in sides), strict=True)
         mean_terms, mean_stats = (
             {name: torch.stack([side[name] for side in found]).mean(0) for name in found[0]} for found in (terms, stats)
@@ -176,21 +196,22 @@ class DCLR(nn.Module):
 
     def enqueue(self, parts: Sequence[Output]) -> None:
         """Put the keys of a batch, taken whole or in parts, into the queue: in joined-batch order, rank 0's first."""
-        video = joined(torch.cat([part.video for part in parts]))
+        names = [(side, ring) for side in range(len(parts[0].keys)) for ring in self.queue.rings]
+        own = (torch.cat([part.keys[side][ring] for part in parts]) for side, ring in names)
+        video, *keys = joined_at_once(torch.cat([part.video for part in parts]), *own)
         for side in range(len(parts[0].keys)):
-            keys = {ring: torch.cat([part.keys[side][ring] for part in parts]) for ring in self.queue.rings}
-            self.queue.enqueue({ring: joined(x) for ring, x in keys.items()}, video)
+            self.queue.enqueue({ring: x for (of, ring), x in zip(names, keys, strict=True) if of == side}, video)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
 
     def one_way(
-        self, q: Views, k: Views, video_B: torch.Tensor, step: int
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
-        """With ``q`` as the query clip: the terms of the loss, statistics, the keys of the ``k`` clip (B, D) a ring, and which
-        entries were mined for vv, bool (B, K)."""
-        method, device = self.method, q["v"].device
-        q, k = ({name: views[name] for name in method.views} for views in (q, k))
-        with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
-            with torch.no_grad():
-                key, extra, target = self.keys(q, k, step)
+        self, q: Views, keys: Keys, video_B: torch.Tensor, step: int
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Embeddings, torch.Tensor]:
+        """With ``q`` as the query clip and what f_k gives for it: the terms of the loss, statistics, the keys of the other clip
+        (B, D) a ring, and which entries were mined for vv, bool (B, K)."""
+        method, device, (key, extra, target) = self.method, q["v"].device, keys
+        with self.autocast(device):
             maps = {name: losses.mean_one(a) for name, a in target.items()} if method.decoupling else {}
             query, raw = self.f_q(q, maps)
 
@@ -221,27 +242,41 @@ class DCLR(nn.Module):
         stats["mined"] = alike_BK.float().sum(1).mean()
         return terms, stats, key, alike_BK
 
-    def keys(self, q: Views, k: Views, step: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Maps]:
-        """What f_k gives: the key clip's embeddings; sv and dv of the query clip, vd too where its dynamic key is its own; raw
-        maps of the query clip's s and d.
+    def keys(self, q: Views, k: Views, step: int) -> list[Keys]:
+        """What f_k gives for the query clip ``q``, and in a symmetric method then for ``k`` as the query clip: the other clip's
+        embeddings; sv and dv of the query clip, vd too where its dynamic key is its own; raw maps of the query clip's s and d.
 
-        The key clip's maps come out of the key pass. The query clip's s and d need one extra pass, which updates no running
-        statistics. With ``--bn shuffle`` both passes see whole videos of the joined batch in another order, and their results
-        are put back in place (fault 2). With statistics for each view the two passes are the same arithmetic. With
-        ``--bn-views shared`` the key pass normalises v, s and d together, and the extra pass s and d alone.
+        The other clip's maps come out of its own pass. The query clip's s and d need one extra pass, which updates no running
+        statistics. With statistics for each view the two passes are the same arithmetic: so a symmetric method passes each clip
+        once. With ``--bn-views shared`` the key pass normalises v, s and d together, and the extra pass s and d alone.
         """
+        sides = [(q, k), (k, q)] if self.method.symmetric else [(q, k)]
+        whole = [self.passed(key, step) for _, key in sides]
+        if len(sides) == 2 and self.f_k.statistics.views == "split":
+            extra = whole[::-1]
+        else:
+            others = self.method.views if self.method.dynamic_key == "same" else self.method.views.replace("v", "")
+            extra = [self.passed({name: query[name] for name in others}, step, track=False) for query, _ in sides]
+        return [
+            (key, more, {name: a for name, a in raw.items() if name != "v"})
+            for (key, _), (more, raw) in zip(whole, extra, strict=True)
+        ]
+
+    def passed(self, views: Views, step: int, track: bool = True) -> tuple[Embeddings, Maps]:
+        """A pass of f_k. With ``--bn shuffle`` it sees whole videos of the joined batch in another order, and its results are
+        put back in place (fault 2)."""
+        if not views:  # the extra pass of a method with v alone
+            return {}, {}
         order = inverse = None
         if self.f_k.statistics.mode == "shuffle":
-            drawn = generator("shuffle", self.method.seed, step).permutation(len(q["v"]) * world())
-            order = sent(torch.from_numpy(drawn), q["v"].device)
+            batch = len(next(iter(views.values())))
+            drawn = generator("shuffle", self.method.seed, step).permutation(batch * world())
+            order = sent(torch.from_numpy(drawn), self.queue.valid_K.device)
             inverse = order.argsort()
-        key, _ = self.f_k({name: permuted(view, order) for name, view in k.items()}, None if self.method.decoupling else {})
-        same = self.method.dynamic_key == "same" and "d" in q
-        others = {name: permuted(view, order) for name, view in q.items() if name != "v" or same}
-        extra, target = self.f_k(others, None if self.method.decoupling else {}, track=False) if others else ({}, {})
-        target.pop("v", None)
-        key, extra, target = ({name: permuted(x, inverse) for name, x in part.items()} for part in (key, extra, target))
-        return key, extra, target
+        maps: Maps | None = None if self.method.decoupling else {}
+        found = self.f_k({name: permuted(view, order) for name, view in views.items()}, maps, track)
+        embedded, raw = ({name: permuted(x, inverse) for name, x in part.items()} for part in found)
+        return embedded, raw
 
     def dropped(self, video_B: torch.Tensor, step: int) -> torch.Tensor | None:
         """The rows whose own key ``masked`` leaves out: bool (B,), with probability 0.9, drawn from (seed, step, video)."""

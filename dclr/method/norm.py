@@ -49,59 +49,64 @@ class ViewBatchNorm(nn.BatchNorm3d):
         suffix = "" if self.view == "v" or self.statistics.views == "shared" else f"_{self.view}"
         return getattr(self, f"running_mean{suffix}"), getattr(self, f"running_var{suffix}")
 
-    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BCTHW: torch.Tensor, at: int = 0, times: int = 1) -> torch.Tensor:
+        """Frame ``at`` counts ``times`` times: it stands for that many equal ones (dclr/method/still.py)."""
         mean, var = self.running()
-        if not self.training:
-            return self._normalise(x_BCTHW, mean, var)
-        if self.statistics.mode == "sync" and world() > 1:
-            return self._joined(x_BCTHW, mean, var)
-        if self.statistics.groups == 1:
-            return self._normalise(x_BCTHW, *((mean, var) if self.track else (mean.clone(), var.clone())))
+        if self.training and not self.track:
+            mean, var = mean.clone(), var.clone()
+        if not self.training or self.statistics.groups == 1:
+            return self._normalise(x_BCTHW, mean, var, at, times)
         parts = [(part, mean.clone(), var.clone()) for part in x_BCTHW.chunk(self.statistics.groups)]
-        out = torch.cat([self._normalise(*part) for part in parts])
-        if self.track:  # the groups' mean
-            mean.copy_(torch.stack([part[1] for part in parts]).mean(0))
-            var.copy_(torch.stack([part[2] for part in parts]).mean(0))
+        out = torch.cat([self._normalise(*part, at, times) for part in parts])
+        mean.copy_(torch.stack([part[1] for part in parts]).mean(0))  # the groups' mean
+        var.copy_(torch.stack([part[2] for part in parts]).mean(0))
         return out
 
-    def _normalise(self, x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor) -> torch.Tensor:
-        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self._momentum(), self.eps)
-
-    def _momentum(self) -> float:
+    def _normalise(self, x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor, at: int, times: int) -> torch.Tensor:
+        """``x`` normalised; in training the running ``mean`` and ``var`` are updated."""
         assert self.momentum is not None
-        return self.momentum
-
-    def _joined(self, x: torch.Tensor, running_mean: torch.Tensor, running_var: torch.Tensor) -> torch.Tensor:
-        out, mean, var = _Joined.apply(x, self.weight, self.bias, self.eps)
-        if self.track:
-            count = x.numel() // x.shape[1] * world()
-            running_mean.lerp_(mean, self._momentum())
-            running_var.lerp_(var * (count / max(count - 1, 1)), self._momentum())
+        together = self.statistics.mode == "sync" and world() > 1
+        if not self.training or not (together or times > 1):
+            return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, self.eps)
+        out, batch_mean, batch_var = _Joined.apply(x, self.weight, self.bias, self.eps, at, times, together)
+        count = values(x, times) * (world() if together else 1)
+        mean.lerp_(batch_mean, self.momentum)
+        var.lerp_(batch_var * (count / max(count - 1, 1)), self.momentum)
         return out
+
+
+def values(x_BCTHW: torch.Tensor, times: int) -> int:
+    """Values of a channel of which a frame counts ``times`` times."""
+    return x_BCTHW[:, 0, 0].numel() * (x_BCTHW.shape[2] + times - 1)
 
 
 class _Joined(torch.autograd.Function):
     """BatchNorm over the rows of all ranks, by torch's fused kernels on each. Every rank has as many rows (dclr/data/plan.py).
 
-    Returns the output, and mean and variance (C,) in the type of ``weight``. For the backward pass a rank keeps its input
-    alone."""
+    Frame ``at`` counts ``times`` times. Where ``together`` is false, the rows are this rank's alone. Returns the output, and
+    mean and variance (C,) in the type of ``weight``. For the backward pass a rank keeps its input alone."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, at: int, times: int, together: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        # buffers that nothing reads, so that the statistics have weight's type and not x's
-        own = torch.batch_norm_update_stats(x, torch.zeros_like(weight), torch.ones_like(weight), 0.0)
-        mean_RC, var_RC = joined(torch.stack(own).unsqueeze(0)).unbind(1)  # R ranks
-        mean = mean_RC.mean(0)
-        var = (var_RC + (mean_RC - mean).square()).mean(0)
+        mean, var = _moments(x, weight)
+        if times > 1:  # the other times - 1 are a second set of rows
+            more = (times - 1) / (x.shape[2] + times - 1)
+            more_mean, more_var = _moments(x[:, :, at : at + 1].contiguous(memory_format=torch.channels_last_3d), weight)
+            var = var.lerp(more_var, more) + more * (1 - more) * (more_mean - mean).square()
+            mean = mean.lerp(more_mean, more)
+        if together:
+            mean_RC, var_RC = joined(torch.stack([mean, var]).unsqueeze(0)).unbind(1)  # R ranks
+            mean = mean_RC.mean(0)
+            var = (var_RC + (mean_RC - mean).square()).mean(0)
         ctx.save_for_backward(x, weight, mean, var)
-        ctx.eps = eps
+        ctx.eps, ctx.at, ctx.times, ctx.together = eps, at, times, together
         ctx.mark_non_differentiable(mean, var)
         return F.batch_norm(x, mean, var, weight, bias, eps=eps), mean, var
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The gradient as if the statistics were constants, plus what the statistics add.
 
         They add -w / sd (mean(dy) + X mean(dy X)), where X is the normalised x and the means are over the rows of all ranks. In
@@ -109,13 +114,21 @@ class _Joined(torch.autograd.Function):
         x, weight, mean, var = ctx.saved_tensors
         normalise = torch.ops.aten.native_batch_norm_backward.default
         dx, dweight, dbias = normalise(gradients[0], x, weight, mean, var, None, None, False, ctx.eps, [True] * 3)
-        mean_dy, mean_dyx = total(torch.stack([dbias, dweight])) / (x.numel() // x.shape[1] * world())
+        sums, count = torch.stack([dbias, dweight]), values(x, ctx.times)
+        mean_dy, mean_dyx = total(sums) / (count * world()) if ctx.together else sums / count
         scale = (var + ctx.eps).rsqrt()
         slope = -weight * scale.square() * mean_dyx
         rest = F.batch_norm(
             x, torch.zeros_like(mean), torch.ones_like(var), slope, -weight * scale * mean_dy - slope * mean, eps=0
         )
-        return dx + rest, dweight, dbias, None
+        if ctx.times > 1:
+            rest[:, :, ctx.at] *= ctx.times  # the statistics have that much of this frame
+        return dx + rest, dweight, dbias, None, None, None, None
+
+
+def _moments(x: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and biased variance (C,) of ``x`` in the type of ``like``, by way of buffers that nothing reads."""
+    return torch.batch_norm_update_stats(x, torch.zeros_like(like), torch.ones_like(like), 0.0)
 
 
 def convert(module: M, statistics: Statistics) -> M:

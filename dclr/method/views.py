@@ -256,8 +256,10 @@ def make_views(
     made_NHWC = photometry(frames.div_(255), draws)
     views = {"v": made_NHWC[: videos * length].unflatten(0, (videos, length)).permute(0, 4, 1, 2, 3)}
     if stills:
-        views["s"] = made_NHWC[videos * length :].permute(0, 3, 1, 2).unsqueeze(2).expand_as(views["v"])
+        views["s"] = made_NHWC[videos * length :].permute(0, 3, 1, 2).unsqueeze(2)
     if "d" in names:
         d = stored_motion(batch, clip, device) if DYNAMICS[dynamic] else rgb_difference(views["v"])
         views["d"] = hold_seams(d, batch["frames"][:, clip], first_is_second=dynamic == "rgbdiff")
-    return {name: view.contiguous(memory_format=torch.channels_last_3d) for name, view in views.items()}
+    # s has one frame in memory: dclr/method/still.py reads that from its stride
+    last = torch.channels_last_3d
+    return {name: view.contiguous(memory_format=last).expand(-1, -1, length, -1, -1) for name, view in views.items()}

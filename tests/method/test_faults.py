@@ -118,7 +118,7 @@ def test_fault_2_shuffled_keys_meet_their_own_maps() -> None:
     for model in (plain, shuffled):
         model.f_k.eval()
     for number in range(3):
-        expected, found = (model.keys(views_of(0), views_of(1), number) for model in (plain, shuffled))
+        [expected], [found] = (model.keys(views_of(0), views_of(1), number) for model in (plain, shuffled))
         for one, other in zip(expected, found, strict=True):
             assert one.keys() == other.keys() and one
             for name in one:
@@ -213,7 +213,7 @@ def test_fault_8_the_extra_pass_is_shuffled_and_updates_no_statistics(mode: str,
     assert mode != "shuffle" or set(order[:2]) not in ({0, 1}, {2, 3})  # or it could not be told from no shuffling
     with torch.no_grad():
         expected({name: view[order] for name, view in k.items()})
-        _, extra, maps = model.keys(q, k, 0)
+        [(_, extra, maps)] = model.keys(q, k, 0)
         for n in np.split(order, groups):
             together, raw = expected({name: q[name][n] for name in "sd"}, track=False) if groups == 1 else alone(expected, q, n)
             for name, found in (extra | maps).items():

@@ -99,12 +99,12 @@ def test_the_joined_norm_of_one_process_is_torchs(dtype: torch.dtype, tolerance:
         out = call(*inputs)
         return [out, *torch.autograd.grad(out, inputs, back.to(out.dtype))]
 
-    found = gradients(lambda *inputs: norm._Joined.apply(*inputs, 1e-5)[0], x, weight, bias)
+    found = gradients(lambda *inputs: norm._Joined.apply(*inputs, 1e-5, 0, 1, True)[0], x, weight, bias)
     exact = (value.double() for value in (x, weight, bias))
     wanted = gradients(lambda x, w, b: F.batch_norm(x, None, None, w, b, True, 0.1, 1e-5), *exact)
     for mine, theirs in zip(found, wanted, strict=True):
         assert (mine.double() - theirs).abs().max() <= tolerance * theirs.abs().max()
-    mean, var = norm._Joined.apply(x, weight, bias, 1e-5)[1:]
+    mean, var = norm._Joined.apply(x, weight, bias, 1e-5, 0, 1, True)[1:]
     assert mean.dtype == var.dtype == kind
     torch.testing.assert_close(mean.double(), x.double().mean((0, 2, 3, 4)), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(var.double(), x.double().var((0, 2, 3, 4), correction=0), rtol=1e-5, atol=1e-5)
@@ -164,7 +164,7 @@ def test_a_rank_of_two_has_the_gradient_of_the_joined_batch(monkeypatch: pytest.
     monkeypatch.setattr(norm, "joined", lambda x: torch.cat([x, sent["forward"]]))
     monkeypatch.setattr(norm, "total", lambda x: x + sent["backward"])
     mine = both[:8].clone().requires_grad_()
-    found = norm._Joined.apply(mine, weight, bias, 1e-5)[0]
+    found = norm._Joined.apply(mine, weight, bias, 1e-5, 0, 1, True)[0]
     torch.testing.assert_close(found, wanted[:8])
     gradients = torch.autograd.grad(found, (mine, weight, bias), back[:8])
     for gradient, right in zip(gradients, (expected[:8], *own), strict=True):

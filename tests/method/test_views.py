@@ -11,7 +11,7 @@ from conftest import stored
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dclr.data.clips import ClipConfig, draw_colours, train_clips
-from dclr.method import views
+from dclr.method import still, views
 from dclr.record import Record
 from preprocess.synthetic import encode
 
@@ -171,10 +171,11 @@ def batch() -> dict[str, torch.Tensor]:
 
 def test_the_static_view_is_one_frame_of_its_own_clip() -> None:
     found = views.make_views(batch(), 1, "rgbdiff", torch.device("cpu"))
-    for row, still in enumerate((5, 3, 1)):
-        torch.testing.assert_close(found["s"][row], found["v"][row][:, still : still + 1].expand(3, 6, 16, 16))
+    for row, frame in enumerate((5, 3, 1)):
+        torch.testing.assert_close(found["s"][row], found["v"][row][:, frame : frame + 1].expand(3, 6, 16, 16))
     torch.testing.assert_close(found["d"], views.rgb_difference(found["v"]))
-    assert all(view.is_contiguous(memory_format=torch.channels_last_3d) for view in found.values())
+    assert all(found[name].is_contiguous(memory_format=torch.channels_last_3d) for name in "vd")
+    assert still.is_still(found["s"]) and found["s"][:, :, :1].is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def test_seams_are_held_and_v_and_s_have_colours_of_their_own() -> None:
