@@ -111,6 +111,42 @@ def test_another_backbone(synthetic_set: Path, tmp_path: Path) -> None:
         load_trunk(tmp_path / "runs/c3d/last.pt")  # by those who have no c3d.py
 
 
+BY_HAND = """
+import torch
+import decoupled
+from dclr.method import losses
+
+own = torch.tensor([[1.0], [-2.0], [0.5]], dtype=torch.float64, requires_grad=True)
+queue = torch.tensor([[0.3, 2.0, -1.0, 4.0]] * 3, dtype=torch.float64, requires_grad=True)
+allowed = torch.tensor([[True, True, True, False], [True, True, False, False], [False] * 4])
+mined = torch.tensor([[False, True, False, True], [False] * 4, [True, False, False, False]])
+loss = losses.contrast(own, queue, allowed, mined, decoupled.FORMS["decoupled"])
+loss.backward()
+e = lambda *x: torch.tensor(x, dtype=torch.float64).logsumexp(0)
+torch.testing.assert_close(loss.detach(), (e(0.3, -1.0) - e(1.0, 2.0) + e(0.3, 2.0) - -2.0 + 0) / 3)
+assert torch.isfinite(own.grad).all() and torch.isfinite(queue.grad).all()
+assert not own.grad[2].any() and not queue.grad[2].any() and own.grad[:2].all()
+"""
+
+
+def test_another_contrast(synthetic_set: Path, tmp_path: Path) -> None:
+    (pretrain,) = example("Another contrast", tmp_path)
+    succeed(tmp_path, ["python", "-c", BY_HAND])
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards/demo").symlink_to(synthetic_set)
+    small = [*SMALL, "-b", "16", "--epochs", "1", "--queue", "16", "--mined", "3"]
+    succeed(tmp_path, pretrain, *small)
+    succeed(tmp_path, pretrain, *small, "--loss", "mil", "--out", "runs/mil")
+    found, mil = (json.loads((tmp_path / "runs" / name / "metrics.jsonl").read_text()) for name in ("decoupled", "mil"))
+    assert found["contrast/mined"] == mil["contrast/mined"] == 3
+    for term in ("L_vv", "L_sv", "L_dv", "L_vs", "L_vd"):  # about log(13 / 4) and log(17 / 4)
+        assert np.isfinite(found[f"loss/{term}"]) and found[f"loss/{term}"] < mil[f"loss/{term}"]
+    refused = run(tmp_path, ["python", "train_pretrain.py", *pretrain[2:]], *small)  # by those who have no decoupled.py
+    assert refused.returncode == 2 and "--loss decoupled: expected one of mil, masked, mean-log" in refused.stderr
+    assert load_trunk(tmp_path / "runs/decoupled/last.pt").arch == "r2plus1d_10"
+    assert "{mil,masked,mean-log,decoupled}" in succeed(tmp_path, ["python", "decoupled.py", "--help"])
+
+
 def test_another_evaluation_mode(synthetic_set: Path, tmp_path: Path) -> None:
     evaluate, side_by_side = example("Another evaluation mode", tmp_path)
     (tmp_path / "shards").mkdir()

@@ -6,12 +6,16 @@ Legend: N queries, K queue entries, D dimensions. Everything is in at least floa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 
 from dclr.method.objective import Method
+
+DROPPED = 0.9  # how often ``masked`` leaves out the own key
+NEVER = float("-inf")  # the logit of what is not there
+Draw = Callable[[], torch.Tensor]
+Form = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Draw], torch.Tensor]  # see contrast
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
@@ -34,31 +38,51 @@ def contrast(
     queue_NK: torch.Tensor,
     allowed_NK: torch.Tensor,
     mined_NK: torch.Tensor,
-    form: str = "mil",
-    dropped_N: torch.Tensor | None = None,
+    form: Form | None = None,
+    draw: Draw | None = None,
 ) -> torch.Tensor:
-    """The contrast, a scalar: the mean over queries of ``logsumexp(all) - logsumexp(P)`` (docs/method.md, "Five contrasts").
+    """The contrast, a scalar: the mean of its form over queries (docs/method.md, "Five contrasts").
 
-    P is the own key and the mined entries. "all" is the own key and the allowed entries. It is computed in log space throughout
-    (fault 6). An empty queue gives exactly 0 with gradient 0.
+    It is computed in log space throughout (fault 6).
 
     Args:
         own_N1, queue_NK: :func:`logits`. allowed_NK, mined_NK: bool; a mined entry that is not allowed is ignored.
-        form: ``mil``, as above. ``masked``: in rows of ``dropped_N``, bool (N,), that have a mined entry, P and all lack the
-            own key. ``mean-log``: the mean logit of P stands in the place of its logsumexp.
+        form: one of :data:`dclr.method.objective.FORMS`, by default :func:`mil`.
+        draw: a number in 0..1 for each query, (N,), the same at every call; by default 1, with which ``masked`` drops none.
     """
-    never = float("-inf")
-    mined_NK = mined_NK & allowed_NK
-    everything = torch.cat([own_N1, queue_NK.masked_fill(~allowed_NK, never)], dim=1)
-    positives = torch.cat([own_N1, queue_NK.masked_fill(~mined_NK, never)], dim=1)
-    if form == "masked" and dropped_N is not None:
-        leaves = F.pad((dropped_N & mined_NK.any(1)).unsqueeze(1), (0, queue_NK.shape[1]))
-        everything, positives = everything.masked_fill(leaves, never), positives.masked_fill(leaves, never)
-    if form == "mean-log":
-        chosen = (own_N1.sum(1) + torch.where(mined_NK, queue_NK, 0).sum(1)) / (1 + mined_NK.sum(1))
-    else:
-        chosen = positives.logsumexp(1)
-    return (everything.logsumexp(1) - chosen).mean()
+    drawn = draw or (lambda: own_N1.new_ones(len(own_N1)))
+    return (form or mil)(own_N1, queue_NK, allowed_NK, mined_NK & allowed_NK, drawn).mean()
+
+
+def with_own(own_N1: torch.Tensor, queue_NK: torch.Tensor, chosen_NK: torch.Tensor) -> torch.Tensor:
+    """The logits of the own key and of the chosen entries (bool): (N, 1 + K), -inf at the others."""
+    return torch.cat([own_N1, queue_NK.masked_fill(~chosen_NK, NEVER)], dim=1)
+
+
+def mil(
+    own_N1: torch.Tensor, queue_NK: torch.Tensor, allowed_NK: torch.Tensor, mined_NK: torch.Tensor, draw: Draw
+) -> torch.Tensor:
+    """``logsumexp(all) - logsumexp(P)`` of each query, (N,). P is the own key and the mined entries, all is the own key and the
+    allowed ones. An empty queue gives exactly 0 with gradient 0."""
+    everything, positives = (with_own(own_N1, queue_NK, chosen_NK) for chosen_NK in (allowed_NK, mined_NK))
+    return everything.logsumexp(1) - positives.logsumexp(1)
+
+
+def masked(
+    own_N1: torch.Tensor, queue_NK: torch.Tensor, allowed_NK: torch.Tensor, mined_NK: torch.Tensor, draw: Draw
+) -> torch.Tensor:
+    """:func:`mil`, but with probability :data:`DROPPED` P and all lack the own key, in rows that have a mined entry."""
+    leaves_N1 = ((draw() < DROPPED) & mined_NK.any(1)).unsqueeze(1)
+    return mil(own_N1.masked_fill(leaves_N1, NEVER), queue_NK, allowed_NK, mined_NK, draw)
+
+
+def mean_log(
+    own_N1: torch.Tensor, queue_NK: torch.Tensor, allowed_NK: torch.Tensor, mined_NK: torch.Tensor, draw: Draw
+) -> torch.Tensor:
+    """:func:`mil` with the mean logit of P in the place of its logsumexp."""
+    everything = with_own(own_N1, queue_NK, allowed_NK)
+    positive_N = (own_N1.sum(1) + torch.where(mined_NK, queue_NK, 0).sum(1)) / (1 + mined_NK.sum(1))
+    return everything.logsumexp(1) - positive_N
 
 
 def neighbour_probability(

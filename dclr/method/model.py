@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from dclr.hardware import sent
 from dclr.method import losses, norm, still
 from dclr.method.backbones.layers import Backbone
 from dclr.method.backbones.resnet import VideoResNet
-from dclr.method.objective import RINGS, Method
+from dclr.method.objective import FORMS, RINGS, Method
 from dclr.method.queue import Queue
 
 Views = Mapping[str, torch.Tensor]  # v, s, d, each (B, 3, T, H, W)
@@ -222,7 +222,7 @@ class DCLR(nn.Module):
             if ab[0] != "v"
         }
         full = self.queue.valid_K.all()  # mining is off until every entry is valid
-        dropped_B = self.dropped(video_B, step)
+        draw = cache(lambda: self.draws(video_B, step))
         terms, stats = {}, {"queue_fill": self.queue.valid_K.float().mean()}
         stats |= {f"entropy_{name}": losses.map_entropy(a.detach()) for name, a in raw.items()}
         for ab in method.embeddings:
@@ -231,7 +231,7 @@ class DCLR(nn.Module):
             mined_BK = losses.mine(score_BK, allowed_BK, method.mined) & full
             own = extra[ba] if method.dynamic_key == "same" and "d" in ab else key[ba]
             own_B1, queue_BK = losses.logits(query[ab], own, self.queue[ba], method.temperature)
-            loss = losses.contrast(own_B1, queue_BK, allowed_BK, mined_BK, method.loss, dropped_B)
+            loss = losses.contrast(own_B1, queue_BK, allowed_BK, mined_BK, FORMS[method.loss], draw)
             terms[f"L_{ab}"] = method.weight(ab) * loss
             better_B = (queue_BK >= own_B1).logical_and(allowed_BK).sum(1)
             stats |= {f"top{n}_{ab}": (better_B < n).float().mean() for n in (1, 5)}
@@ -278,9 +278,7 @@ class DCLR(nn.Module):
         embedded, raw = ({name: permuted(x, inverse) for name, x in part.items()} for part in found)
         return embedded, raw
 
-    def dropped(self, video_B: torch.Tensor, step: int) -> torch.Tensor | None:
-        """The rows whose own key ``masked`` leaves out: bool (B,), with probability 0.9, drawn from (seed, step, video)."""
-        if self.method.loss != "masked":
-            return None
-        draws = [generator("masked", self.method.seed, step, video).random() < 0.9 for video in video_B.tolist()]
-        return sent(torch.tensor(draws), self.queue.valid_K.device)
+    def draws(self, video_B: torch.Tensor, step: int) -> torch.Tensor:
+        """What a form of the contrast draws with: in 0..1 for each video, float64 (B,), drawn from (seed, step, video)."""
+        draws = [generator("masked", self.method.seed, step, video).random() for video in video_B.tolist()]
+        return sent(torch.tensor(draws, dtype=torch.float64), self.queue.valid_K.device)

@@ -6,13 +6,31 @@ dclr/method/model.py, dclr/method/norm.py and dclr/method/queue.py compute it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from dclr.errors import InputError
 from dclr.method.backbones import ARCHITECTURES
 from dclr.settings import again, check_values, setting
 
+if TYPE_CHECKING:
+    import torch
+
+    from dclr.method.losses import Form
+
+
+def _form(name: str) -> Form:
+    """A form of dclr/method/losses.py, which is imported where it is computed."""
+
+    def form(*given: Any) -> torch.Tensor:
+        from dclr.method import losses
+
+        return getattr(losses, name)(*given)
+
+    return form
+
+
 RINGS = ("vv", "sv", "dv", "vs", "vd")  # the embeddings, see dclr/method/model.py
-FORMS = ("mil", "masked", "mean-log")  # of the contrast
+FORMS: dict[str, Form] = {"mil": _form("mil"), "masked": _form("masked"), "mean-log": _form("mean_log")}  # of the contrast
 TARGETS = ("sum", "equal")  # of the alignment
 MODES = ("sync", "shuffle", "local")  # of BatchNorm's statistics: over which videos
 BN_VIEWS = ("split", "shared")  # and over which views
@@ -98,7 +116,7 @@ class Network:
         "r2plus1d_10 (the authors' network), r2plus1d_18, r3d_18, mc3_18 or i3d",
         short="-a",
         metavar="ARCH",
-        choices=tuple(ARCHITECTURES),
+        choices=ARCHITECTURES,
     )
     width: int = setting(64, "channels of the first stage", least=1)
     dynamic: str = setting("rgbdiff", "dynamic view: rgbdiff, cue (stored difference), flow", choices=tuple(DYNAMICS))

@@ -185,7 +185,7 @@ def test_fault_6_half_precision_stays_finite(dtype: torch.dtype, form: str) -> N
     """A query far from its key and close to the queue: exp overflows and the share underflows in half precision."""
     query = F.normalize(torch.randn(2, 8, generator=torch.Generator().manual_seed(0)), dim=1).to(dtype)
     allowed = torch.ones(2, 2, dtype=torch.bool)
-    loss = losses.contrast(*losses.logits(query, -query, query), allowed, torch.zeros_like(allowed), form)
+    loss = losses.contrast(*losses.logits(query, -query, query), allowed, torch.zeros_like(allowed), FORMS[form])
     assert loss.dtype == torch.float32 and torch.isfinite(loss) and loss > 20
 
 

@@ -89,17 +89,19 @@ def test_masked_drops_the_own_key_only_where_there_is_a_mined_one() -> None:
     allowed, mined = torch.ones(3, 4, dtype=torch.bool), torch.zeros(3, 4, dtype=torch.bool)
     mined[:2, 1] = True
     own, rest = losses.logits(query, key, queue)
-    found = losses.contrast(own, rest, allowed, mined, "masked", torch.tensor([True, False, True]))
+    found = losses.contrast(own, rest, allowed, mined, losses.masked, lambda: torch.tensor([0.89, 0.9, 0.1]))
     rows = torch.stack([
         rest[0].logsumexp(0) - rest[0, 1],
         torch.cat([own[1], rest[1]]).logsumexp(0) - torch.stack([own[1, 0], rest[1, 1]]).logsumexp(0),
         torch.cat([own[2], rest[2]]).logsumexp(0) - own[2, 0],
     ])  # fmt: skip
     torch.testing.assert_close(found, rows.mean())
-    torch.testing.assert_close(losses.contrast(own, rest, allowed, mined, "masked"), losses.contrast(own, rest, allowed, mined))
-    for form in ("mil", "mean-log"):  # the others drop none
+    torch.testing.assert_close(
+        losses.contrast(own, rest, allowed, mined, losses.masked), losses.contrast(own, rest, allowed, mined)
+    )
+    for form in (losses.mil, losses.mean_log):  # the others drop none
         kept = losses.contrast(own, rest, allowed, mined, form)
-        assert torch.equal(losses.contrast(own, rest, allowed, mined, form, torch.ones(3, dtype=torch.bool)), kept)
+        assert torch.equal(losses.contrast(own, rest, allowed, mined, form, lambda: torch.zeros(3)), kept)
 
 
 def test_mean_log_is_the_mean_logit_and_survives_forbidden_entries() -> None:
@@ -107,7 +109,7 @@ def test_mean_log_is_the_mean_logit_and_survives_forbidden_entries() -> None:
     allowed = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0]], dtype=torch.bool)
     mined = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.bool)
     own, rest = losses.logits(query, key, queue)
-    found = losses.contrast(own, rest, allowed, mined, "mean-log")
+    found = losses.contrast(own, rest, allowed, mined, losses.mean_log)
     first = torch.cat([own[0], rest[0, :2]]).logsumexp(0) - (own[0, 0] + rest[0, 0]) / 2
     torch.testing.assert_close(found, first / 2)
     found.backward()
