@@ -23,7 +23,7 @@ from dclr.errors import InputError
 from dclr.threads import permitted
 
 M = TypeVar("M", bound=nn.Module)
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def keep_freed_memory() -> None:
@@ -84,16 +84,16 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         has = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
         return torch.bfloat16 if has else torch.float32
-    if name not in PRECISIONS:
-        raise InputError(f"--precision {name}: expected auto, {', '.join(PRECISIONS)}")
+    if name not in DTYPES:
+        raise InputError(f"--precision {name}: expected auto, {', '.join(DTYPES)}")
     if name == "fp16" and device.type != "cuda":
         raise InputError("--precision fp16 needs a GPU: use bf16 or fp32 on the CPU")
-    return PRECISIONS[name]
+    return DTYPES[name]
 
 
 def precision_name(dtype: torch.dtype) -> str:
     """The name that ``--precision`` has for a number format."""
-    return next(name for name, other in PRECISIONS.items() if other == dtype)
+    return next(name for name, other in DTYPES.items() if other == dtype)
 
 
 def machine() -> dict[str, Any]:

@@ -156,9 +156,9 @@ def test_the_authors_short_flags_are_there() -> None:
 
 
 def test_precisions_are_those_that_the_hardware_is_asked_for() -> None:
-    from dclr.hardware import PRECISIONS as KNOWN
+    from dclr.hardware import DTYPES
 
-    assert set(PRECISIONS) == {"auto", *KNOWN}
+    assert set(PRECISIONS) == {"auto", *DTYPES}
 
 
 HELP = """

@@ -28,7 +28,8 @@ from dclr.text import table
 
 FILL = torch.tensor([round(255 * mean) for mean in MEAN], dtype=torch.uint8)  # the colour that normalisation takes to 0
 SWAPPED = "swapped"  # the split of the embedded set whose motions are those of its test split, over other scenes
-NEIGHBOURS, NEAREST = "neighbours", 10  # training videos that are asked whether they agree with a test video
+AGREEMENT = "neighbours"  # the number that is no share of test videos
+NEAREST = 10  # training videos that are asked whether they agree with a test video
 
 
 def static(batch: dict[str, Any]) -> torch.Tensor:
@@ -97,7 +98,7 @@ def bias(config: EvalConfig) -> dict[str, Any]:
         "maps.png": partial(overlays, setting, setting.test_N),
     }
     extra = {"random": baseline, "peak_memory_gb": round(peak_memory_gb(), 2)}
-    what = {name: Metric("percent" if name.endswith(f": {NEIGHBOURS}") else "share") for name in found}  # these are no videos
+    what = {name: Metric("percent" if name.endswith(f": {AGREEMENT}") else "share") for name in found}
     return save_result(setting, found, features[1].sample, extra, pictures, kinds, what)
 
 
@@ -137,7 +138,7 @@ def measure(
         ends = np.cumsum([len(samples) for _, _, samples in asked])[:-1]
         for (name, _, samples), part in zip(asked, np.split(scores, ends), strict=True):
             found[f"{kind}: {name}"] = metrics.accuracies(part, classes.number(label_N[samples]))["top1"]
-        found[f"{kind}: {NEIGHBOURS}"] = float((label_N[train.sample][place_Mk] == label_N[test.sample][:, None]).mean())
+        found[f"{kind}: {AGREEMENT}"] = float((label_N[train.sample][place_Mk] == label_N[test.sample][:, None]).mean())
     return found
 
 

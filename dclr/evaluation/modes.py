@@ -37,12 +37,12 @@ class Mode:
 
 
 ACCURACIES = {"top1": Metric("share"), "top5": Metric("share"), "mean_class": Metric("percent")}
-SCORED = {
+OF_SCORES = {  # captions
     "confusion.png": "Confusion matrix",
     "classes.png": "Each class, with 95 % intervals and its number of test videos",
 }
-MAPS = {"maps.png": "Where the network is active"}
-NEAREST = {"neighbours.png": "Test videos, and the training videos nearest to each", **MAPS}
+OF_MAPS = {"maps.png": "Where the network is active"}
+OF_FEATURES = {"neighbours.png": "Test videos, and the training videos nearest to each", **OF_MAPS}
 
 
 def _finetune(config: EvalConfig) -> dict[str, Any]:
@@ -72,34 +72,34 @@ MODES = {
         _finetune,
         ("val", "average", "epochs", "lr", "schedule", "wd", "dropout", "head", "bn", "patience", "save_minutes"),
         metrics=ACCURACIES,
-        captions={**SCORED, "curves.png": "Training curves", **MAPS},
+        captions={**OF_SCORES, "curves.png": "Training curves", **OF_MAPS},
     ),
     "linear": Mode(
         "logistic regression on frozen features",
         _on_features("linear"),
         ("val", "average", "features", "probe", "probe_lr"),
         metrics=ACCURACIES,
-        captions={**SCORED, **NEAREST},
+        captions={**OF_SCORES, **OF_FEATURES},
     ),
     "knn": Mode(
         "weighted k-NN on frozen features",
         _on_features("knn"),
         ("features",),
         metrics=ACCURACIES,
-        captions={**SCORED, **NEAREST},
+        captions={**OF_SCORES, **OF_FEATURES},
     ),
     "retrieval": Mode(
         "test videos ask training videos by frozen features",
         _on_features("retrieval"),
         ("features",),
         metrics={f"R@{k}": Metric("share") for k in RECALLS},
-        captions=NEAREST,
+        captions=OF_FEATURES,
     ),
     "fewshot": Mode(
         "the linear probe on a few training videos a class",
         _on_features("fewshot"),
         ("average", "features", "shots", "draws"),
-        captions=NEAREST,
+        captions=OF_FEATURES,
     ),
     "bias": Mode(
         "the linear probe on test clips that lack motion or scene, beside random weights",
@@ -108,7 +108,7 @@ MODES = {
         captions={
             "bias.png": "Top-1 of the probe by what the test clips lack",
             "conditions.png": "A test clip under each condition",
-            **NEAREST,
+            **OF_FEATURES,
         },
     ),
 }

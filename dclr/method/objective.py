@@ -32,7 +32,7 @@ def _form(name: str) -> Form:
 RINGS = ("vv", "sv", "dv", "vs", "vd")  # the embeddings, see dclr/method/model.py
 FORMS: dict[str, Form] = {"mil": _form("mil"), "masked": _form("masked"), "mean-log": _form("mean_log")}  # of the contrast
 TARGETS = ("sum", "equal")  # of the alignment
-MODES = ("sync", "shuffle", "local")  # of BatchNorm's statistics: over which videos
+BN_MODES = ("sync", "shuffle", "local")  # of BatchNorm's statistics: over which videos
 BN_VIEWS = ("split", "shared")  # and over which views
 HEADS = ("torch", "authors")  # how their first weights are drawn
 CLIPS = ("other", "same")  # of the video, whose motion is the dynamic key
@@ -89,16 +89,18 @@ class Method:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Over what BatchNorm's statistics are taken (dclr/method/norm.py says what these mean): ``mode`` one of :data:`MODES`,
+    """Over what BatchNorm's statistics are taken (dclr/method/norm.py says what these mean): ``mode`` one of :data:`BN_MODES`,
     ``groups`` of each process, ``views`` split or shared. Raises InputError for what is none of that."""
 
-    mode: str = setting("sync", "BatchNorm statistics over all videos (sync), or a group: shuffle, local", choices=MODES)
+    mode: str = setting("sync", "BatchNorm statistics over all videos (sync), or a group: shuffle, local", choices=BN_MODES)
     groups: int = 1
     views: str = setting("split", "statistics for each of v, s, d (split), or of all together (shared)", choices=BN_VIEWS)
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES or self.views not in BN_VIEWS:
-            raise InputError(f"--bn {self.mode}, --bn-views {self.views}: expected {', '.join(MODES)}; {' or '.join(BN_VIEWS)}")
+        if self.mode not in BN_MODES or self.views not in BN_VIEWS:
+            raise InputError(
+                f"--bn {self.mode}, --bn-views {self.views}: expected {', '.join(BN_MODES)}; {' or '.join(BN_VIEWS)}"
+            )
         if self.groups < 1 or (self.mode == "sync" and self.groups > 1):
             raise InputError(f"--bn-groups {self.groups}: expected 1 or more groups of --bn shuffle or local; sync has one")
 

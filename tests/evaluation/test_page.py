@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import succeed
 
+from dclr.compare import compare
 from dclr.evaluation import page
 from dclr.evaluation.modes import MODES
 
@@ -56,6 +57,21 @@ def test_a_page_holds_numbers_and_pictures_and_asks_for_nothing(everything: tupl
     sources = re.findall(r"(?:src|href)=\"([^\"]{0,30})", text)
     assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
     assert "<script" not in text and "http" not in re.sub(r"data:[^\"]*", "", text)
+
+
+def test_results_of_before_they_said_their_metrics_give_the_same_table_and_pages(
+    everything: tuple[list, Path], tmp_path: Path
+) -> None:
+    old = tmp_path / everything[1].name
+    shutil.copytree(everything[1], old)
+    for path in old.glob("*/result.json"):
+        result = json.loads(path.read_text())
+        assert result.pop("metrics")
+        path.write_text(json.dumps(result))
+    assert compare([old]) == compare([everything[1]])
+    for path in old.glob("*/result.json"):
+        said = (path.parent / "report.html").read_text()
+        assert page.write(path.parent, [path.parent]).read_text() == said
 
 
 def test_what_a_result_says_is_text_and_never_markup(everything: tuple[list, Path], tmp_path: Path) -> None:

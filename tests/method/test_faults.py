@@ -23,7 +23,7 @@ from dclr.data.plan import Plan
 from dclr.method import losses, norm, views
 from dclr.method.backbones import ARCHITECTURES, build
 from dclr.method.model import DCLR, Output
-from dclr.method.objective import FORMS, MODES, RINGS
+from dclr.method.objective import BN_MODES, FORMS, RINGS
 from dclr.method.queue import Queue
 from dclr.pretraining.config import PretrainConfig
 
@@ -199,7 +199,7 @@ def test_fault_7_nothing_is_mined_from_noise_and_no_step_is_thrown_away() -> Non
     assert all(float(outputs[1].terms[f"L_{name}"]) > 0 for name in CONTRASTS)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", BN_MODES)
 @pytest.mark.parametrize("of_views", ["split", "shared"])
 def test_fault_8_the_extra_pass_is_shuffled_and_updates_no_statistics(mode: str, of_views: str) -> None:
     """One step moves f_k's statistics exactly as one pass over the (shuffled) key clips does, and the extra pass sees the
