@@ -38,15 +38,15 @@ def resized(path: Path, size: int) -> np.ndarray:
 
 def flow_errors(path: Path, size: int) -> np.ndarray:
     """Stored minus computed flow of a video in stored pixels, float32 (vectors, 2)."""
-    motion, scaler, computed = Motion(frozenset({"flow"})), None, []
+    motion, scaler, computed = Motion(["flow"]), None, []
     with OpenedVideo(path) as opened:
         for frame in opened.frames():
             scaler = scaler or Scaler(frame, size)
-            if (moved := motion(scaler(frame)[0])) is not None:
-                computed.append(moved.flow_hw2)
+            if (pair := motion(scaler(frame)[0])) is not None:
+                computed.append(pair.flow_hw2)
     (sample,) = transcode(path, Options(size=size, cues=("flow",)))
-    meta = {"video": "v", "frames": sample.frames, "codec": "jpeg", "cues": ["flow"], **sample.meta}
-    stored = unpack(b"".join(pack("k", sample.members, meta))).flow(range(1, sample.frames))
+    found = unpack(b"".join(pack("k", sample.members, sample.meta)))
+    stored = found.vectors("flow", range(1, len(found)))
     return (stored - np.stack(computed)).reshape(-1, 2)
 
 
@@ -72,11 +72,10 @@ def main() -> None:
                 for cues in size:
                     options = Options(size=args.size, codec=codec, quality=quality, cues=cues)
                     (sample,) = transcode(path, options)
-                    meta = {"video": "v", "frames": sample.frames, "codec": codec, "cues": list(options.cues), **sample.meta}
-                    data = b"".join(pack("k", sample.members, meta))
+                    data = b"".join(pack("k", sample.members, sample.meta))
                     size[cues] += len(data)
                     if not cues:
-                        stored = unpack(data).frames(range(sample.frames))
+                        stored = unpack(data).frames(range(sample.meta.frames))
                         error += sum(
                             float(np.square(a.astype(np.float32) - b).mean()) for a, b in zip(stored, source, strict=True)
                         )

@@ -97,15 +97,8 @@ def ours(files: list[Path], options: Options) -> int:
     total = 0
     for path in files:
         for sample in transcode(path, options):
-            meta = {
-                "video": path.name,
-                "frames": sample.frames,
-                "codec": options.codec,
-                "cues": list(options.cues),
-                **sample.meta,
-            }
-            sum(len(piece) for piece in pack("k", sample.members, meta))
-            total += sample.frames
+            sum(len(piece) for piece in pack("k", sample.members, sample.meta))
+            total += sample.meta.frames
     return total
 
 
@@ -207,8 +200,7 @@ def read_table(sets: dict[str, list[Path]]) -> None:
             options, records[codec] = Options(size=SIZE, cues=(), codec=codec), []
             for path in files:
                 (sample,) = transcode(path, options)
-                meta = {"video": path.name, "frames": sample.frames, "codec": codec, "cues": [], **sample.meta}
-                records[codec].append(unpack(b"".join(pack("k", sample.members, meta))))
+                records[codec].append(unpack(b"".join(pack("k", sample.members, sample.meta))))
         rates: dict[str, list[float]] = {"jpeg": [], "h264": []}
         for number in range(ROUNDS):
             for codec, some in records.items():

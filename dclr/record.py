@@ -5,11 +5,9 @@ A sample is one video, or one segment of a long one: a run of adjacent tar membe
     KEY.mjpg        frames: colour JPEGs back to back; .h264 instead holds packets of H.264 in coded order
     KEY.idx         uint64 little-endian, N + 1 offsets into the stream before it: part i is stream[idx[i]:idx[i + 1]]
     KEY.kinds       H.264 only: N letters in display order, I (a group starts), P (reference), b (droppable)
-    KEY.diff.*      cue "diff": the signed luma difference as grey pictures, in the same three members
-    KEY.flow.*      cue "flow": grey JPEGs (2h, w), horizontal above vertical; flow.npy float32 (N,), pixels a level
-    KEY.energy.npy  cue "energy": float32 (N,), mean absolute luma difference of a frame in grey levels (0..255)
-    KEY.grid.npy    cue "energy": float16 (N, 8, 8), the same in each cell of a grid
-    KEY.json        what is known about the video
+    KEY.CUE.*       the grey pictures of a cue, in the same members (dclr/cues.py has the cues)
+    KEY.ARRAY.npy   an array of a cue: a value for each frame
+    KEY.json        what is known about the video: :class:`SampleMeta`
 
 Everything here is read as hostile: sizes are bounded by the slice, names cannot leave it, and no pickle is ever loaded.
 """
@@ -22,73 +20,40 @@ import json
 import math
 import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import IO, Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import lru_cache
+from typing import IO, Any, TypeVar
 
 import cv2
 import numpy as np
 import simplejpeg
 
+from dclr.cues import CUES, Cue, flow_pixels
 from dclr.errors import InputError
+from dclr.text import plain
 
 VERSION = 2
 CODECS = {"jpeg": "mjpg", "h264": "h264"}  # codec of frames and differences -> extension of their stream
-CUES = ("diff", "flow", "energy")
+RATES = ("measured", "contradictory")  # what ``fps`` is where the header's rate does not agree with the timestamps
 BLOCK = 512  # tar's unit
+MAX_NUMBER = 1 << 40  # of anything that KEY.json counts
+SHOWN = 80  # letters of a wrong value that an error shows
 MAX_SIDE = 4096  # of a stored frame, in pixels: a bound on what a hostile header can make us allocate
 OCTAL = re.compile(rb"[0-7]{1,11}")
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a letter, which JSON can hold and UTF-8 cannot
 KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")  # no dots: webdataset ends the key at the first one
-GRID = 8  # cells of the energy grid along each side
-FLOW_SHRINK = 4  # flow is stored at a quarter of the frame's sides
-FLOW_STEP = 1 / 16  # smallest step of stored flow, in pixels a level
-STILL = 128  # the level of no motion, in differences and flow
 JPEG_MATRIX = np.array([[1, 0, 1.402, 0], [1, -0.344136, -0.714136, 0], [1, 1.772, 0, 0]])  # of Y, U, V and 1
 TO_RGB = (
     np.rint(1024 * JPEG_MATRIX) / 1024
 )  # OpenCV computes in 1024ths: rounded like that before 128 goes off, grey stays grey
 TO_RGB[:, 3] = -128 * TO_RGB[:, 1:3].sum(1)
 
+Part = TypeVar("Part")
+
 
 class FormatError(InputError):
     """A sample's bytes are not what shards/README.md says."""
-
-
-def luma_difference(luma_HW: np.ndarray, previous_HW: np.ndarray) -> np.ndarray:
-    """Signed difference of two uint8 luma planes as uint8 (H, W): ``round(x / 2) + 128`` with x = luma - previous.
-
-    Halves round to even and +255 saturates to 255; a still pixel is exactly 128 (docs/method.md, "Inputs of one video").
-
-    >>> luma_difference(np.array([[10, 10, 0]], np.uint8), np.array([[10, 0, 10]], np.uint8)).tolist()
-    [[128, 133, 123]]
-    """
-    return cv2.addWeighted(luma_HW, 0.5, previous_HW, -0.5, STILL)
-
-
-def flow_levels(flow_hw2: np.ndarray) -> tuple[np.ndarray, float]:
-    """Flow float32 (h, w, 2) in pixels -> (uint8 (2h, w), horizontal above vertical; pixels a level of this frame).
-
-    ``round(x / scale) + 128`` with ``scale = max(1/16, max|x| / 127)``: each component is at most half a level off.
-    """
-    scale = max(FLOW_STEP, float(np.abs(flow_hw2).max()) / 127)
-    levels = np.rint(flow_hw2 / scale) + STILL
-    return np.concatenate([levels[..., 0], levels[..., 1]]).astype(np.uint8), scale
-
-
-def flow_pixels(levels_n2hw: np.ndarray, scale_n: np.ndarray) -> np.ndarray:
-    """The inverse of :func:`flow_levels`: uint8 (n, 2h, w), float32 (n,) -> float32 (n, h, w, 2), stored pixels a frame."""
-    n, rows, w = levels_n2hw.shape
-    flow = (levels_n2hw.reshape(n, 2, rows // 2, w).astype(np.float32) - STILL) * scale_n[:, None, None, None]
-    return np.ascontiguousarray(flow.transpose(0, 2, 3, 1))
-
-
-def flow_size(height: int, width: int) -> tuple[int, int]:
-    """(h, w) of the flow stored for frames of ``height`` x ``width``.
-
-    >>> flow_size(128, 170)
-    (32, 42)
-    """
-    return max(1, height // FLOW_SHRINK), max(1, width // FLOW_SHRINK)
 
 
 def video_id(video: str) -> int:
@@ -96,39 +61,153 @@ def video_id(video: str) -> int:
     return int.from_bytes(hashlib.blake2b(video.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def member_names(codec: str, cues: Sequence[str]) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Source:
+    """The file that a sample was made of: its ``path`` below the root, its ``width`` and ``height`` in pixels, ``first``, the
+    source frame that frame 0 is, and ``rate``, one of :data:`RATES`, where the header's frame rate does not hold."""
+
+    path: str
+    width: int
+    height: int
+    first: int
+    rate: str | None = None
+
+    def __post_init__(self) -> None:
+        _expect(self, "path", _text(self.path), "a text")
+        _expect(self, "width", _whole(self.width, 1), f"1..{MAX_NUMBER}")
+        _expect(self, "height", _whole(self.height, 1), f"1..{MAX_NUMBER}")
+        _expect(self, "first", _whole(self.first), f"0..{MAX_NUMBER}")
+        _expect(self, "rate", self.rate in (None, *RATES), f"one of {', '.join(RATES)}")
+
+
+@dataclass(frozen=True)
+class SampleMeta:
+    """``KEY.json``: the fields of shards/README.md. ``label`` and ``class_name`` (``class`` there) are None where unlabelled.
+
+    A set may lack what has a default here. Raises FormatError naming the field, what it is and what was expected.
+    """
+
+    video: str
+    frames: int
+    width: int
+    height: int
+    codec: str
+    cues: tuple[str, ...]
+    fps: float = 0
+    label: int | None = None
+    class_name: str | None = None
+    labels: dict[str, int] = field(default_factory=dict)
+    splits: tuple[str, ...] = ()
+    source: Source | None = None
+
+    def __post_init__(self) -> None:
+        labels = self.labels.values() if isinstance(self.labels, dict) else [None]
+        _expect(self, "width", _whole(self.width, 1, MAX_SIDE), f"1..{MAX_SIDE}")
+        _expect(self, "height", _whole(self.height, 1, MAX_SIDE), f"1..{MAX_SIDE}")
+        _expect(self, "frames", _whole(self.frames, 1), f"1..{MAX_NUMBER}")
+        _expect(self, "video", _text(self.video), "its id, a text")
+        _expect(self, "codec", isinstance(self.codec, str) and self.codec in CODECS, f"one of {', '.join(CODECS)}")
+        _expect(self, "cues", _texts(self.cues) and CUES.keys() >= set(self.cues), f"some of {', '.join(CUES)}")
+        _expect(self, "fps", type(self.fps) in (int, float) and 0 <= self.fps < math.inf, "frames a second, or 0")
+        _expect(self, "label", self.label is None or _whole(self.label), "a number of a class, or null")
+        _expect(self, "class_name", self.class_name is None or _text(self.class_name), "a name, or null")
+        _expect(self, "labels", all(map(_whole, labels)), "a number of a class for each kind of label")
+        _expect(self, "splits", _texts(self.splits), "names of splits")
+        _expect(self, "source", isinstance(self.source, Source | None), "a table")
+
+    def dumps(self) -> bytes:
+        """UTF-8 JSON; the same fields give the same bytes."""
+        table = {"version": VERSION, **asdict(self)}
+        table["class"] = table.pop("class_name")
+        if self.source is not None and self.source.rate is None:
+            del table["source"]["rate"]
+        return json.dumps(table, sort_keys=True, ensure_ascii=False).encode()
+
+    @classmethod
+    def loads(cls, data: bytes) -> SampleMeta:
+        """Parse and check; unknown fields are ignored. Raises ValueError or RecursionError for what is no JSON."""
+        table = json.loads(data)
+        version = table.get("version") if isinstance(table, dict) else table
+        if not isinstance(table, dict) or version != VERSION:
+            raise FormatError(f"format version {plain(repr(version), SHOWN)}, this code reads version {VERSION}")
+        table["class_name"] = table.pop("class", None)
+        table |= {name: tuple(table[name]) for name in ("cues", "splits") if isinstance(table.get(name), list)}
+        if isinstance(table.get("source"), dict):
+            table["source"] = _from_table(Source, table["source"])
+        return _from_table(cls, table)
+
+
+def _from_table(part: type[Part], table: Mapping[str, Any]) -> Part:
+    """The dataclass that a JSON table says; a field that it lacks has its default, or None, which the checks refuse."""
+    required = {f.name for f in fields(part) if f.default is f.default_factory is MISSING}  # type: ignore[arg-type]
+    return part(**{f.name: table.get(f.name) for f in fields(part) if f.name in table or f.name in required})  # type: ignore[arg-type]
+
+
+def _whole(number: Any, least: int = 0, most: int = MAX_NUMBER) -> bool:
+    return type(number) is int and least <= number <= most
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and not SURROGATE.search(value)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, tuple) and all(map(_text, value))
+
+
+def _expect(part: Any, name: str, good: bool, expected: str) -> None:
+    if not good:
+        value = getattr(part, name)
+        value = plain(repr(list(value) if isinstance(value, tuple) else value), SHOWN)
+        shown = {"class_name": "class"}.get(name, name) if isinstance(part, SampleMeta) else f"source's {name}"
+        raise FormatError(f"{shown} {'are' if name in ('cues', 'labels', 'splits') else 'is'} {value}, expected {expected}")
+
+
+def stream_names(codec: str, prefix: str = "") -> tuple[str, ...]:
+    """The extensions of a stream's members."""
+    return tuple(prefix + name for name in (CODECS[codec], "idx", *(("kinds",) if codec == "h264" else ())))
+
+
+def array_name(array: str) -> str:
+    """The extension of the member that holds an array of a cue."""
+    return f"{array}.npy"
+
+
+def cue_codec(cue: Cue, codec: str) -> str:
+    """The codec of a cue's pictures in a set whose frames have ``codec``."""
+    return codec if cue.quality is None else "jpeg"
+
+
+def member_names(codec: str, cues: Collection[str]) -> tuple[str, ...]:
     """The extensions of a sample's members, in their order.
 
     >>> member_names("jpeg", ["energy"])
     ('mjpg', 'idx', 'energy.npy', 'grid.npy', 'json')
     """
-
-    def stream(prefix: str) -> tuple[str, ...]:
-        names = (CODECS[codec], "idx") if codec == "jpeg" else (CODECS[codec], "idx", "kinds")
-        return tuple(prefix + name for name in names)
-
-    names = stream("")
-    names += stream("diff.") if "diff" in cues else ()
-    names += ("flow.mjpg", "flow.idx", "flow.npy") if "flow" in cues else ()
-    names += ("energy.npy", "grid.npy") if "energy" in cues else ()
+    names = stream_names(codec)
+    for cue in [cue for name, cue in CUES.items() if name in cues]:
+        names += stream_names(cue_codec(cue, codec), f"{cue.name}.") if cue.picture else ()
+        names += tuple(map(array_name, cue.arrays))
     return (*names, "json")
 
 
-EXTENSIONS = frozenset(name for codec in CODECS for name in member_names(codec, CUES))
+@lru_cache
+def _extensions(cues: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(name for codec in CODECS for name in member_names(codec, cues))
 
 
-def pack(key: str, members: Mapping[str, bytes | IO[bytes]], meta: Mapping[str, Any]) -> Iterator[bytes]:
+def pack(key: str, members: Mapping[str, bytes | IO[bytes]], meta: SampleMeta) -> Iterator[bytes]:
     """The tar bytes of one sample in pieces, a whole number of 512-byte blocks; the same input gives the same bytes.
 
     Args:
         key: the sample's name, matching :data:`KEY`.
         members: what :func:`member_names` names but ``json``: bytes, or a file of them (a long video's, on disk).
-        meta: what goes into ``KEY.json``, with at least frames, width, height, video, codec and cues.
+        meta: what goes into ``KEY.json``; its codec and cues say which members there are.
     """
     if not KEY.fullmatch(key):
         raise FormatError(f"key {key!r}: expected {KEY.pattern}")
-    document = json.dumps({"version": VERSION, **meta}, sort_keys=True, ensure_ascii=False).encode()
-    for extension in member_names(meta["codec"], meta["cues"]):
+    document = meta.dumps()
+    for extension in member_names(meta.codec, meta.cues):
         data = document if extension == "json" else members[extension]
         info = tarfile.TarInfo(f"{key}.{extension}")  # mtime, owner and mode are constants, so bytes repeat
         info.size = len(data) if isinstance(data, bytes) else data.seek(0, io.SEEK_END)
@@ -199,11 +278,11 @@ class JpegStream(Stream):
         colours = "GRAY" if out_nHWC.shape[-1] == 1 else "RGB"
         for picture, frame in zip(out_nHWC, wanted_n, strict=True):
             try:
-                found = simplejpeg.decode_jpeg(self.part(frame), colours, buffer=picture).shape
+                shape = simplejpeg.decode_jpeg(self.part(frame), colours, buffer=picture).shape
             except ValueError as error:
                 raise _undecodable(self.name, frame, picture, error) from None
-            if found != picture.shape:  # a smaller one leaves the rest of the buffer as it was
-                raise _undecodable(self.name, frame, picture, f"a picture of {found[1]}x{found[0]}")
+            if shape != picture.shape:  # a smaller one leaves the rest of the buffer as it was
+                raise _undecodable(self.name, frame, picture, f"a picture of {shape[1]}x{shape[0]}")
 
 
 @dataclass(frozen=True)
@@ -292,16 +371,14 @@ def _undecodable(name: str, frame: int, picture: np.ndarray, why: object) -> For
 
 @dataclass(frozen=True)
 class Record:
-    """One sample. ``meta`` is ``KEY.json`` (shards/README.md has its fields); a cue that the set was made without is None."""
+    """One sample. ``meta`` is ``KEY.json``, ``streams`` the pictures of each cue that has any, by its name, and ``arrays`` the
+    arrays of its cues, by theirs."""
 
     key: str
-    meta: dict[str, Any]
+    meta: SampleMeta
     rgb: Stream
-    diff: Stream | None
-    flow_levels: Stream | None
-    flow_scale_N: np.ndarray | None  # float32 (N,), pixels a level
-    energy_N: np.ndarray | None  # float32 (N,), grey levels
-    grid_NGG: np.ndarray | None  # float16 (N, 8, 8), grey levels
+    streams: Mapping[str, Stream]
+    arrays: Mapping[str, np.ndarray]
 
     def __len__(self) -> int:
         return len(self.rgb)
@@ -309,37 +386,32 @@ class Record:
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the stored frames."""
-        return self.meta["height"], self.meta["width"]
+        return self.meta.height, self.meta.width
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """RGB frames at ``indices``: uint8 (n, H, W, 3)."""
         return self.rgb.decode(indices, *self.size)
 
-    def differences(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The stored signed luma difference at ``indices``: uint8 (n, H, W), 128 where nothing moved."""
-        if self.diff is None:
-            raise self._without("diff")
-        return self.diff.decode(indices, *self.size, grey=True)
+    def pictures(self, cue: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The grey pictures of a cue at ``indices``: uint8 (n, h, w), 128 where nothing moved. Raises FormatError where the
+        sample is without that cue."""
+        shape = CUES[cue].picture
+        if cue not in self.streams or shape is None:
+            raise self._without(cue)
+        return self.streams[cue].decode(indices, *shape(*self.size), grey=True)
 
-    def flow(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The stored optical flow at ``indices``: float32 (n, h, w, 2), rightward and downward, in stored pixels a frame."""
-        return flow_pixels(*self.stored_flow(indices))
+    def vectors(self, cue: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """A cue of vectors at ``indices``: float32 (n, h, w, 2), rightward and downward, in stored pixels a frame."""
+        return flow_pixels(self.pictures(cue, indices), self.arrays[cue][np.asarray(indices)])
 
-    def stored_flow(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same as it is stored: levels uint8 (n, 2h, w), horizontal above vertical, and pixels a level float32 (n,)."""
-        if self.flow_levels is None or self.flow_scale_N is None:
-            raise self._without("flow")
-        h, w = flow_size(*self.size)
-        return self.flow_levels.decode(indices, 2 * h, w, grey=True), self.flow_scale_N[np.asarray(indices)]
-
-    def energy_grid(self) -> np.ndarray:
-        """How much moves in each cell of each frame: float16 (N, 8, 8), grey levels."""
-        if self.grid_NGG is None:
-            raise self._without("energy")
-        return self.grid_NGG
+    def array(self, name: str) -> np.ndarray:
+        """An array of a cue, a value for each frame: (N, ...). Raises FormatError where the sample is without that cue."""
+        if name not in self.arrays:
+            raise self._without(next(cue.name for cue in CUES.values() if name in cue.arrays))
+        return self.arrays[name]
 
     def _without(self, cue: str) -> FormatError:
-        have = ", ".join(self.meta["cues"]) or "none"
+        have = ", ".join(self.meta.cues) or "none"
         return FormatError(f"{self.key}: no cue {cue!r} in it (it has: {have}); make the shards with --cues {cue}")
 
 
@@ -350,8 +422,8 @@ def _header(block: bytes) -> tuple[str, int]:
     sum_said, size = block[148:156].rstrip(b" \0"), block[124:136].rstrip(b" \0")
     if block[257:265] != b"ustar\x0000" or not OCTAL.fullmatch(sum_said) or not OCTAL.fullmatch(size):
         raise ValueError("no ustar header")
-    if (found := sum(block) - sum(block[148:156]) + 8 * ord(" ")) != int(sum_said, 8):
-        raise ValueError(f"its checksum is {found}, it says {int(sum_said, 8)}")
+    if (checksum := sum(block) - sum(block[148:156]) + 8 * ord(" ")) != int(sum_said, 8):
+        raise ValueError(f"its checksum is {checksum}, it says {int(sum_said, 8)}")
     if block[156:157] != b"0" or block[345] != 0:
         raise ValueError("no plain file")
     return block[:100].rstrip(b"\0").decode("ascii", "replace"), int(size, 8)
@@ -359,7 +431,8 @@ def _header(block: bytes) -> tuple[str, int]:
 
 def members(data: bytes | memoryview) -> dict[str, memoryview]:
     """Split one sample's tar bytes into ``extension -> contents`` (plus ``"key" -> name``); views, nothing is copied."""
-    view, at, found, key = memoryview(data), 0, {}, None
+    view, at, contents, key = memoryview(data), 0, dict[str, memoryview](), None
+    extensions = _extensions(tuple(CUES))
     while at < len(view):
         header = view[at : at + BLOCK]
         if len(header) < BLOCK:
@@ -369,19 +442,19 @@ def members(data: bytes | memoryview) -> dict[str, memoryview]:
         except ValueError as error:
             raise FormatError(f"not a tar header at byte {at} of the sample: {error}") from None
         name, _, extension = member.partition(".")
-        if not KEY.fullmatch(name) or extension not in EXTENSIONS or (key or name) != name:
+        if not KEY.fullmatch(name) or extension not in extensions or (key or name) != name:
             raise FormatError(f"unexpected tar member {member!r} in sample {key or name!r}")
-        if extension in found:
+        if extension in contents:
             raise FormatError(f"tar member {member!r} twice in one sample")
         start, key = at + BLOCK, name
         if start + size > len(view):
             raise FormatError(f"{member}: {size} bytes announced, {len(view) - start} left in the sample")
-        found[extension] = view[start : start + size]
+        contents[extension] = view[start : start + size]
         at = start + size + (-size % BLOCK)
-    if key is None or "json" not in found:
-        raise FormatError(f"sample {key!r} holds {sorted(found)}, and no json")
-    found["key"] = memoryview(key.encode())
-    return found
+    if key is None or "json" not in contents:
+        raise FormatError(f"sample {key!r} holds {sorted(contents)}, and no json")
+    contents["key"] = memoryview(key.encode())
+    return contents
 
 
 def parse_array(npy: bytes | memoryview, dtype: str, shape: tuple[int, ...], name: str) -> np.ndarray:
@@ -392,10 +465,10 @@ def parse_array(npy: bytes | memoryview, dtype: str, shape: tuple[int, ...], nam
         stream = io.BytesIO(npy)
         if np.lib.format.read_magic(stream) != (1, 0):
             raise FormatError(f"{name}: expected .npy version 1.0")
-        found, fortran, kind = np.lib.format.read_array_header_1_0(stream)
+        said, fortran, kind = np.lib.format.read_array_header_1_0(stream)
         start = stream.tell()
-        if kind != np.dtype(dtype) or found != shape or fortran:
-            raise FormatError(f"{name}: {kind} {found}, expected {np.dtype(dtype)} {shape}")
+        if kind != np.dtype(dtype) or said != shape or fortran:
+            raise FormatError(f"{name}: {kind} {said}, expected {np.dtype(dtype)} {shape}")
     if len(npy) - start != np.dtype(dtype).itemsize * count:
         raise FormatError(f"{name}: {len(npy) - start} bytes, expected {np.dtype(dtype)} {shape}")
     return np.frombuffer(npy, dtype, count, start).reshape(shape)
@@ -408,9 +481,9 @@ def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded.encode()
 
 
-def _stream(found: Mapping[str, memoryview], prefix: str, codec: str, key: str) -> Stream:
+def _stream(contents: Mapping[str, memoryview], prefix: str, codec: str, key: str) -> Stream:
     """The stream under ``prefix``; raises FormatError where offsets or kinds cannot be those of a stream."""
-    data, index, name = found[prefix + CODECS[codec]], found[prefix + "idx"], f"{key}.{prefix}idx"
+    data, index, name = contents[prefix + CODECS[codec]], contents[prefix + "idx"], f"{key}.{prefix}idx"
     if len(index) % 8 or len(index) < 16:
         raise FormatError(f"{name}: an index of {len(index)} bytes, expected uint64 offsets of at least one frame")
     offsets = np.frombuffer(index, "<u8")
@@ -419,50 +492,37 @@ def _stream(found: Mapping[str, memoryview], prefix: str, codec: str, key: str) 
     stream = f"{key}.{prefix}{CODECS[codec]}"
     if codec == "jpeg":
         return JpegStream(stream, data, offsets)
-    kinds = bytes(found[prefix + "kinds"]).decode("ascii", "replace")
+    kinds = bytes(contents[prefix + "kinds"]).decode("ascii", "replace")
     if len(kinds) != len(offsets) - 1 or not re.fullmatch(r"I(b?[IP])*", kinds):
         raise FormatError(f"{key}.{prefix}kinds: {kinds[:20]!r}..., expected {len(offsets) - 1} letters I, P, b, no b last")
     return PacketStream(stream, data, offsets, kinds)
 
 
-def parse(found: Mapping[str, memoryview]) -> Record:
+def parse(contents: Mapping[str, memoryview]) -> Record:
     """A :class:`Record` from :func:`members`, checked: raises FormatError naming the key and what is wrong."""
-    key = bytes(found["key"]).decode()
+    key = bytes(contents["key"]).decode()
     try:
-        meta = json.loads(bytes(found["json"]))
-        _check_meta(key, meta)
-        total, cues, codec = meta["frames"], meta["cues"], meta["codec"]
-        expected = {*member_names(codec, cues), "key"}
-        if set(found) != expected:
-            raise FormatError(f"{key} holds {sorted(found)}, expected {sorted(expected)}")
-        rgb = _stream(found, "", codec, key)
-        diff = _stream(found, "diff.", codec, key) if "diff" in cues else None
-        flow = _stream(found, "flow.", "jpeg", key) if "flow" in cues else None
-        scale = parse_array(found["flow.npy"], "<f4", (total,), f"{key}.flow.npy") if "flow" in cues else None
-        energy = parse_array(found["energy.npy"], "<f4", (total,), f"{key}.energy.npy") if "energy" in cues else None
-        grid = parse_array(found["grid.npy"], "<f2", (total, GRID, GRID), f"{key}.grid.npy") if "energy" in cues else None
+        try:
+            meta = SampleMeta.loads(bytes(contents["json"]))
+        except FormatError as error:
+            raise FormatError(f"{key}.json: {error}") from None
+        expected = {*member_names(meta.codec, meta.cues), "key"}
+        if set(contents) != expected:
+            raise FormatError(f"{key} holds {sorted(contents)}, expected {sorted(expected)}")
+        rgb, streams, arrays = _stream(contents, "", meta.codec, key), dict[str, Stream](), dict[str, np.ndarray]()
+        for cue in [CUES[name] for name in meta.cues]:
+            if cue.picture:
+                streams[cue.name] = _stream(contents, f"{cue.name}.", cue_codec(cue, meta.codec), key)
+            for name, (dtype, shape) in cue.arrays.items():
+                arrays[name] = parse_array(
+                    contents[array_name(name)], dtype, (meta.frames, *shape), f"{key}.{array_name(name)}"
+                )
     except (ValueError, EOFError, RecursionError) as error:
         raise error if isinstance(error, FormatError) else FormatError(f"{key}: {error}") from None
-    for stream in (rgb, diff, flow):
-        if stream is not None and len(stream) != total:
-            raise FormatError(f"{stream.name}: {len(stream)} pictures, and {key}.json says {total}")
-    return Record(key, meta, rgb, diff, flow, scale, energy, grid)
-
-
-def _check_meta(key: str, meta: Any) -> None:
-    if not isinstance(meta, dict) or meta.get("version") != VERSION:
-        version = meta.get("version") if isinstance(meta, dict) else meta
-        raise FormatError(f"{key}.json: format version {version!r}, this code reads version {VERSION}")
-    for field, most in (("width", MAX_SIDE), ("height", MAX_SIDE), ("frames", 1 << 40)):
-        if not isinstance(meta.get(field), int) or not 0 < meta[field] <= most:
-            raise FormatError(f"{key}.json: {field} is {meta.get(field)!r}, expected 1..{most}")
-    if not isinstance(meta.get("video"), str):
-        raise FormatError(f"{key}.json: video is {meta.get('video')!r}, expected its id, a text")
-    if meta.get("codec") not in CODECS:
-        raise FormatError(f"{key}.json: codec is {meta.get('codec')!r}, expected one of {', '.join(CODECS)}")
-    cues = meta.get("cues")
-    if not isinstance(cues, list) or not all(cue in CUES for cue in cues):
-        raise FormatError(f"{key}.json: cues are {cues!r}, expected some of {', '.join(CUES)}")
+    for stream in (rgb, *streams.values()):
+        if len(stream) != meta.frames:
+            raise FormatError(f"{stream.name}: {len(stream)} pictures, and {key}.json says {meta.frames}")
+    return Record(key, meta, rgb, streams, arrays)
 
 
 def unpack(data: bytes | memoryview) -> Record:

@@ -1,4 +1,5 @@
-"""Frames -> motion cues, computed on the decoded and resized luma before any lossy encode.
+"""Frames -> the pairs that motion cues are computed of (dclr/cues.py), on the decoded and resized luma before any lossy encode:
+optical flow, and the camera's motion taken out of a pair.
 
 Coordinates are pixel centres of the stored frame, x rightward, y downward. A camera's motion is an affine matrix float64 (2, 3)
 that takes a pixel of the current frame to where the same point was in the previous one. Nothing here draws random numbers
@@ -7,13 +8,13 @@ that takes a pixel of the current frame to where the same point was in the previ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
 from functools import lru_cache
 
 import cv2
 import numpy as np
 
-from dclr.record import GRID, flow_size, luma_difference
+from dclr.cues import CUES, FramePair, flow_size
 
 MAX_FLOW = 64  # pixels a frame that a component of the flow is clipped to
 MIN_SIDE = 16  # DIS refuses pictures below 12 pixels
@@ -34,57 +35,23 @@ BLACK = 24  # luma up to which a row or column at the frame's edge is a black ba
 BLUR = 2  # pixels that scaling smears a bar's border over
 
 
-@dataclass(frozen=True)
-class Moved:
-    """One frame's motion against the previous frame; with ``stabilise``, after the camera's is removed.
-
-    Attributes:
-        difference_HW: uint8 (H, W), :func:`dclr.record.luma_difference`; None unless "diff" is wanted.
-        flow_hw2: float32 (h, w, 2) of :func:`dclr.record.flow_size`: rightward and downward motion, in stored pixels a frame,
-            of what is seen there in the current frame; within +-64. None unless "flow" is wanted.
-        energy: mean absolute luma difference, in grey levels (0..255); None, like the grid, unless "energy" is wanted.
-        grid_88: float32 (8, 8), the same in the cells between rows ``i * H // 8`` and columns ``j * W // 8``; 0 in empty ones.
-    """
-
-    difference_HW: np.ndarray | None
-    flow_hw2: np.ndarray | None
-    energy: float | None
-    grid_88: np.ndarray | None
-
-
 class Motion:
-    """The cues of one video, fed one frame at a time; all its frames have one size."""
+    """The pairs of one video, fed one frame at a time; all its frames have one size."""
 
-    def __init__(self, cues: frozenset[str], stabilise: bool = False) -> None:
-        self._cues, self._stabilise = cues, stabilise
+    def __init__(self, cues: Collection[str], stabilise: bool = False) -> None:
+        self._stabilise = stabilise
         self._previous: np.ndarray | None = None
-        self._flow = Flow() if "flow" in cues or stabilise else None
+        self._flow = Flow() if stabilise or any(CUES[name].needs_flow for name in cues) else None
 
-    def __call__(self, luma_HW: np.ndarray) -> Moved | None:
-        """uint8 (H, W) contiguous luma, kept until the next call -> its motion; None for the first frame."""
+    def __call__(self, luma_HW: np.ndarray) -> FramePair | None:
+        """uint8 (H, W) contiguous luma, kept until the next call -> it and the frame before it; None for the first frame."""
         previous, self._previous = self._previous, luma_HW
         flow = self._flow(luma_HW) if self._flow is not None else None
         if previous is None:
             return None
         if self._stabilise and flow is not None:
             previous, flow = stabilised(luma_HW, previous, flow)
-        energy, grid = energies(luma_HW, previous) if "energy" in self._cues else (None, None)
-        return Moved(
-            luma_difference(luma_HW, previous) if "diff" in self._cues else None,
-            np.clip(flow, -MAX_FLOW, MAX_FLOW) if "flow" in self._cues and flow is not None else None,
-            energy,
-            grid,
-        )
-
-
-def energies(luma_HW: np.ndarray, previous_HW: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean absolute difference of two uint8 planes: of the frame, and float32 (8, 8) of its cells (:class:`Moved`)."""
-    height, width = luma_HW.shape
-    rows, columns = np.arange(GRID + 1) * height // GRID, np.arange(GRID + 1) * width // GRID
-    sums = cv2.integral(cv2.absdiff(luma_HW, previous_HW))[rows[:, None], columns]
-    cells = np.diff(np.diff(sums, axis=0), axis=1)  # exact even where the int32 sums of a huge frame wrapped
-    areas = np.maximum(np.outer(np.diff(rows), np.diff(columns)), 1)
-    return float(cells.sum(dtype=np.int64)) / luma_HW.size, (cells / areas).astype(np.float32)
+        return FramePair(luma_HW, previous, None if flow is None else np.clip(flow, -MAX_FLOW, MAX_FLOW))
 
 
 class Flow:
@@ -103,7 +70,7 @@ class Flow:
         self._previous: np.ndarray | None = None
 
     def __call__(self, luma_HW: np.ndarray) -> np.ndarray | None:
-        """uint8 (H, W) -> float32 (h, w, 2) as in :class:`Moved`, not clipped; None for the first frame."""
+        """uint8 (H, W) -> float32 (h, w, 2) as in :class:`dclr.cues.FramePair`, not clipped; None for the first frame."""
         height, width = luma_HW.shape
         rows, columns = (max(round(side * SEARCH_SIZE), MIN_SIDE) for side in (height, width))
         previous, self._previous = self._previous, cv2.resize(luma_HW, (columns, rows), interpolation=cv2.INTER_AREA)

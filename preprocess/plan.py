@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from dclr.cues import CUES
 from dclr.data.manifest import SHARD_NAME
 from dclr.errors import InputError
 from dclr.record import VERSION
@@ -31,8 +32,8 @@ PROBE_SECONDS = 15.0
 PROBED = 32  # videos whose headers are read to learn how many output bytes a source byte gives
 # Bytes a stored pixel at size 128 (benchmarks/quality.py prints bytes a frame of real clips)
 BYTES_A_PIXEL = {"jpeg": 0.34, "h264": 0.05}
-DIFF_SHARE = 0.35  # of the frames' bytes that differences add
-FLOW_BYTES_A_PIXEL = 0.03
+CUE_SHARE = 0.35  # of the frames' bytes that a cue adds whose pictures are stored as frames are
+SMALL_CUE = 0.03  # bytes a stored pixel of video that a cue adds whose pictures are JPEGs of their own size
 FALLBACK_RATIO = 3.5  # output bytes a source byte where no header can be read: UCF101's at size 128
 
 
@@ -162,8 +163,10 @@ def pixel_bytes(options: Options) -> float:
     quality = options.quality or default
     finer = 2 ** ((quality - default) / 10) if options.codec == "jpeg" else 2 ** ((default - quality) / 6)
     coarser = (128 / options.size) ** 0.5  # larger frames of the same scene are smoother
-    share = 1 + (DIFF_SHARE if "diff" in options.cues else 0) * (3 if options.codec != "jpeg" else 1)
-    return BYTES_A_PIXEL[options.codec] * finer * coarser * share + (FLOW_BYTES_A_PIXEL if "flow" in options.cues else 0)
+    qualities = [CUES[name].quality for name in options.cues if CUES[name].picture]
+    alike, small = qualities.count(None), len(qualities) - qualities.count(None)
+    share = 1 + CUE_SHARE * alike * (3 if options.codec != "jpeg" else 1)
+    return BYTES_A_PIXEL[options.codec] * finer * coarser * share + SMALL_CUE * small
 
 
 def jobs(source: VideoSet, keys: Sequence[str], options: Options, ratio: float, first_shard: int = 0) -> list[Job]:

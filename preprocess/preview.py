@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from dclr.cues import CUES
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError, make_folder
 from dclr.record import Record
@@ -41,17 +42,19 @@ def _row(record: Record) -> np.ndarray:
     at = np.linspace(0, len(record) - 1, COLUMNS).astype(int)
     height, width = record.size
     strips = [np.concatenate(list(record.frames(at)), axis=1)]
-    if record.diff is not None:
-        strips.append(_grey(np.concatenate(list(record.differences(at)), axis=1)))
-    if record.flow_levels is not None:
-        strips.append(np.concatenate([flow_colours(flow, height, width) for flow in record.flow(at)], axis=1))
-    if record.grid_NGG is not None and record.energy_N is not None:
-        grids = np.clip(record.grid_NGG[at].astype(np.float32) * (255 / ENERGY_FULL), 0, 255).astype(np.uint8)
+    for cue in record.streams:
+        if CUES[cue].vectors:
+            strips.append(np.concatenate([flow_colours(flow, height, width) for flow in record.vectors(cue, at)], axis=1))
+        else:
+            pictures = [cv2.resize(p, (width, height), interpolation=cv2.INTER_NEAREST) for p in record.pictures(cue, at)]
+            strips.append(_grey(np.concatenate(pictures, axis=1)))
+    if "energy" in record.meta.cues:
+        grids = np.clip(record.array("grid")[at].astype(np.float32) * (255 / ENERGY_FULL), 0, 255).astype(np.uint8)
         size = (width, height)
         strips.append(_grey(np.concatenate([cv2.resize(g, size, interpolation=cv2.INTER_NEAREST) for g in grids], axis=1)))
-        strips.append(energy_curve(record.energy_N, at, COLUMNS * width))
+        strips.append(energy_curve(record.array("energy"), at, COLUMNS * width))
     title = np.full((18, COLUMNS * width, 3), 255, np.uint8)
-    text = f"{record.key}  {record.meta['class'] or ''}  {len(record)} frames, {record.meta['fps']:g} fps"
+    text = f"{record.key}  {record.meta.class_name or ''}  {len(record)} frames, {record.meta.fps:g} fps"
     cv2.putText(title, text, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate([title, *strips])
 

@@ -106,21 +106,18 @@ def make_samples(task: Task, root: Folder, options: Options, spool: Path) -> Mad
             except Exception as error:  # a store has many ways to say no
                 raise TranscodeError("fetch", f"{type(error).__name__}: {error}") from None
             for number, sample in enumerate(transcode(path, options, video.span, spool)):
-                origin = {"path": video.path, **sample.meta["source"]}
-                meta = {
-                    "video": video.id,
-                    "label": next(iter(video.labels.values()), None),
-                    "labels": video.labels,
-                    "class": task.class_name,
-                    "splits": list(video.splits),
-                    "frames": sample.frames,
-                    "codec": options.codec,
-                    "cues": list(options.cues),
-                    **sample.meta,
-                    "source": origin,
-                }
+                assert sample.meta.source is not None
+                meta = replace(
+                    sample.meta,
+                    video=video.id,
+                    label=next(iter(video.labels.values()), None),
+                    labels=video.labels,
+                    class_name=task.class_name,
+                    splits=tuple(video.splits),
+                    source=replace(sample.meta.source, path=video.path),
+                )
                 key = f"{task.key}_s{number:05d}" if options.segment else task.key  # no two keys of a set can meet
-                out.add(key, pack(key, sample.members, meta), sample.frames, sample.meta["fps"])
+                out.add(key, pack(key, sample.members, meta), meta)
         return out.finish()
     except TranscodeError as error:
         out.discard()
@@ -177,8 +174,8 @@ def _fill(writer: ShardWriter, job: Job, results: Iterator[Made | Failure | Lost
             writer.fail(result)
             tell(0, True)
         else:
-            writer.add(task, result)
-            tell(sum(part.frames for part in result.parts), False)
+            writer.add(result)
+            tell(sum(part.meta.frames for part in result.parts), False)
 
 
 def _on_ray(todo: Sequence[Job], root: Folder, out: Folder, options: Options, timeout: float, tell: Tell) -> None:

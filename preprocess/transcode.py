@@ -28,14 +28,14 @@ from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
+from dclr.cues import CUES, STILL, Cue, FramePair, flow_size
 from dclr.errors import InputError
-from dclr.record import CODECS, CUES, GRID, MAX_SIDE, STILL, flow_levels, flow_size, pack_array, pack_offsets
+from dclr.record import CODECS, MAX_SIDE, SampleMeta, Source, array_name, cue_codec, pack_array, pack_offsets, stream_names
 from dclr.settings import check_values, setting
-from preprocess.motion import Motion, Moved
+from preprocess.motion import Motion
 
 WHICH = "which videos"  # a group of --help
 QUALITY = {"jpeg": (90, 1, 100), "h264": (20, 0, 51)}  # codec -> default, least, most
-FLOW_QUALITY = 90  # of flow's JPEGs: 0.03 px of error, a third of the bytes of PNG
 GOP = 16  # frames from one I to the next: what the first frame of a clip may cost
 SPOOL = 64_000_000  # bytes of a member that stay in memory
 MAX_WIDTH, MAX_HEIGHT = 8192, 4320  # their product bounds what a hostile header can make a decoder allocate
@@ -59,7 +59,7 @@ def cue_list(text: str) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class Options:
     """What decides a sample's bytes, kept in the manifest. ``size``: stored short side in pixels. ``codec``: jpeg or h264.
-    ``quality``: JPEG quality or h264's crf. ``cues``: some of diff, flow, energy. ``stabilise``: the
+    ``quality``: JPEG quality or h264's crf. ``cues``: some of :data:`dclr.cues.CUES`. ``stabilise``: the
     camera's motion is removed from cues. ``segment``: seconds of a sample, 0 for whole videos, of ``max_seconds`` at most.
     ``shard_size``: estimated megabytes (10**6) of a shard."""
 
@@ -88,7 +88,9 @@ class Options:
         if self.codec != "jpeg" and self.size % 2:
             raise InputError(f"--size {self.size}: --codec {self.codec} needs an even number of pixels")
         if self.stabilise and not self.cues:
-            raise InputError("--stabilise: there are no cues to stabilise; add --cues diff, flow or energy")
+            raise InputError(
+                f"--stabilise: there are no cues to stabilise; add --cues {', '.join(list(CUES)[:-1])} or {list(CUES)[-1]}"
+            )
 
 
 class TranscodeError(Exception):
@@ -101,13 +103,11 @@ class TranscodeError(Exception):
 
 @dataclass(frozen=True)
 class Transcoded:
-    """A finished sample: its ``members`` (all of :func:`dclr.record.member_names` except json), its number of ``frames``,
-    ``first``, the source frame that its frame 0 is, and ``meta``, what :func:`transcode` adds to ``KEY.json``."""
+    """A finished sample: its ``members`` (all of :func:`dclr.record.member_names` except json) and its ``meta``, in which the
+    file's name is the video's id and the source's path, and there is no label and no split."""
 
     members: dict[str, bytes | IO[bytes]]
-    frames: int
-    first: int
-    meta: dict[str, Any]
+    meta: SampleMeta
 
 
 def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
@@ -135,7 +135,7 @@ class JpegEncoder:
         self._sizes.append(len(data))
 
     def members(self) -> dict[str, bytes | IO[bytes]]:
-        return {self._prefix + "mjpg": self._file, self._prefix + "idx": pack_offsets(self._sizes)}
+        return dict(zip(stream_names("jpeg", self._prefix), (self._file, pack_offsets(self._sizes)), strict=True))
 
 
 class PacketEncoder:
@@ -194,70 +194,74 @@ class PacketEncoder:
         for number in self._order:
             kinds[number] = "I" if number in self._intra else "b" if number < last else "P"
             last = max(last, number)
-        return {
-            self._prefix + "h264": self._file,
-            self._prefix + "idx": pack_offsets(self._sizes),
-            self._prefix + "kinds": "".join(kinds).encode(),
-        }
+        parts = self._file, pack_offsets(self._sizes), "".join(kinds).encode()
+        return dict(zip(stream_names("h264", self._prefix), parts, strict=True))
+
+
+ENCODERS: dict[str, type[JpegEncoder] | type[PacketEncoder]] = {"jpeg": JpegEncoder, "h264": PacketEncoder}
+
+
+class CueEncoder:
+    """A cue of a sample that grows frame by frame. Raises ValueError where it is computed as anything but what it announces."""
+
+    def __init__(self, cue: Cue, options: Options, spool: Path | None):
+        self._cue = cue
+        self._pictures: JpegEncoder | PacketEncoder | None = None
+        if cue.picture:
+            codec = cue_codec(cue, options.codec)
+            self._pictures = ENCODERS[codec](cue.quality or options.quality or 0, f"{cue.name}.", spool)
+        self._values: dict[str, list[Any]] = {name: [] for name in cue.arrays}
+
+    def add(self, pair: FramePair) -> None:
+        values = list(self._cue.compute(pair))
+        if self._pictures is not None and self._cue.picture is not None:
+            picture, expected = values.pop(0), self._cue.picture(*pair.luma_HW.shape)
+            if picture.dtype != np.uint8 or picture.shape != expected:
+                raise ValueError(f"cue {self._cue.name!r}: {picture.dtype} {picture.shape}, expected uint8 {expected}")
+            self._pictures.add([np.ascontiguousarray(picture)])
+        for kept, value in zip(self._values.values(), values, strict=True):
+            kept.append(value)
+
+    def members(self) -> dict[str, bytes | IO[bytes]]:
+        out = {} if self._pictures is None else self._pictures.members()
+        for name, (dtype, shape) in self._cue.arrays.items():
+            array = np.array(self._values[name], dtype)
+            if array.shape[1:] != shape:
+                raise ValueError(f"cue {self._cue.name!r}: {name} is {array.shape[1:]} a frame, expected {shape}")
+            out[array_name(name)] = pack_array(array)
+        return out
 
 
 class SampleEncoder:
     """A sample that grows frame by frame: the encoders and the cues of one :class:`Options`."""
 
     def __init__(self, options: Options, first: int, spool: Path | None):
-        def encoder(prefix: str) -> JpegEncoder | PacketEncoder:
-            quality = options.quality or 0
-            if options.codec == "jpeg":
-                return JpegEncoder(quality, prefix, spool)
-            return PacketEncoder(quality, prefix, spool)
-
         self.first, self.frames = first, 0
-        self._cues = options.cues
-        self._motion = Motion(frozenset(options.cues), options.stabilise) if options.cues else None
-        self._rgb = encoder("")
-        self._diff = encoder("diff.") if "diff" in options.cues else None
-        self._flow = JpegEncoder(FLOW_QUALITY, "flow.", spool) if "flow" in options.cues else None
-        self._scale: list[float] = []
-        self._energy: list[float] = []
-        self._grid: list[np.ndarray] = []
+        self._motion = Motion(options.cues, options.stabilise) if options.cues else None
+        self._rgb = ENCODERS[options.codec](options.quality or 0, "", spool)
+        self._cues = [CueEncoder(CUES[name], options, spool) for name in options.cues]
 
     def add(self, planes: Sequence[np.ndarray]) -> None:
         self._rgb.add(planes)
         self.frames += 1
         if self._motion is not None:
-            moved = self._motion(planes[0])
-            if self.frames == 2 and moved is not None:
-                self._keep(moved)  # entry 0 equals entry 1: the shared rule of every dynamic view
-            if moved is not None:
-                self._keep(moved)
-            self._shape = planes[0].shape
+            self._luma = planes[0]
+            pair = self._motion(self._luma)
+            if self.frames == 2 and pair is not None:
+                self._keep(pair)  # entry 0 equals entry 1: the shared rule of every dynamic view
+            if pair is not None:
+                self._keep(pair)
 
-    def _keep(self, moved: Moved) -> None:
-        if self._diff is not None and moved.difference_HW is not None:
-            self._diff.add([moved.difference_HW])
-        if self._flow is not None and moved.flow_hw2 is not None:
-            levels, scale = flow_levels(moved.flow_hw2)
-            self._flow.add([levels])
-            self._scale.append(scale)
-        if moved.energy is not None and moved.grid_88 is not None:
-            self._energy.append(moved.energy)
-            self._grid.append(moved.grid_88.astype("<f2"))
+    def _keep(self, pair: FramePair) -> None:
+        for cue in self._cues:
+            cue.add(pair)
 
     def members(self) -> dict[str, bytes | IO[bytes]]:
         if self._motion is not None and self.frames == 1:  # nothing to compare with: still
-            height, width = self._shape
-            still = np.full((height, width), STILL, np.uint8)
-            self._keep(
-                Moved(still, np.zeros((*flow_size(height, width), 2), np.float32), 0.0, np.zeros((GRID, GRID), np.float32))
-            )
+            self._keep(FramePair(self._luma, self._luma, np.zeros((*flow_size(*self._luma.shape), 2), np.float32)))
         out = self._rgb.members()
-        if self._diff is not None:
-            out |= self._diff.members()
-        if self._flow is not None:
-            out |= self._flow.members() | {"flow.npy": pack_array(np.array(self._scale, "<f4"))}
-        if "energy" in self._cues:
-            out["energy.npy"] = pack_array(np.array(self._energy, "<f4"))
-            out["grid.npy"] = pack_array(np.stack(self._grid))
+        for cue in self._cues:
+            out |= cue.members()
         return out
 
 
@@ -468,10 +472,11 @@ def transcode(
         seen = 0
 
         def finished(sample: SampleEncoder, scaler: Scaler) -> Transcoded:
-            origin: dict[str, Any] = {"width": scaler.source[0], "height": scaler.source[1], "first": sample.first}
-            origin |= {"rate": opened.rate} if opened.rate else {}
-            meta = {"fps": opened.fps, "width": scaler.width, "height": scaler.height, "source": origin}
-            return Transcoded(sample.members(), sample.frames, sample.first, meta)
+            source = Source(path.name, *scaler.source, sample.first, opened.rate)
+            meta = SampleMeta(
+                path.name, sample.frames, scaler.width, scaler.height, options.codec, options.cues, opened.fps, source=source
+            )
+            return Transcoded(sample.members(), meta)
 
         for number, frame in enumerate(opened.frames()):
             if end is not None and number >= end:

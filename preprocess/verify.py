@@ -18,7 +18,7 @@ from dclr.record import BLOCK, FormatError, unpack, video_id
 from dclr.storage import Folder
 from preprocess.pool import Lost, Pool
 
-RATES = {  # of KEY.json's source -> as it is said
+SAID = {  # of KEY.json's source -> as it is said
     "measured": "measured from the timestamps",
     "contradictory": "the header's though timestamps contradict each other",
 }
@@ -70,7 +70,7 @@ def verify(folder: Folder, deep: bool, workers: int) -> list[str]:
         faults.append(f"{MANIFEST}: splits are {manifest.splits}, the indexes say {splits}")
         print(f"fault: {faults[0]}")
     if rates:
-        counts = ", ".join(f"{how} in {rates[rate]}" for rate, how in RATES.items())
+        counts = ", ".join(f"{how} in {rates[rate]}" for rate, how in SAID.items())
         print(f"fps: {counts} of {manifest.samples} samples")
     how = "every byte hashed, every picture decoded" if deep else "every byte hashed"
     print(f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards, {how}: {len(faults) or 'no'} faults")
@@ -86,7 +86,7 @@ def _same(joined: ShardSet, at: int, entry: Entry) -> bool:
 
 
 def verify_shard(shard: Shard, folder: Folder, deep: bool) -> tuple[list[str], list[Entry], Counter[str]]:
-    """The faults of one shard, its index's entries, and the samples of each of :data:`RATES`."""
+    """The faults of one shard, its index's entries, and the samples of each of :data:`dclr.record.RATES`."""
     cv2.setNumThreads(1)
     if folder.size(shard.index_name) is None:
         return [f"{shard.index_name}: missing"], [], Counter()
@@ -135,18 +135,17 @@ def _sample_faults(data: memoryview, entry: Entry, deep: bool, rates: Counter[st
         return [f"crc32 is {zlib.crc32(data)}, the index says {entry.crc32}"]
     try:
         record = unpack(data)
-        said = (record.key, len(record), record.meta["video"], record.meta["labels"], record.meta["splits"])
+        meta = record.meta
+        said = (record.key, len(record), meta.video, meta.labels, list(meta.splits))
         if said != (entry.key, entry.frames, entry.video, entry.labels, entry.splits):
             return [f"holds {said}, and the index says otherwise"]
-        source = record.meta.get("source")
-        rates.update(rate for rate in RATES if isinstance(source, dict) and source.get("rate") == rate)
+        if meta.source is not None and meta.source.rate is not None:
+            rates[meta.source.rate] += 1
         for start in range(0, len(record) if deep else 0, PICTURES):
             some = np.arange(start, min(start + PICTURES, len(record)))
             record.frames(some)
-            if record.diff is not None:
-                record.differences(some)
-            if record.flow_levels is not None:
-                record.flow(some)
-    except (FormatError, KeyError) as error:
+            for cue in record.streams:
+                record.pictures(cue, some)
+    except FormatError as error:
         return [str(error)]
     return []

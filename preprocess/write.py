@@ -17,9 +17,9 @@ from uuid import uuid4
 
 from dclr.data.manifest import Entry, Header, read_index
 from dclr.errors import InputError
-from dclr.record import BLOCK
+from dclr.record import BLOCK, SampleMeta
 from dclr.storage import Folder, RemoteFolder
-from preprocess.plan import Failure, Job, Task, parse_failure
+from preprocess.plan import Failure, Job, parse_failure
 from preprocess.transcode import SPOOL
 
 PIECE = 1 << 20
@@ -40,13 +40,12 @@ def read_failures(folder: Folder, name: str) -> list[Failure]:
 
 @dataclass(frozen=True)
 class Part:
-    """Where one finished sample lies in :class:`Made`'s bytes: its ``key``, ``size``, ``crc32``, ``frames`` and ``fps``."""
+    """Where one finished sample lies in :class:`Made`'s bytes: its ``key``, ``size``, ``crc32`` and ``KEY.json``."""
 
     key: str
     size: int
     crc32: int
-    frames: int
-    fps: float
+    meta: SampleMeta
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class MadeWriter:
         self._size = 0
         self._parts: list[Part] = []
 
-    def add(self, key: str, pieces: Iterable[bytes], frames: int, fps: float) -> None:
+    def add(self, key: str, pieces: Iterable[bytes], meta: SampleMeta) -> None:
         """Append one sample (:func:`dclr.record.pack`)."""
         size = crc32 = 0
         for piece in pieces:
@@ -88,7 +87,7 @@ class MadeWriter:
             self._size += len(piece)
             if self._size > SPOOL:
                 self._flush()
-        self._parts.append(Part(key, size, crc32, frames, fps))
+        self._parts.append(Part(key, size, crc32, meta))
 
     def _flush(self) -> None:
         if self._path is None:
@@ -121,24 +120,11 @@ class ShardWriter:
         self._entries: list[Entry] = []
         self._failures: list[Failure] = []
 
-    def add(self, task: Task, made: Made) -> None:
+    def add(self, made: Made) -> None:
         """Append a video's samples."""
-        video, offset = task.video, self._bytes
-        label = next(iter(video.labels.values()), None)
+        offset = self._bytes
         for part in made.parts:
-            entry = Entry(
-                part.key,
-                offset,
-                part.size,
-                part.crc32,
-                label,
-                video.labels,
-                list(video.splits),
-                part.frames,
-                part.fps,
-                video.id,
-            )
-            self._entries.append(entry)
+            self._entries.append(Entry.of(part.meta, part.key, offset, part.size, part.crc32))
             offset += part.size
         for piece in made.pieces():
             self._write(piece)

@@ -88,9 +88,7 @@ def scalars(run: Path) -> dict[str, list[float]]:
 def stored(path: Path, **options: object) -> Record:
     """The one sample of a video, read back."""
     (done,) = transcode(path, Options(**options))  # type: ignore[arg-type]
-    made = Options(**options)  # type: ignore[arg-type]
-    meta = {"video": path.name, "frames": done.frames, "codec": made.codec, "cues": list(made.cues), **done.meta}
-    return unpack(b"".join(pack("k", done.members, meta)))
+    return unpack(b"".join(pack("k", done.members, done.meta)))
 
 
 def render(motion: str, scene: str, seed: tuple[object, ...]) -> tuple[np.ndarray, int]:

@@ -1,9 +1,12 @@
 """One sample's bytes <-> arrays, for both codecs, and what hostile bytes meet."""
 
 import io
+import json
 import tarfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 
 import av
 import cv2
@@ -11,12 +14,13 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from dclr import record
-from dclr.record import FormatError, Record
-from preprocess.transcode import FLOW_QUALITY, JpegEncoder, PacketEncoder
+from dclr import cues, record
+from dclr.cues import CUES, FLOW_QUALITY, flow_levels
+from dclr.record import FormatError, Record, SampleMeta
+from preprocess.transcode import JpegEncoder, PacketEncoder
 
 
-def parts(codec: str = "jpeg", frames: int = 5) -> tuple[dict, dict]:
+def parts(codec: str = "jpeg", frames: int = 5) -> tuple[dict, SampleMeta]:
     """Members and meta of a sample whose frame i is uniformly 40 i, with differences 128 + i, flow (i, -i) and energies i."""
     encoder = JpegEncoder if codec == "jpeg" else PacketEncoder
     quality = {"jpeg": 90, "h264": 10}[codec]
@@ -25,20 +29,18 @@ def parts(codec: str = "jpeg", frames: int = 5) -> tuple[dict, dict]:
     for i in range(frames):
         rgb.add([np.full((16, 24), 40 * i % 256, np.uint8), *np.full((2, 8, 12), 128, np.uint8)])
         diff.add([np.full((16, 24), 128 + i, np.uint8)])
-        levels, scale = record.flow_levels(np.full((4, 6, 2), (i, -i), np.float32))
+        levels, scale = flow_levels(np.full((4, 6, 2), (i, -i), np.float32))
         flow.add([levels])
         scales.append(scale)
     members = rgb.members() | diff.members() | flow.members()
     members["flow.npy"] = record.pack_array(np.array(scales, "<f4"))
     members["energy.npy"] = record.pack_array(np.arange(frames, dtype="<f4"))
     members["grid.npy"] = record.pack_array(np.ones((frames, 8, 8), "<f2"))
-    meta = {"width": 24, "height": 16, "video": "a/b.avi", "frames": frames, "codec": codec, "cues": list(record.CUES)}
-    return members, meta
+    return members, SampleMeta("a/b.avi", frames, 24, 16, codec, tuple(CUES))
 
 
-def sample(codec: str = "jpeg", frames: int = 5, **changes: object) -> bytes:
-    members, meta = parts(codec, frames)
-    return b"".join(record.pack("a_b", members, meta | changes))
+def sample(codec: str = "jpeg", frames: int = 5) -> bytes:
+    return b"".join(record.pack("a_b", *parts(codec, frames)))
 
 
 @pytest.mark.parametrize("codec", list(record.CODECS))
@@ -48,12 +50,12 @@ def test_any_frame_in_any_order_with_its_cues(codec: str) -> None:
     frames = found.frames([4, 0, 4, 2])
     assert frames.shape == (4, 16, 24, 3)
     assert [f.mean() for f in frames] == pytest.approx([160, 0, 160, 80], abs=1.5)
-    assert [d.mean() for d in found.differences([1, 3])] == pytest.approx([129, 131], abs=0.5)
-    flow = found.flow([0, 4, 2])
+    assert [d.mean() for d in found.pictures("diff", [1, 3])] == pytest.approx([129, 131], abs=0.5)
+    flow = found.vectors("flow", [0, 4, 2])
     assert flow.shape == (3, 4, 6, 2)
     np.testing.assert_allclose(flow.mean((1, 2)), [(0, 0), (4, -4), (2, -2)], atol=0.1)
-    np.testing.assert_array_equal(found.energy_N, [0, 1, 2, 3, 4])
-    assert found.grid_NGG is not None and found.grid_NGG.shape == (5, 8, 8)
+    np.testing.assert_array_equal(found.array("energy"), [0, 1, 2, 3, 4])
+    assert found.array("grid").shape == (5, 8, 8)
     with pytest.raises(IndexError, match="of 5"):
         found.frames([5])
 
@@ -61,7 +63,7 @@ def test_any_frame_in_any_order_with_its_cues(codec: str) -> None:
 @pytest.mark.parametrize("codec", list(record.CODECS))
 def test_members_are_adjacent_and_in_the_specified_order(codec: str) -> None:
     with tarfile.open(fileobj=io.BytesIO(sample(codec) + bytes(1024))) as tar:
-        assert tar.getnames() == [f"a_b.{extension}" for extension in record.member_names(codec, record.CUES)]
+        assert tar.getnames() == [f"a_b.{extension}" for extension in record.member_names(codec, CUES)]
         assert {(m.mtime, m.uid, m.mode) for m in tar.getmembers()} == {(0, 0, 0o644)}
 
 
@@ -71,7 +73,7 @@ def noise(frames: int, codec: str) -> Record:
     canvas = cv2.GaussianBlur(rng.integers(0, 256, (48, 200), np.uint8), (9, 9), 3)
     for i in range(frames):
         encoder.add([canvas[:, 2 * i : 2 * i + 64], *np.full((2, 24, 32), 128, np.uint8)])
-    meta = {"width": 64, "height": 48, "video": "v", "frames": frames, "codec": codec, "cues": []}
+    meta = SampleMeta("v", frames, 64, 48, codec, ())
     return record.unpack(b"".join(record.pack("k", encoder.members(), meta)))
 
 
@@ -100,28 +102,28 @@ def test_an_h264_stream_is_played_by_any_decoder() -> None:
         assert sum(1 for _ in container.decode(video=0)) == 20
 
 
-@pytest.mark.parametrize("cues", [(), ("diff",), ("flow",), ("energy",), ("diff", "energy")])
-def test_a_cue_that_is_not_stored_is_said_to_be_missing(cues: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("stored", [(), ("diff",), ("flow",), ("energy",), ("diff", "energy")])
+def test_a_cue_that_is_not_stored_is_said_to_be_missing(stored: tuple[str, ...]) -> None:
     members, meta = parts()
-    found = record.unpack(b"".join(record.pack("k", members, meta | {"cues": list(cues)})))
-    assert (found.energy_N is not None) == ("energy" in cues)
-    for cue, read in (("diff", found.differences), ("flow", found.flow)):
-        if cue in cues:
-            assert len(read([1])) == 1
+    found = record.unpack(b"".join(record.pack("k", members, replace(meta, cues=stored))))
+    assert set(found.streams) == set(stored) - {"energy"}
+    for cue, read in (("diff", found.pictures), ("flow", found.vectors), ("energy", lambda *_: found.array("grid"))):
+        if cue in stored:
+            assert len(read(cue, [1])) in (1, 5)
         else:
             with pytest.raises(FormatError, match=f"no cue '{cue}'.*--cues {cue}"):
-                read([1])
+                read(cue, [1])
 
 
 def test_flow_is_at_most_half_a_level_off() -> None:
     rng = np.random.default_rng(0)
     for reach in (0.01, 0.5, 5, 60):
         flow = rng.uniform(-reach, reach, (32, 42, 2)).astype(np.float32)
-        levels, scale = record.flow_levels(flow)
+        levels, scale = flow_levels(flow)
         assert levels.shape == (64, 42) and levels.dtype == np.uint8 and scale == max(1 / 16, np.abs(flow).max() / 127)
-        back = record.flow_pixels(levels[None], np.array([scale], np.float32))[0]
+        back = cues.flow_pixels(levels[None], np.array([scale], np.float32))[0]
         assert np.abs(back - flow).max() <= scale / 2 + 1e-5
-    assert record.flow_levels(np.zeros((4, 4, 2), np.float32))[0].tolist() == [[128] * 4] * 8
+    assert flow_levels(np.zeros((4, 4, 2), np.float32))[0].tolist() == [[128] * 4] * 8
 
 
 def test_luma_difference_is_half_the_change_around_128() -> None:
@@ -129,7 +131,7 @@ def test_luma_difference_is_half_the_change_around_128() -> None:
     previous = np.array([[255, 0, 10, 12, 9, 10]], np.uint8)
     x = luma.astype(float) - previous
     expected = np.clip(np.round(x / 2) + 128, 0, 255)
-    np.testing.assert_array_equal(record.luma_difference(luma, previous), expected)
+    np.testing.assert_array_equal(cues.luma_difference(luma, previous), expected)
     np.testing.assert_array_equal(expected, [[0, 255, 128, 127, 128, 130]])
 
 
@@ -153,6 +155,11 @@ def rewritten(change: Mapping[str, bytes | None], extra: list[tarfile.TarInfo] |
             new.addfile(member)
         end = new.offset
     return out.getvalue()[:end]
+
+
+def said(**changes: object) -> bytes:
+    """The sample whose KEY.json has these fields changed."""
+    return rewritten({"json": json.dumps(json.loads(parts()[1].dumps()) | changes).encode()})
 
 
 def pickled() -> bytes:
@@ -182,21 +189,21 @@ def announcing(values: int) -> bytes:
         (rewritten({"energy.npy": announcing(10**14)}), "expected float32"),
         (rewritten({"energy.npy": b"PK" + bytes(40)}), "a_b"),
         (rewritten({"json": b"{"}), "a_b"),
-        (sample(video=None), "video is None"),
+        (said(video=None), "video is None"),
         (rewritten({"json": b"[]"}), "format version"),
         (rewritten({}, [tarfile.TarInfo("../../etc/passwd")]), "unexpected tar member"),
         (rewritten({}, [tarfile.TarInfo("other.json")]), "unexpected tar member"),
-        (sample(version=1), "version 1"),
+        (said(version=1), "version 1"),
         (rewritten({"kinds": b"bbbbb"}, codec="h264"), "expected 5 letters"),
         (rewritten({"kinds": b"IPPPb"}, codec="h264"), "no b last"),
         (rewritten({"kinds": b"IPP"}, codec="h264"), "expected 5 letters"),
         (rewritten({"kinds": None}, codec="h264"), "expected"),
         (rewritten({"grid.npy": announcing(5)}), "expected float16"),
         (rewritten({"flow.idx": np.arange(3, dtype="<u8").tobytes()}), "flow.idx"),
-        (sample(cues=["diff", "taste"]), "cues are"),
-        (sample(cues="diff"), "cues are"),
-        (sample(width=10**9), "width"),
-        (sample(width=0), "width"),
+        (said(cues=["diff", "taste"]), "cues are"),
+        (said(cues="diff"), "cues are"),
+        (said(width=10**9), "width"),
+        (said(width=0), "width"),
     ],
 )  # fmt: skip
 def test_hostile_bytes_are_refused_by_name(damaged: bytes, says: str) -> None:
@@ -204,21 +211,85 @@ def test_hostile_bytes_are_refused_by_name(damaged: bytes, says: str) -> None:
         record.unpack(damaged)
 
 
-def test_an_unknown_codec_is_refused() -> None:
-    document = b'{"version": 2, "codec": "realvideo", "frames": 5, "width": 24, "height": 16, "video": "v", "cues": []}'
-    with pytest.raises(FormatError, match="codec is 'realvideo'"):
-        record.unpack(rewritten({"json": document}))
+SOURCE = {"path": "a/b.avi", "width": 320, "height": 240, "first": 0}
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "says"),
+    [
+        ("version", 2.5, "format version 2.5"),
+        ("codec", "realvideo", "codec is 'realvideo', expected one of jpeg, h264"),
+        ("codec", ["jpeg"], "codec is ['jpeg'], expected one of jpeg, h264"),
+        ("cues", ["diff", ["flow"]], "cues are ['diff', ['flow']], expected some of diff, flow, energy"),
+        ("cues", None, "cues are None"),
+        ("frames", True, "frames is True, expected 1..1099511627776"),
+        ("frames", 10**30, "frames is 1000"),
+        ("width", 24.0, "width is 24.0, expected 1..4096"),
+        ("fps", -1, "fps is -1, expected frames a second, or 0"),
+        ("fps", float("nan"), "fps is nan"),
+        ("fps", float("inf"), "fps is inf"),
+        ("fps", "25", "fps is '25'"),
+        ("label", -1, "label is -1, expected a number of a class, or null"),
+        ("class", 3, "class is 3, expected a name, or null"),
+        ("labels", [3], "labels are [3], expected a number of a class for each kind of label"),
+        ("labels", {"action": "walk"}, "labels are {'action': 'walk'}"),
+        ("splits", "train", "splits are 'train', expected names of splits"),
+        ("splits", [1], "splits are [1]"),
+        ("source", "a.avi", "source is 'a.avi', expected a table"),
+        ("source", {}, "source's path is None, expected a text"),
+        ("source", SOURCE | {"width": 0}, "source's width is 0"),
+        ("source", SOURCE | {"first": -1}, "source's first is -1"),
+        ("source", SOURCE | {"rate": ["measured"]}, "source's rate is ['measured'], expected one of measured, contradictory"),
+        ("video", "\ud800", "video is '\\ud800', expected its id, a text"),
+        ("splits", ["\udfff"], "splits are ['\\udfff']"),
+        ("video", 200 * "x", None),
+        ("codec", 200 * "x", "codec is '" + 70 * "x"),
+    ],
+)
+def test_each_field_of_the_json_is_checked(field: str, wrong: object, says: str | None) -> None:
+    if says is None:
+        assert getattr(record.unpack(said(**{field: wrong})).meta, field) == wrong
+        return
+    with pytest.raises(FormatError) as refused:
+        record.unpack(said(**{field: wrong}))
+    message = str(refused.value)
+    assert message.startswith(f"a_b.json: {says}") and len(message) < 220 and "\n" not in message
+
+
+def test_the_json_is_read_as_it_was_written() -> None:
+    """Also one without the fields that not every set has, and one with fields that this version does not know."""
+    _, least = parts()
+    source = record.Source("a/b.avi", 320, 240, 7, "measured")
+    full = replace(
+        least, fps=29.97, label=3, class_name="日本語", labels={"action": 3}, splits=("train01",),
+        source=source,
+    )  # fmt: skip
+    for meta in (least, full):
+        assert SampleMeta.loads(meta.dumps()) == meta
+    assert "rate" not in json.loads(replace(full, source=replace(source, rate=None)).dumps())["source"]
+    table = json.loads(full.dumps())
+    assert (table["version"], table["class"], table["splits"], table["source"]["rate"]) == (
+        2,
+        "日本語",
+        ["train01"],
+        "measured",
+    )
+    assert SampleMeta.loads(json.dumps(table | {"weather": "rain"}).encode()) == full
+    bare = {name: table[name] for name in ("version", "video", "frames", "width", "height", "codec", "cues")}
+    assert SampleMeta.loads(json.dumps(bare).encode()) == least
+    with pytest.raises(FormatError, match="width is 0"):
+        replace(full, width=0)
 
 
 def test_a_frame_of_another_size_does_not_decode() -> None:
     big = JpegEncoder(90)
     big.add(list(np.zeros((1, 64, 64), np.uint8)))
-    meta = {"width": 16, "height": 16, "video": "v", "frames": 1, "codec": "jpeg", "cues": []}
+    meta = SampleMeta("v", 1, 16, 16, "jpeg", ())
     with pytest.raises(FormatError, match="frame 0 does not decode to 16x16"):
         record.unpack(b"".join(record.pack("k", big.members(), meta))).frames([0])
     members, meta = parts("h264")
     with pytest.raises(FormatError, match="frame 2 does not decode to 12x8"):
-        record.unpack(b"".join(record.pack("k", members, meta | {"width": 12, "height": 8, "cues": []}))).frames([2])
+        record.unpack(b"".join(record.pack("k", members, replace(meta, width=12, height=8, cues=())))).frames([2])
 
 
 @pytest.mark.parametrize("colours", [1, 3])
@@ -231,7 +302,7 @@ def test_a_jpeg_of_another_size_is_refused_in_every_stream(cue: str, height: int
         data = simplejpeg.encode_jpeg(picture, 90, "GRAY" if colours == 1 else "RGB", "Gray" if colours == 1 else "420")
         changed = {f"{cue}mjpg": 5 * data, f"{cue}idx": record.pack_offsets(5 * [len(data)])}
         found = record.unpack(b"".join(record.pack("a_b", members | changed, meta)))
-        read = {"": found.frames, "diff.": found.differences, "flow.": found.flow}[cue]
+        read = partial(found.pictures, cue[:-1]) if cue else found.frames
         with pytest.raises(FormatError, match=f"a_b.{cue}mjpg: frame 3 does not decode to {width}x{height}") as refused:
             read([3, 4])
         assert f"{found_width}x{found_height}" in str(refused.value) or f"{found_height}, {found_width}" in str(refused.value)
@@ -251,7 +322,7 @@ def packets(members: list[bytes], cue: str = "") -> Record:
     """The sample 48x32 whose frames (and differences) are these packets, the first an I."""
     stream = {"h264": b"".join(members), "idx": record.pack_offsets([len(part) for part in members])}
     stream["kinds"] = b"I" + b"P" * (len(members) - 1)
-    meta = {"width": 48, "height": 32, "video": "v", "frames": len(members), "codec": "h264", "cues": ["diff"]}
+    meta = SampleMeta("v", len(members), 48, 32, "h264", ("diff",))
     stream |= {f"diff.{name}": data for name, data in stream.items()}
     return record.unpack(b"".join(record.pack("k", stream, meta)))
 
@@ -266,7 +337,7 @@ def test_an_h264_picture_of_another_kind_is_refused() -> None:
         (packets(h264(pictures, "yuv420p10le")), "pixels are yuv420p10le"),
         (packets(cut), "a damaged picture"),  # FFmpeg fills up what is missing
     ):
-        for read, name in ((found.frames, "k.h264"), (found.differences, "k.diff.h264")):
+        for read, name in ((found.frames, "k.h264"), (partial(found.pictures, "diff"), "k.diff.h264")):
             with pytest.raises(FormatError, match=f"{name}: .*{says}"):
                 read([0, 1, 2, 3])
     assert packets(good[:2] + small).frames([0, 1]).shape == (2, 32, 48, 3)
@@ -285,7 +356,7 @@ def colourful(codec: str) -> tuple[list[np.ndarray], Record]:
     planes = [cv2.normalize(plane, None, 60, 196, cv2.NORM_MINMAX) for plane in planes]
     encoder = JpegEncoder(100) if codec == "jpeg" else PacketEncoder(1)
     encoder.add(planes)
-    meta = {"width": 128, "height": 96, "video": "v", "frames": 1, "codec": codec, "cues": []}
+    meta = SampleMeta("v", 1, 128, 96, codec, ())
     return planes, record.unpack(b"".join(record.pack("k", encoder.members(), meta)))
 
 
@@ -301,7 +372,7 @@ def test_a_jpeg_is_read_as_every_decoder_reads_it(quality: int) -> None:
     """Exact DCT, interpolated colour: libjpeg's defaults, which OpenCV's own copy of it has too."""
     rng, encoder = np.random.default_rng(quality), JpegEncoder(quality)
     encoder.add([cv2.GaussianBlur(rng.integers(0, 256, side, np.uint8), (0, 0), 2) for side in ((96, 127), (48, 64), (48, 64))])
-    meta = {"width": 127, "height": 96, "video": "v", "frames": 1, "codec": "jpeg", "cues": []}
+    meta = SampleMeta("v", 1, 127, 96, "jpeg", ())
     found = record.unpack(b"".join(record.pack("k", encoder.members(), meta)))
     expected = cv2.imdecode(np.frombuffer(found.rgb.data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     np.testing.assert_array_equal(found.frames([0])[0], expected)
@@ -313,7 +384,7 @@ def test_stored_flow_and_differences_do_not_drift() -> None:
     fields, changes, scales = [], [], []
     for shift in np.linspace(-3, 3, 13):
         field = cv2.GaussianBlur(rng.standard_normal((32, 42, 2)), (0, 0), 3) + np.array([shift, -shift])
-        levels, scale = record.flow_levels(field.astype(np.float32))
+        levels, scale = flow_levels(field.astype(np.float32))
         flow.add([levels])
         changes.append(cv2.GaussianBlur(rng.integers(0, 256, (128, 168), np.uint8), (0, 0), 2))
         diff.add([changes[-1]])
@@ -321,10 +392,10 @@ def test_stored_flow_and_differences_do_not_drift() -> None:
         scales.append(scale)
     members = flow.members() | diff.members() | {"flow.npy": record.pack_array(np.array(scales, "<f4"))}
     members |= {"mjpg": members["diff.mjpg"], "idx": members["diff.idx"]}
-    meta = {"width": 168, "height": 128, "video": "v", "frames": 13, "codec": "jpeg", "cues": ["diff", "flow"]}
+    meta = SampleMeta("v", 13, 168, 128, "jpeg", ("diff", "flow"))
     found = record.unpack(b"".join(record.pack("k", members, meta)))
-    assert np.abs((found.flow(range(13)) - fields).mean((0, 1, 2))).max() < 0.005
-    assert abs((found.differences(range(13)) - np.array(changes, float)).mean()) < 0.05
+    assert np.abs((found.vectors("flow", range(13)) - fields).mean((0, 1, 2))).max() < 0.005
+    assert abs((found.pictures("diff", range(13)) - np.array(changes, float)).mean()) < 0.05
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -340,4 +411,4 @@ def test_h264_packets_that_are_noise_are_an_error_not_a_crash(seed: int) -> None
 
 def test_keys_hold_no_dots() -> None:
     with pytest.raises(FormatError, match=r"a\.b"):
-        list(record.pack("a.b", {}, {}))
+        list(record.pack("a.b", *parts()))

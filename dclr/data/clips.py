@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from dclr.cues import CUES
 from dclr.draws import generator
 from dclr.errors import InputError
 from dclr.record import Record, video_id
 from dclr.settings import check_values, setting
 
 COLOURS = 10  # floats of one photometric draw: brightness, contrast, saturation, hue, their order (4), grey, blur sigma
-CLIP_CUES = ("diff", "flow")  # stored cues that a clip can carry
 RATIO = (3 / 4, 4 / 3)  # of RandomResizedCrop, width / height
 CENTRE = 112 / 128  # evaluation: short side 128, centre crop 112, for any clip size
 CROPS = (1, 3)  # evaluation: the middle, or the middle and both ends of the long side
@@ -30,7 +30,7 @@ AREA_FROM = 1.5  # a crop that shrinks by more is averaged over areas (four time
 class ClipConfig:
     """What a clip is. ``frames`` T, ``stride`` between them, ``size`` S in pixels, ``min_scale`` the least share of the
     frame's area that RandomResizedCrop keeps, ``flip`` the probability of a horizontal flip, ``cue`` which of the stored
-    :data:`CLIP_CUES` comes with it, ``sample_motion`` whether a clip's start is drawn by the stored energy of its frames.
+    cues that have pictures comes with it, ``sample_motion`` whether a clip's start is drawn by the stored energy of its frames.
     Raises InputError for what is none."""
 
     frames: int = setting(16, "frames a clip", short="-fpc", least=1)
@@ -43,8 +43,9 @@ class ClipConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
-        if self.cue not in (None, *CLIP_CUES):
-            raise InputError(f"cue {self.cue!r}: expected one of {', '.join(CLIP_CUES)}, or none")
+        pictured = [name for name, cue in CUES.items() if cue.picture]
+        if self.cue not in (None, *pictured):
+            raise InputError(f"cue {self.cue!r}: expected one of {', '.join(pictured)}, or none")
 
     @property
     def span(self) -> int:
@@ -142,23 +143,16 @@ def crop_resize(frames_THW: np.ndarray, box: tuple[int, int, int, int], flip: bo
             cv2.flip(result, 1, dst=result)
 
 
-def crop_flow(
-    levels_n2hw: np.ndarray, frame: tuple[int, int], box: tuple[int, int, int, int], flip: bool, out_T2SS: np.ndarray
-) -> np.ndarray:
-    """Crop stored flow as :func:`crop_resize` crops frames. The frames are ``frame`` = (height, width) large.
-
-    Args:
-        levels_n2hw: uint8 (T, 2h, w), horizontal above vertical. Its part in ``box`` is written to ``out_T2SS``, uint8
-            (T, 2, S, S), as levels.
-    Returns:
-        float32 (2,): the factor by which a level is longer in the crop than in the frame, horizontally and vertically. It is
-        the crop's zoom. A flip negates the horizontal one, because motion to the right is then motion to the left.
-    """
-    (top, left, height, width), size = box, out_T2SS.shape[-1]
-    rows, columns = levels_n2hw.shape[1] // 2, levels_n2hw.shape[2]
+def crop_small(
+    small_TPhw: np.ndarray, frame: tuple[int, int], box: tuple[int, int, int, int], flip: bool, out_TPSS: np.ndarray
+) -> None:
+    """Crop pictures of another size than the frames as :func:`crop_resize` crops frames, which are ``frame`` = (height, width)
+    large. The part of ``small_TPhw``, uint8 (T, P, h, w), in ``box`` is written to ``out_TPSS``, uint8 (T, P, S, S)."""
+    (top, left, height, width), size = box, out_TPSS.shape[-1]
+    rows, columns = small_TPhw.shape[2:]
 
     def line(start: int, length: int, stored: int, side: int, turned: bool) -> tuple[float, float]:
-        """Place in the flow's grid of place i of the crop: slope * i + offset, pixel centres upon pixel centres."""
+        """Place in the stored picture of place i of the crop: slope * i + offset, pixel centres upon pixel centres."""
         step = length / size * stored / side
         offset = (start + 0.5 * length / size) * stored / side - 0.5
         return (-step, offset + step * (size - 1)) if turned else (step, offset)
@@ -166,10 +160,41 @@ def crop_flow(
     (across, x), (down, y) = line(left, width, columns, frame[1], flip), line(top, height, rows, frame[0], False)
     place = np.array([[across, 0, x], [0, down, y]])
     how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    for levels, result in zip(levels_n2hw.reshape(-1, 2, rows, columns), out_T2SS, strict=True):
-        for part, cut in zip(levels, result, strict=True):
-            cv2.warpAffine(part, place, (size, size), dst=cut, flags=how, borderMode=cv2.BORDER_REPLICATE)
+    for pictures, result in zip(small_TPhw, out_TPSS, strict=True):
+        for picture, cut in zip(pictures, result, strict=True):
+            cv2.warpAffine(picture, place, (size, size), dst=cut, flags=how, borderMode=cv2.BORDER_REPLICATE)
+
+
+def crop_flow(
+    levels_n2hw: np.ndarray, frame: tuple[int, int], box: tuple[int, int, int, int], flip: bool, out_T2SS: np.ndarray
+) -> np.ndarray:
+    """Crop stored flow, uint8 (T, 2h, w), horizontal above vertical, as :func:`crop_small` does. ``out_T2SS`` are levels.
+
+    Returns:
+        float32 (2,): the factor by which a level is longer in the crop than in the frame, horizontally and vertically. It is
+        the crop's zoom. A flip negates the horizontal one, because motion to the right is then motion to the left.
+    """
+    _, _, height, width = box
+    crop_small(levels_n2hw.reshape(len(levels_n2hw), 2, -1, levels_n2hw.shape[-1]), frame, box, flip, out_T2SS)
+    size = out_T2SS.shape[-1]
     return np.array([(-1 if flip else 1) * size / width, size / height], np.float32)
+
+
+def crop_cue(
+    record: Record, name: str, indices_T: np.ndarray, box: tuple[int, int, int, int], flip: bool, out: np.ndarray
+) -> np.ndarray | None:
+    """Crop a cue's pictures at ``indices_T`` as :func:`crop_resize` crops frames, into ``out``, uint8 (T, S, S).
+
+    Of a cue of vectors ``out`` is (T, 2, S, S), and the pixels of the crop that a level is, horizontally and vertically, are
+    returned: float32 (T, 2)."""
+    pictures_Thw = record.pictures(name, indices_T)
+    if CUES[name].vectors:
+        return record.array(name)[indices_T][:, None] * crop_flow(pictures_Thw, record.size, box, flip, out)
+    if pictures_Thw.shape[1:] == record.size:
+        crop_resize(pictures_Thw, box, flip, out)
+    else:
+        crop_small(pictures_Thw[:, None], record.size, box, flip, out[:, None])
+    return None
 
 
 def draw_colours(rng: np.random.Generator) -> np.ndarray:
@@ -189,7 +214,7 @@ def train_shapes(clip: ClipConfig, clips: int) -> dict[str, tuple[int, ...]]:
     shape = (clips, clip.frames, clip.size, clip.size)
     shapes: dict[str, tuple[int, ...]] = {"rgb": (*shape, 3)}
     if clip.cue:
-        shapes["cue"] = shape if clip.cue == "diff" else (clips, clip.frames, 2, clip.size, clip.size)
+        shapes["cue"] = (clips, clip.frames, 2, clip.size, clip.size) if CUES[clip.cue].vectors else shape
     return shapes
 
 
@@ -237,7 +262,7 @@ def train_clips(
     """``clips`` random clips of a video, each at its own start; written into ``pictures`` (:func:`train_shapes`) where given.
 
     Returns:
-        rgb uint8 (N, T, S, S, 3); cue uint8 (N, T, S, S) of the cue "diff", or levels (N, T, 2, S, S) of "flow" with scale
+        rgb uint8 (N, T, S, S, 3); cue uint8 (N, T, S, S), of a cue of vectors levels (N, T, 2, S, S) with scale
         float32 (N, T, 2), pixels of the crop a level; frames int64 (N, T), the stored frame numbers;
         still int64 (N,), the static view's position among the T; colours float32 (N, 2, COLOURS) for v and s.
     """
@@ -248,21 +273,18 @@ def train_clips(
         "still": np.empty(clips, np.int64),
         "colours": np.empty((clips, 2, COLOURS), np.float32),
     }
-    if clip.cue == "flow":
+    if clip.cue and CUES[clip.cue].vectors:
         out["scale"] = np.empty((clips, clip.frames, 2), np.float32)
     for n in range(clips):
         rng = generator(seed, epoch, record.key, n)
-        start = random_start(len(record), clip, rng, record.energy_N if clip.sample_motion else None)
+        start = random_start(len(record), clip, rng, record.array("energy") if clip.sample_motion else None)
         start -= start % record.rgb.grain(clip.stride)
         out["frames"][n] = indices = frame_indices(start, len(record), clip)
         box = random_resized_crop(*record.size, clip.min_scale, rng)
         flip = bool(rng.random() < clip.flip)
         crop_resize(record.frames(indices), box, flip, out["rgb"][n])
-        if clip.cue == "diff":
-            crop_resize(record.differences(indices), box, flip, out["cue"][n])
-        elif clip.cue == "flow":
-            levels, scale = record.stored_flow(indices)
-            out["scale"][n] = scale[:, None] * crop_flow(levels, record.size, box, flip, out["cue"][n])
+        if clip.cue and (scale_T2 := crop_cue(record, clip.cue, indices, box, flip, out["cue"][n])) is not None:
+            out["scale"][n] = scale_T2
         out["still"][n] = rng.integers(clip.frames)
         out["colours"][n] = draw_colours(rng), draw_colours(rng)
     return out | identity(record)
@@ -285,7 +307,7 @@ def eval_clips(
         pictures = {name: np.empty(shape, np.uint8) for name, shape in eval_shapes(clip, clips, crops, moving).items()}
     for n in range(clips):
         part = slice(n * clip.frames, (n + 1) * clip.frames)
-        cells = moving_cells(record.energy_grid(), indices[part], clip.stride) if moving else None
+        cells = moving_cells(record.array("grid"), indices[part], clip.stride) if moving else None
         for number, box in enumerate(eval_crops(*record.size, crops)):
             crop_resize(frames[part], box, False, pictures["rgb"][n * crops + number])
             if cells is not None:
@@ -295,4 +317,4 @@ def eval_clips(
 
 def identity(record: Record) -> dict[str, np.ndarray]:
     """The video's 63-bit id, int64 (): what the queues mask by."""
-    return {"video": np.array(video_id(record.meta["video"]), np.int64)}
+    return {"video": np.array(video_id(record.meta.video), np.int64)}

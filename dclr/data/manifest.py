@@ -31,9 +31,11 @@ from typing import IO, Any
 
 import numpy as np
 
+from dclr.cues import CUES
 from dclr.errors import InputError
-from dclr.record import VERSION, FormatError, Record, pack_array, parse_array, unpack, video_id
+from dclr.record import VERSION, FormatError, Record, SampleMeta, pack_array, parse_array, unpack, video_id
 from dclr.storage import Folder, RemoteFolder, open_folder
+from dclr.text import plain
 
 MANIFEST = "manifest.json"
 INDEX = "index.npz"
@@ -82,18 +84,18 @@ class Manifest:
     def loads(cls, text: str, name: str = MANIFEST) -> Manifest:
         """Parse and check; raises InputError naming the file and the field."""
         try:
-            found = json.loads(text)
-            if found["version"] != VERSION:
+            fields = json.loads(text)
+            if fields["version"] != VERSION:
                 raise InputError(
-                    f"{name}: format version {found['version']!r}, this code reads version {VERSION}: "
+                    f"{name}: format version {fields['version']!r}, this code reads version {VERSION}: "
                     "make the shards again with python -m preprocess"
                 )
-            if "index_sha256" not in found:
+            if "index_sha256" not in fields:
                 raise InputError(f"{name}: it names no {INDEX}; python -m preprocess merge on the set writes both anew")
-            shards = tuple(Shard(s["name"], int(s["samples"]), int(s["bytes"]), s["sha256"]) for s in found["shards"])
+            shards = tuple(Shard(s["name"], int(s["samples"]), int(s["bytes"]), s["sha256"]) for s in fields["shards"])
             manifest = cls(
                 shards=shards,
-                **{key: found[key] for key in ("dataset", "splits", "classes", "options", "failures", "index_sha256")},
+                **{key: fields[key] for key in ("dataset", "splits", "classes", "options", "failures", "index_sha256")},
             )
             for shard in shards:
                 if not SHARD_NAME.fullmatch(shard.name):
@@ -106,6 +108,14 @@ class Manifest:
                 if not isinstance(value, dict):
                     raise TypeError(f"{field} is {value!r}")
             int(manifest.options["size"])
+            cues = manifest.options.get("cues", [])
+            if not isinstance(cues, list) or not all(isinstance(cue, str) for cue in cues):
+                raise TypeError(f"cues are {cues!r}")
+            if unknown := [cue for cue in cues if cue not in CUES]:
+                raise InputError(
+                    f"{name}: the set has a cue {plain(repr(unknown[0]))}, known here are {', '.join(CUES)}: "
+                    "start the file that registers it (docs/extending.md, Another cue)"
+                )
         except InputError:
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -145,6 +155,12 @@ class Entry:
     frames: int
     fps: float  # 0 where the source does not say
     video: str  # the video's id; segments of one video share it
+
+    @classmethod
+    def of(cls, meta: SampleMeta, key: str, offset: int, size: int, crc32: int) -> Entry:
+        """The line of a sample of which this is ``KEY.json``."""
+        labels, splits = meta.labels, list(meta.splits)
+        return cls(key, offset, size, crc32, meta.label, labels, splits, meta.frames, meta.fps, meta.video)
 
     def dumps(self) -> str:
         return json.dumps({field: getattr(self, field) for field in self.__slots__}, ensure_ascii=False)
@@ -326,10 +342,10 @@ class ShardSet:
         except FileNotFoundError:
             raise InputError(f"{name} is missing, though {MANIFEST} lists it: copy the whole set again") from None
         with file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != self.manifest.index_sha256:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != self.manifest.index_sha256:
                 raise InputError(
-                    f"{name}: sha256 is {found}, {MANIFEST} says {self.manifest.index_sha256}: copy both again, or "
+                    f"{name}: sha256 is {digest}, {MANIFEST} says {self.manifest.index_sha256}: copy both again, or "
                     "write both anew with python -m preprocess merge"
                 )
             data = file.getvalue() if isinstance(file, io.BytesIO) else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -374,8 +390,8 @@ class ShardSet:
         assert isinstance(self.root, RemoteFolder)
 
         def check(data: bytes) -> None:
-            if (found := zlib.crc32(data)) != self.crc32_N[sample]:
-                raise self.damage(sample, f"crc32 is {found}, {self.crc32_N[sample]} expected")
+            if (crc32 := zlib.crc32(data)) != self.crc32_N[sample]:
+                raise self.damage(sample, f"crc32 is {crc32}, {self.crc32_N[sample]} expected")
 
         try:
             return self.root.read(*self.where(sample), check)

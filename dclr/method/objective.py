@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dclr.cues import DYNAMICS
 from dclr.errors import InputError
 from dclr.method.backbones import ARCHITECTURES
 from dclr.settings import again, check_values, setting
@@ -36,7 +37,6 @@ BN_MODES = ("sync", "shuffle", "local")  # of BatchNorm's statistics: over which
 BN_VIEWS = ("split", "shared")  # and over which views
 HEADS = ("torch", "authors")  # how their first weights are drawn
 CLIPS = ("other", "same")  # of the video, whose motion is the dynamic key
-DYNAMICS = {"rgbdiff": None, "cue": "diff", "flow": "flow"}  # dynamic view -> the stored cue that it is made of
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Network:
         choices=ARCHITECTURES,
     )
     width: int = setting(64, "channels of the first stage", least=1)
-    dynamic: str = setting("rgbdiff", "dynamic view: rgbdiff, cue (stored difference), flow", choices=tuple(DYNAMICS))
+    dynamic: str = setting("rgbdiff", "dynamic view: rgbdiff, cue (stored difference), flow", choices=DYNAMICS)
     queue: int | None = setting(None, "negatives; by default fills within the first epoch, 2048 at most")
     bn: str = again(Statistics, "mode")
     bn_groups: int | None = setting(None, "groups of each process's batch, by default 2 for shuffle on one process", least=1)

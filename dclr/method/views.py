@@ -14,8 +14,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from dclr.cues import DYNAMICS, STILL
 from dclr.hardware import sent
-from dclr.method.objective import DYNAMICS
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, in RGB
 STD = (0.229, 0.224, 0.225)
@@ -217,9 +217,9 @@ def rgb_difference(v_BCTHW: torch.Tensor) -> torch.Tensor:
 
 
 def stored_motion(batch: dict[str, torch.Tensor], clip: int, device: torch.device) -> torch.Tensor:
-    """The dynamic view out of a stored cue, float32 (B, 3, T, H, W): the difference in -1..1 three times, or flow as
+    """The dynamic view out of a stored cue, float32 (B, 3, T, H, W): a signed change in -1..1 three times, or vectors as
     (u, v, |(u, v)|) in pixels of the crop a stored frame."""
-    cue = sent(batch["cue"][:, clip], device).float() - 128
+    cue = sent(batch["cue"][:, clip], device).float() - STILL
     if "scale" not in batch:
         return (cue / 127).unsqueeze(1).expand(-1, 3, -1, -1, -1)  # BTHW -> B3THW
     scale_BT2 = sent(batch["scale"][:, clip], device)

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from dclr.cues import DYNAMICS
 from dclr.data.clips import ClipConfig
 from dclr.data.config import Reading, Shards
 from dclr.data.manifest import split_list
 from dclr.data.plan import LAST
 from dclr.errors import InputError
-from dclr.method.objective import DYNAMICS, Method, Network, Statistics, default_length
+from dclr.method.objective import Method, Network, Statistics, default_length
 from dclr.settings import again, as_table, check_values, differences, flag, setting
 from dclr.training.config import Checkpoints, Optimisation
 

@@ -150,11 +150,10 @@ def test_clips_of_an_even_stride_start_at_references(
 
 
 def test_sampling_by_motion_uses_the_stored_energy(record: Record) -> None:
-    assert record.energy_N is not None
-    peak = np.zeros_like(record.energy_N)
+    peak = np.zeros_like(record.array("energy"))
     peak[-1] = 1  # only the last start that fits sees the last frame
     moved = ClipConfig(frames=8, stride=2, size=32, sample_motion=True)
-    found = clips.train_clips(dataclasses.replace(record, energy_N=peak), moved, 3, 0, 0)["frames"]
+    found = clips.train_clips(dataclasses.replace(record, arrays={**record.arrays, "energy": peak}), moved, 3, 0, 0)["frames"]
     assert (found[:, 0] == len(record) - moved.span).all()
     assert (clips.train_clips(record, CLIP, 3, 0, 0)["frames"] != found).any()
 
@@ -282,7 +281,7 @@ def test_cells_are_cut_as_frames_are(frame: tuple[int, int]) -> None:
 
 
 def test_each_evaluation_crop_says_where_it_moves(record: Record) -> None:
-    grid, clip = record.energy_grid(), ClipConfig(frames=4, size=20)
+    grid, clip = record.array("grid"), ClipConfig(frames=4, size=20)
     made = clips.eval_clips(record, clip, 3, 3, moving=True)
     assert made["moving"].shape == made["rgb"].shape[:-1] == (9, 4, 20, 20)
     boxes = clips.eval_crops(*record.size, 3)

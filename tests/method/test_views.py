@@ -281,8 +281,10 @@ def test_the_dynamic_views_peak_lies_on_the_moving_object(moving_disc: Record, d
             assert near[peak], (epoch, t)
             if dynamic == "flow":  # its u there is what is stored in the disc's middle, in pixels of the crop, turned as it is
                 frame = int(drawn["frames"][0, t])
-                zoom = abs(float(drawn["scale"][0, t, 0] / moving_disc.flow_scale_N[frame]))
-                kept = moving_disc.flow([frame])[0, 9:12, :, 0][:, (8 + RADIUS + SPEED * frame) // 4 + np.arange(-1, 2)]
+                zoom = abs(float(drawn["scale"][0, t, 0] / moving_disc.array("flow")[frame]))
+                kept = moving_disc.vectors("flow", [frame])[0, 9:12, :, 0][
+                    :, (8 + RADIUS + SPEED * frame) // 4 + np.arange(-1, 2)
+                ]
                 row, column = np.argwhere(where[t]).mean(0).round().astype(int)
                 u = float(d[0, t, row - 3 : row + 4, column - 3 : column + 4].mean())
                 assert u == pytest.approx(direction * zoom * kept.mean(), rel=0.15) and 1.8 < kept.mean() < 3.2

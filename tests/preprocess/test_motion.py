@@ -1,16 +1,16 @@
 """Motion cues of frames drawn here, whose motion is known."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import cv2
 import numpy as np
 import pytest
 
-from dclr.record import CUES, STILL, flow_size, luma_difference
-from preprocess.motion import MAX_FLOW, Flow, Motion, Moved, energies
+from dclr.cues import CUES, STILL, FramePair, energies, flow_size, luma_difference
+from preprocess.motion import MAX_FLOW, Flow, Motion
 
 HEIGHT, WIDTH = 128, 170
-ALL = frozenset(CUES)
 PAN = (2.3, 0.7)  # pixels a frame
 EDGE = 16  # pixels at the frame's edges that are not looked at: some came into view just now
 
@@ -55,11 +55,27 @@ def filmed(
     return np.stack(seen), np.stack(masks)
 
 
-def moved(frames: np.ndarray, stabilise: bool, cues: frozenset[str] = ALL) -> list[Moved]:
-    motion = Motion(cues, stabilise)
+@dataclass
+class Moved:
+    """The built-in cues of a pair, before they are encoded."""
+
+    difference_HW: np.ndarray
+    flow_hw2: np.ndarray
+    energy: float
+    grid_88: np.ndarray
+
+    @classmethod
+    def of(cls, pair: FramePair) -> "Moved":
+        (difference,) = CUES["diff"].compute(pair)
+        assert pair.flow_hw2 is not None
+        return cls(difference, pair.flow_hw2, *CUES["energy"].compute(pair))
+
+
+def moved(frames: np.ndarray, stabilise: bool) -> list[Moved]:
+    motion = Motion(CUES, stabilise)
     out = [motion(frame) for frame in frames]
     assert out[0] is None
-    return [one for one in out[1:] if one is not None]
+    return [Moved.of(one) for one in out[1:] if one is not None]
 
 
 def magnitudes(cues: list[Moved]) -> np.ndarray:
@@ -97,17 +113,17 @@ def test_energy_and_grid_are_the_mean_absolute_difference(shape: tuple[int, int]
             assert grid[i, j] == pytest.approx(cell.mean() if cell.size else 0, rel=1e-6)
 
 
-def test_only_the_cues_asked_for_are_there_and_none_depends_on_the_others() -> None:
+@pytest.mark.parametrize("stabilise", [False, True])
+def test_no_cue_depends_on_the_others(stabilise: bool) -> None:
     frames, _ = filmed(similarity(*PAN), 2, (3, -1), 20)
-    for stabilise in (False, True):
-        whole = moved(frames, stabilise)[0]
-        difference = moved(frames, stabilise, frozenset({"diff"}))[0]
-        flow = moved(frames, stabilise, frozenset({"flow"}))[0]
-        energy = moved(frames, stabilise, frozenset({"energy"}))[0]
-        assert difference.flow_hw2 is energy.flow_hw2 is flow.difference_HW is energy.difference_HW is None
-        assert difference.energy is difference.grid_88 is flow.energy is flow.grid_88 is None
-        assert np.array_equal(difference.difference_HW, whole.difference_HW) and np.array_equal(flow.flow_hw2, whole.flow_hw2)
-        assert energy.energy == whole.energy and np.array_equal(energy.grid_88, whole.grid_88)
+    pairs = {}
+    for cues in (("diff",), ("flow",), ("energy",), tuple(CUES)):
+        motion = Motion(cues, stabilise)
+        _, pairs[cues] = map(motion, frames)
+    for (name, *others), pair in pairs.items():
+        assert (pair.flow_hw2 is None) == (not stabilise and name != "flow" and not others)
+        for found, expected in zip(CUES[name].compute(pair), CUES[name].compute(pairs[*CUES]), strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_flow_points_where_things_go_and_lies_where_they_are() -> None:
@@ -132,7 +148,7 @@ def test_flow_of_a_large_jump_is_clipped() -> None:
             flows.append(flow)
             return None if flow is None else flow + 100
 
-    motion = Motion(ALL)
+    motion = Motion(CUES)
     motion._flow = Fast()
     frames, _ = filmed(similarity(0, 0), 2)
     assert motion(frames[0]) is None

@@ -17,7 +17,7 @@ from conftest import REAL, REPOSITORY, SMALL, needs_real_data, refuse, render, r
 
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
-from dclr.record import video_id
+from dclr.record import members, video_id
 from dclr.storage import Folder, open_folder
 from preprocess.datasets import EMPTY_CLASS, Video
 from preprocess.found import HIDDEN
@@ -52,8 +52,8 @@ def test_every_cue_and_codec_repeats_its_bytes(few: Path, tmp_path: Path, codec:
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert "no faults" in succeed("-m", "preprocess", "verify", tmp_path / "a", "--deep")
     record = ShardSet(tmp_path / "a").read(2)
-    assert record.frames([0, 3]).shape[0] == len(record.differences([0, 3])) == len(record.flow([0, 3])) == 2
-    assert record.energy_N is not None and record.energy_N.max() > 0
+    assert record.frames([0, 3]).shape[0] == len(record.pictures("diff", [0, 3])) == len(record.vectors("flow", [0, 3])) == 2
+    assert record.array("energy").max() > 0
 
 
 def test_a_stock_webdataset_reader_iterates_the_shards(synthetic_set: Path) -> None:
@@ -68,12 +68,15 @@ def test_a_stock_webdataset_reader_iterates_the_shards(synthetic_set: Path) -> N
 
 
 def test_the_json_says_what_is_known(synthetic_set: Path) -> None:
-    meta = ShardSet(synthetic_set).read(0).meta
-    assert set(meta) == {
+    shards = ShardSet(synthetic_set)
+    name, start, size = shards.where(0)
+    data = (synthetic_set / name).read_bytes()[start : start + size]
+    assert set(json.loads(bytes(members(data)["json"]))) == {
         "version", "frames", "fps", "label", "labels", "class", "splits", "source", "video", "width", "height", "codec", "cues",
     }  # fmt: skip
-    assert meta["class"] == MOTIONS[meta["label"]] and meta["label"] == meta["labels"]["motion"] and meta["splits"] == ["test"]
-    assert not Path(meta["source"]["path"]).is_absolute() and min(meta["width"], meta["height"]) == 32
+    meta = shards.read(0).meta
+    assert meta.class_name == MOTIONS[meta.label] and meta.label == meta.labels["motion"] and meta.splits == ("test",)
+    assert not Path(meta.source.path).is_absolute() and min(meta.width, meta.height) == 32
 
 
 @pytest.fixture
@@ -266,7 +269,7 @@ def test_class_names_are_kept_as_they_stand(few: Path, tmp_path: Path) -> None:
     succeed("-m", "preprocess", "csv", "--root", root, "--list", table, "--out", out, "--size", "32")
     shards = ShardSet(out)
     assert shards.manifest.classes == {"action": ["$x_1^{$", "日本語"]}
-    assert [shards.read(sample).meta["class"] for sample in range(4)] == ["$x_1^{$", "日本語"] * 2
+    assert [shards.read(sample).meta.class_name for sample in range(4)] == ["$x_1^{$", "日本語"] * 2
     succeed("-m", "preprocess", "stats", out, "--out", tmp_path / "stats.png")
     succeed("-m", "preprocess", "preview", out, "--out", tmp_path / "sheet.png")
 
@@ -426,7 +429,7 @@ def test_segments_are_samples_that_share_a_video(few: Path, tmp_path: Path) -> N
     assert f"{len(shards)} segments" in said and len(shards) > 8 and len(set(shards.video_N)) == 8
     mine = np.flatnonzero(shards.video_N == video_id("A/0.mp4")).tolist()
     assert [shards.keys[n] for n in mine] == [f"A_0_s{i:05d}" for i in range(len(mine))]
-    assert [shards.read(n).meta["source"]["first"] for n in mine] == [20 * i for i in range(len(mine))]
+    assert [shards.read(n).meta.source.first for n in mine] == [20 * i for i in range(len(mine))]
     assert all(shards.frames_N[n] == 20 for n in mine[:-1]) and 0 < shards.frames_N[mine[-1]] <= 20
     succeed(*FOLDER, few, "--out", tmp_path / "whole", "--size", "32")
     uncut = ShardSet(tmp_path / "whole")
@@ -469,7 +472,7 @@ def test_an_unlabelled_folder_pretrains_and_has_no_label_figures(tmp_path: Path)
     out = tmp_path / "set"
     assert "splits: all 8" in succeed(*FOLDER, tmp_path / "root", "--out", out, "--size", "32")
     said = succeed("-m", "preprocess", "stats", out, "--out", tmp_path / "stats.png")
-    assert "classes" not in said and ShardSet(out).manifest.classes == {} and ShardSet(out).read(0).meta["label"] is None
+    assert "classes" not in said and ShardSet(out).manifest.classes == {} and ShardSet(out).read(0).meta.label is None
     succeed(
         "train_pretrain.py",
         "--shards",

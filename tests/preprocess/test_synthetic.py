@@ -183,7 +183,7 @@ def test_a_set_of_the_laboratory(tmp_path: Path) -> None:
     classes = shards.manifest.classes
     assert {kind: len(names) for kind, names in classes.items()} == {"motion": 8, "scene": 8, "texture": 8}
     for i in range(0, 160, 23):
-        split, motion, look = str(shards.read(i).meta["source"]["path"]).split("/")
+        split, motion, look = str(shards.read(i).meta.source.path).split("/")
         scene, texture, _ = look.split("_")
         assert [classes[kind][shards.labels[kind][i]] for kind in classes] == [motion, scene, texture]
         assert split in ("train", "test", "swapped", "correlated")

@@ -15,7 +15,7 @@ from av.video.reformatter import ColorRange
 from conftest import REAL, needs_real_data, stored, succeed
 
 from dclr.data.manifest import ShardSet
-from dclr.record import pack, unpack
+from dclr.record import Source, pack, unpack
 from preprocess.synthetic import encode
 from preprocess.transcode import OpenedVideo, Options, TranscodeError, measured_rate, stored_size, transcode
 
@@ -62,8 +62,8 @@ def test_frames_are_the_source_in_colour_and_order(tmp_path: Path, suffix: str, 
     source = moving_square(12)
     encode(source, 25, tmp_path / f"v{suffix}")
     done = stored(tmp_path / f"v{suffix}", size=96, codec=codec)
-    assert done.size == (96, 128) and done.meta["fps"] == 25
-    assert done.meta["source"] == {"width": 128, "height": 96, "first": 0}
+    assert done.size == (96, 128) and done.meta.fps == 25
+    assert done.meta.source == Source(f"v{suffix}", 128, 96, 0)
     frames = done.frames(range(12))
     assert len(done) == 12 and all(psnr(a, b) > 28 for a, b in zip(frames, source, strict=True))
     assert psnr(frames[0], source[6]) < 20
@@ -73,21 +73,26 @@ def test_frames_are_the_source_in_colour_and_order(tmp_path: Path, suffix: str, 
 def test_the_difference_is_signed_and_starts_with_its_second_entry(tmp_path: Path, codec: str) -> None:
     encode(moving_square(8), 25, tmp_path / "v.mp4")
     done = stored(tmp_path / "v.mp4", size=96, codec=codec, cues=("diff", "flow", "energy"))
-    moved = done.differences(range(8)).astype(int) - 128
-    assert np.abs(moved[0] - moved[1]).mean() < 0.5 and done.energy_N[0] == done.energy_N[1]
-    assert np.array_equal(done.flow([0]), done.flow([1]))
+    moved = done.pictures("diff", range(8)).astype(int) - 128
+    assert np.abs(moved[0] - moved[1]).mean() < 0.5 and done.array("energy")[0] == done.array("energy")[1]
+    assert np.array_equal(done.vectors("flow", [0]), done.vectors("flow", [1]))
     front, back, rest = moved[4, 35:55, 43:45], moved[4, 35:55, 13:15], moved[4, :20]
     assert abs(front.mean()) > 2 and np.sign(front.mean()) == -np.sign(back.mean()) and abs(rest).max() <= 2
-    assert done.energy_N[4] == pytest.approx(2 * np.abs(moved[4]).mean(), abs=0.5)
-    assert done.grid_NGG[4].astype(float).mean() == pytest.approx(done.energy_N[4], rel=0.01)
+    assert done.array("energy")[4] == pytest.approx(2 * np.abs(moved[4]).mean(), abs=0.5)
+    assert done.array("grid")[4].astype(float).mean() == pytest.approx(done.array("energy")[4], rel=0.01)
 
 
 @pytest.mark.parametrize("codec", ["jpeg", "h264"])
 def test_a_single_frame_is_still(tmp_path: Path, codec: str) -> None:
     encode(moving_square(1), 25, tmp_path / "v.avi")
     done = stored(tmp_path / "v.avi", size=48, codec=codec, cues=("diff", "flow", "energy"))
-    assert len(done) == 1 and done.energy_N.tolist() == [0] and not done.grid_NGG.any() and not done.flow([0]).any()
-    assert np.all(done.differences([0]) == 128)
+    assert (
+        len(done) == 1
+        and done.array("energy").tolist() == [0]
+        and not done.array("grid").any()
+        and not done.vectors("flow", [0]).any()
+    )
+    assert np.all(done.pictures("diff", [0]) == 128)
 
 
 def test_alpha_is_dropped(tmp_path: Path) -> None:
@@ -163,13 +168,13 @@ def test_every_frame_of_a_variable_rate_is_kept_and_fps_is_the_average(tmp_path:
     write(tmp_path / "v.mkv", moving_square(6), "ffv1", "yuv420p", pts=[0, 1, 2, 20, 21, 50])
     done = stored(tmp_path / "v.mkv", size=96)
     assert len(done) == 6 and psnr(done.frames([3])[0], moving_square(6)[3]) > 28
-    assert done.meta["fps"] == 2.5 and done.meta["source"]["rate"] == "measured"
+    assert done.meta.fps == 2.5 and done.meta.source.rate == "measured"
 
 
 def test_seconds_are_those_of_the_timestamps_where_the_header_lies(tmp_path: Path) -> None:
     """30 frames, a second each: the header says 25 frames a second."""
     write(tmp_path / "v.mkv", moving_square(30), "ffv1", "yuv420p", pts=list(range(0, 750, 25)))
-    assert [part.frames for part in transcode(tmp_path / "v.mkv", Options(size=32, segment=12))] == [12, 12, 6]
+    assert [part.meta.frames for part in transcode(tmp_path / "v.mkv", Options(size=32, segment=12))] == [12, 12, 6]
     with pytest.raises(TranscodeError, match="longer than --max-seconds 20"):
         list(transcode(tmp_path / "v.mkv", Options(size=32, max_seconds=20)))
 
@@ -178,14 +183,14 @@ def test_seconds_are_those_of_the_timestamps_where_the_header_lies(tmp_path: Pat
 def test_the_headers_rate_stays_where_timestamps_agree(tmp_path: Path, suffix: str) -> None:
     write(tmp_path / f"v{suffix}", moving_square(40), "libx264", "yuv420p", pts=[t + (t > 20) for t in range(40)], bf="2")
     done = stored(tmp_path / f"v{suffix}", size=32)
-    assert done.meta["fps"] == pytest.approx(25, rel=0.03) and "rate" not in done.meta["source"]
+    assert done.meta.fps == pytest.approx(25, rel=0.03) and done.meta.source.rate is None
 
 
 def test_packets_that_are_fields_do_not_double_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "v.mkv", moving_square(20), "ffv1", "yuv420p")
     monkeypatch.setattr(OpenedVideo, "_packets", lambda self: list(range(0, 800, 20)))  # milliseconds: 40 fields
     done = stored(tmp_path / "v.mkv", size=32)
-    assert done.meta["fps"] == 25 and "rate" not in done.meta["source"]
+    assert done.meta.fps == 25 and done.meta.source.rate is None
 
 
 def test_contradictory_timestamps_keep_the_headers_rate_and_are_told(tmp_path: Path) -> None:
@@ -219,11 +224,11 @@ def test_rates_are_measured_from_sorted_timestamps() -> None:
 @needs_real_data
 def test_browser_recordings_have_the_rate_of_their_timestamps() -> None:
     jittered, slow = (REAL / f"reports/video/{name}.webm" for name in ("jitter_no_default_duration", "default_duration_1s"))
-    assert stored(jittered, size=32).meta["fps"] == pytest.approx(30.3, abs=0.05)
+    assert stored(jittered, size=32).meta.fps == pytest.approx(30.3, abs=0.05)
     assert len(list(transcode(jittered, Options(size=32, segment=5)))) == 4
     done = stored(slow, size=32, max_seconds=10)
-    assert len(done) / done.meta["fps"] == pytest.approx(6, abs=0.05)
-    assert done.meta["source"]["rate"] == "measured"
+    assert len(done) / done.meta.fps == pytest.approx(6, abs=0.05)
+    assert done.meta.source.rate == "measured"
 
 
 def test_4k_is_stored_like_anything_else(tmp_path: Path) -> None:
@@ -235,7 +240,7 @@ def test_4k_is_stored_like_anything_else(tmp_path: Path) -> None:
         "yuv420p",
     )
     done = stored(tmp_path / "v.mp4", size=128)
-    assert done.size == (128, 228) and len(done) == 3 and done.meta["source"]["width"] == 3840
+    assert done.size == (128, 228) and len(done) == 3 and done.meta.source.width == 3840
 
 
 def test_odd_sizes_and_scaling_up(tmp_path: Path) -> None:
@@ -271,11 +276,10 @@ def test_a_span_is_part_of_the_video(tmp_path: Path) -> None:
     write(tmp_path / "v.mkv", moving_square(10), "ffv1", "yuv420p")
     whole = stored(tmp_path / "v.mkv", size=96)
     (part,) = transcode(tmp_path / "v.mkv", Options(size=96, cues=()), (3, 7))
-    assert (part.frames, part.first) == (4, 3)
+    assert (part.meta.frames, part.meta.source.first) == (4, 3)
     (rest,) = transcode(tmp_path / "v.mkv", Options(size=96, cues=()), (8, 50))  # lists claim more than there is
-    assert rest.frames == 2
-    meta = {"video": "v", "frames": 4, "codec": "jpeg", "cues": [], **part.meta}
-    found = unpack(b"".join(pack("k", part.members, meta)))
+    assert rest.meta.frames == 2
+    found = unpack(b"".join(pack("k", part.members, part.meta)))
     np.testing.assert_array_equal(found.frames(range(4)), whole.frames(range(3, 7)))
     with pytest.raises(TranscodeError, match="frames 20 to 30 asked for, and the video has 10"):
         list(transcode(tmp_path / "v.mkv", Options(), (20, 30)))
@@ -333,7 +337,7 @@ def wild() -> list[tuple[str, ...]]:
 def test_every_wild_file_goes_through_or_fails_with_its_reason(row: tuple[str, ...]) -> None:
     try:
         (done,) = transcode(REAL / "wild" / row[0], Options(size=64))
-        found = (f"{done.frames} frames", f"{done.meta['width']}x{done.meta['height']}", f"{done.meta['fps']:g} fps")
+        found = (f"{done.meta.frames} frames", f"{done.meta.width}x{done.meta.height}", f"{done.meta.fps:g} fps")
     except TranscodeError as error:
         found = (error.stage, str(error))
     assert found == row[1:]
