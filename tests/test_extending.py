@@ -3,22 +3,30 @@
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from conftest import REPOSITORY, SMALL, render, scalars
 from safetensors.numpy import load_file
 
 from dclr.checkpoint import load_trunk
+from dclr.cues import CUES, DYNAMICS, Cue, register
+from dclr.data.clips import ClipConfig
+from dclr.data.loader import TrainLoader
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
 from dclr.storage import open_folder
 from preprocess.synthetic import encode
+from preprocess.transcode import Options, transcode
 
 DOCUMENT = (REPOSITORY / "docs/extending.md").read_text()
 CHEAP = ["--precision", "fp32", "-j", "0"]
@@ -94,6 +102,106 @@ def test_another_data_set(tmp_path: Path) -> None:
     refused = run(tmp_path, command, *small, "--append")
     said = "error: lists/validation.csv, line 2: '4;Waving', expected 'number;class' with a class of labels.csv"
     assert refused.returncode == 2 and refused.stderr.splitlines()[-1] == said
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    """What a test registers is forgotten after it."""
+    before = [(table, dict(table)) for table in (CUES, DYNAMICS)]
+    yield
+    for table, entries in before:
+        table.clear()
+        table.update(entries)
+
+
+def sliding(folder: Path, name: str) -> None:
+    """A video of 64 x 64 pixels in which a light square moves to the right by 2 pixels a frame."""
+    frames = np.full((12, 64, 64, 3), 60, np.uint8)
+    for t, frame in enumerate(frames):
+        frame[20:40, 10 + 2 * t : 30 + 2 * t] = 200
+    encode(frames, 25, folder / name)
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "h264"])
+@pytest.mark.usefixtures("registered")
+def test_another_cue(tmp_path: Path, codec: str) -> None:
+    make, verify, pretrain = example("Another cue", tmp_path)
+    for name in ("a", "b", "c", "d"):
+        sliding(tmp_path / "videos/all", f"{name}.mp4")
+    succeed(tmp_path, make, "--size", "32", "--workers", "1", "--codec", codec)
+    assert "no faults" in succeed(tmp_path, verify, "--workers", "1")
+    stats, preview = (["python", "half.py", "preprocess", *more] for more in (["stats"], ["preview"]))
+    assert "cues diff, half" in succeed(tmp_path, [*stats, "shards/half"])
+    succeed(tmp_path, [*preview, "shards/half", "--out", "sheet.png", "--videos", "1"])
+    assert (tmp_path / "sheet.png").is_file()
+
+    for command in (["python", "-m", "preprocess", "verify", "shards/half"], ["python", "train_pretrain.py", *pretrain[3:]]):
+        refused = run(tmp_path, [part if part != "half" else "rgbdiff" for part in command])
+        assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "cue 'half'" in refused.stderr
+        assert "start the file that registers it (docs/extending.md, Another cue)" in refused.stderr
+    refused = run(tmp_path, ["python", "train_pretrain.py", *pretrain[3:]])
+    assert refused.returncode == 2 and "--dynamic half: expected one of rgbdiff, cue, flow" in refused.stderr
+
+    runpy.run_path(str(tmp_path / "half.py"))
+    shards = ShardSet(tmp_path / "shards/half")
+    assert shards.manifest.options["cues"] == ["diff", "half"]
+    record = shards.read(0)
+    small = record.pictures("half", range(12)).astype(int)
+    luma = record.frames(range(12)).astype(int).mean(-1)  # grey pictures
+    exact = np.diff(luma.reshape(12, 16, 2, 16, 2).mean((2, 4)), axis=0) / 2 + 128
+    assert small.shape == (12, 16, 16) and small.max() > 150 and small.min() < 106
+    assert np.abs(small[1:] - exact).mean() < 2 and np.abs(small[1:] - exact).max() < 16
+    assert (small[0] == small[1]).all()
+    peak = record.array("peak")  # the square's edges move by half a pixel there
+    assert peak.shape == (12,) and np.abs(peak - (200 - 60) / 2).max() <= 2
+
+    for flip in (0.0, 1.0):
+        clip = ClipConfig(frames=5, stride=2, size=32, min_scale=1, flip=flip, cue="half")
+        for batch in TrainLoader(shards, np.arange(4), clip, clips=2, batch=4, seed=0, epochs=1):
+            for row, sample in enumerate(batch["sample"].tolist()):
+                for cue, at in zip(batch["cue"][row].numpy(), batch["frames"][row].numpy(), strict=True):
+                    pictures = shards.read(sample).pictures("half", at)[:, :, :: -1 if flip else 1]
+                    whole = np.stack([cv2.resize(picture, (32, 32), interpolation=cv2.INTER_LINEAR) for picture in pictures])
+                    assert np.abs(cue.astype(int) - whole).max() <= 1 and whole.max() > 140
+
+    succeed(tmp_path, pretrain, *SMALL, "-b", "2", "--mined", "1", "--epochs", "1")
+    assert (tmp_path / "runs/half/last.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"name": "diff"}, "there is a cue, an array or a dynamic view of that name"),
+        ({"name": "none"}, "of that name"),
+        ({"name": "rgbdiff"}, "of that name"),
+        ({"view": "cue"}, "of that name"),
+        ({"arrays": {"grid": ("<f4", ())}}, "of that name"),
+        ({"name": "optical_flow"}, "expected names that match"),
+        ({"name": "../x"}, "expected names that match"),
+        ({"arrays": {"a.b": ("<f4", ())}}, "expected names that match"),
+        ({"vectors": True}, "vectors need an array 'mine' of"),
+    ],
+)
+@pytest.mark.usefixtures("registered")
+def test_a_cue_that_cannot_be_told_from_others_is_not_registered(wrong: dict[str, Any], says: str) -> None:
+    before = dict(CUES), dict(DYNAMICS)
+    with pytest.raises(ValueError, match=says):
+        register(Cue(**{"name": "mine", "compute": tuple, "picture": lambda height, width: (height, width)} | wrong))
+    assert before == (CUES, DYNAMICS)
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_cue_that_is_not_computed_as_announced_fails_by_name(tmp_path: Path) -> None:
+    sliding(tmp_path, "a.mp4")
+    small = Cue("small", lambda pair: (pair.luma_HW[1:],), picture=lambda height, width: (height, width))
+    few = Cue("few", lambda pair: (pair.luma_HW[0, :3],), arrays={"few": ("<f4", (4,))})
+    for cue, says in (
+        (small, r"'small': uint8 \(31, 32\), expected uint8 \(32, 32\)"),
+        (few, r"few is \(3,\) a frame, .*\(4,\)"),
+    ):
+        register(cue)
+        with pytest.raises(ValueError, match=says):
+            list(transcode(tmp_path / "a.mp4", Options(size=32, cues=(cue.name,))))
 
 
 def test_another_backbone(synthetic_set: Path, tmp_path: Path) -> None:
