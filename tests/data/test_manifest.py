@@ -106,6 +106,12 @@ def shorten(name: str, size: int) -> Callable[[Path], None]:
         (edit_manifest(lambda m: m["shards"][0].update(samples="x")), "not a shard set's manifest"),
         (edit_manifest(lambda m: m["shards"][0].update(name=5)), "not a shard set's manifest"),
         (edit_manifest(lambda m: m["options"].pop("size")), "not a shard set's manifest"),
+        (edit_manifest(lambda m: m["options"].update(cues=7)), "not a shard set's manifest"),
+        (edit_manifest(lambda m: m["options"].update(cues=[["diff"]])), "not a shard set's manifest"),
+        (
+            edit_manifest(lambda m: m["options"].update(cues=["diff", "taste"])),
+            "cue 'taste', known here are diff, flow, energy: ",
+        ),
         (lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe"), "not a shard set's manifest"),
         (edit_manifest(lambda m: m.pop("index_sha256")), "preprocess merge"),
         (edit_manifest(lambda m: m["shards"][0].update(sha256="../" * 20 + "etc")), "not a shard set's manifest"),
