@@ -157,7 +157,8 @@ class Waits(TorchFunctionMode):
 @pytest.mark.parametrize("more", SWITCHES)
 def test_nothing_in_a_step_asks_for_a_wait(more: dict) -> None:
     config, bad = configured(clip_grad=1.0, **more), torch.zeros((), dtype=torch.int64, device="meta")
-    none = {"autocast": lambda *_, **__: nullcontext(), "is_autocast_enabled": lambda *_: True}  # meta has none
+    none: dict[str, Any] = {"autocast": lambda *_, **__: nullcontext(), "is_autocast_enabled": lambda *_: True}  # meta has none
+    none["batch_norm_update_stats"] = lambda _, mean, var, __: (mean, var)
     scaler, waits = torch.amp.GradScaler("cpu", enabled=False), Waits()
     with mock.patch.multiple("torch", **none):
         with torch.device("meta"):
