@@ -57,7 +57,7 @@ class Method:
     decoupling: bool = True
     loss: str = setting("mil", "contrast: mil, masked (own key left out at random) or mean-log", choices=FORMS)
     align_target: str = setting("sum", "of the maps A(s), A(d): sum, or equal (each with mean 1 first)", choices=TARGETS)
-    symmetric: bool = setting(False, "also with the two clips swapped; twice the work")
+    symmetric: bool = setting(False, "also with the two clips swapped; 1.7 times the work")
     momentum: float = setting(0.999, "of f_k, which follows f_q; 1: it stays", least=0, most=1, before=0.999)
     temperature: float = setting(0.07, "of the contrasts", above=0, before=0.07)
     mining_temperature: float = setting(0.07, "of the mined; 1: the authors' plain cosine", above=0, before=0.07)
