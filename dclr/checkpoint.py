@@ -29,12 +29,12 @@ from dclr.method.norm import Statistics
 from dclr.method.objective import RINGS
 from dclr.text import table
 
-VERSION = 1
+CHECKPOINT_VERSION = 1
 OURS = "f_q."  # the trained encoder in our checkpoints
 PREFIXES = ("module.", "encoder_q.", "backbone.")  # around the trunk's names in others'
 FIRST = ("layer1.0.conv1.1.weight", "layer1.0.conv2.1.weight", "Conv3d_1a_7x7.bn.weight", "Conv3d_2b_1x1.bn.weight")  # width
 AUTHORS_HEAD = re.compile(rf"^f({'|'.join(RINGS)})\.")
-BESIDE = re.compile(r"\.(num_batches_tracked|running_(mean|var)_[sd])$")  # of names that a trunk does without
+NO_WEIGHTS = re.compile(r"\.(num_batches_tracked|running_(mean|var)_[sd])$")  # of names that a trunk does without
 Tensors = dict[str, torch.Tensor]
 
 
@@ -42,7 +42,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     """Write ``state`` (tensors and plain Python) under ``path``, whole or not at all; raises OSError."""
     with whole(path) as unfinished, unfinished.open("wb") as file:
         try:
-            torch.save({"version": VERSION, **state}, file)
+            torch.save({"version": CHECKPOINT_VERSION, **state}, file)
         except RuntimeError as error:  # what torch makes of a disk that is full
             reason = error.__context__
             raise reason if isinstance(reason, OSError) else OSError(errno.EIO, str(error).splitlines()[0]) from None
@@ -90,8 +90,8 @@ def _checked(path: Path, state: Any) -> dict[str, Any]:
         raise InputError(f"{path}: not a checkpoint of train_pretrain.py (it lacks {', '.join(sorted(missing))})")
     if not isinstance(state["config"], dict) or not isinstance(state["model"], dict):
         raise InputError(f"{path}: not a checkpoint of train_pretrain.py (its config and model are no tables)")
-    if type(state["version"]) is not int or state["version"] != VERSION:
-        raise InputError(f"{path}: checkpoint version {state['version']!r}, this code reads version {VERSION}")
+    if type(state["version"]) is not int or state["version"] != CHECKPOINT_VERSION:
+        raise InputError(f"{path}: checkpoint version {state['version']!r}, this code reads version {CHECKPOINT_VERSION}")
     return state
 
 
@@ -203,7 +203,7 @@ def _trunk(path: Path, tensors: Tensors, config: Mapping[str, Any], aside: Seque
         if not width:
             break
         with torch.device("meta"):
-            names = {n: x for n, x in build(arch, width).state_dict().items() if not BESIDE.search(n)}
+            names = {n: x for n, x in build(arch, width).state_dict().items() if not NO_WEIGHTS.search(n)}
         bad = [n for n, x in names.items() if n not in tensors or tensors[n].shape != x.shape]
         if not best or len(names) - len(bad) > len(wanted) - len(wrong):
             best, wanted, wrong = arch, names, bad
@@ -211,7 +211,7 @@ def _trunk(path: Path, tensors: Tensors, config: Mapping[str, Any], aside: Seque
         known = ", ".join(ARCHITECTURES)
         raise InputError(f"{path}: no trunk of {known} in it; its first tensors are {', '.join(list(tensors)[:3])}")
     tops = {name.split(".")[0] for name in wanted}
-    rest = [n for n in tensors if n not in wanted and not BESIDE.search(n)]
+    rest = [n for n in tensors if n not in wanted and not NO_WEIGHTS.search(n)]
     wrong += [n for n in rest if n.split(".")[0] in tops]
     if wrong:
         first, expected = wrong[0], wanted.get(wrong[0])

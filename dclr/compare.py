@@ -13,7 +13,7 @@ from dclr.errors import InputError, exit_on_input_error, path_flag
 from dclr.metrics import Metric
 from dclr.text import plain, table
 
-COLUMNS = ("run", "mode", "label", "pretrained", "arch", "width", "videos")
+FIRST_COLUMNS = ("run", "mode", "label", "pretrained", "arch", "width", "videos")
 GUESSES = ("chance", "majority")
 GUESSED = dict.fromkeys(GUESSES, Metric("percent"))
 
@@ -90,9 +90,9 @@ def _rows(runs: list[tuple[str, dict[str, Any]]]) -> list[list[str]]:
     found = [_cells(measured(result) | GUESSED, result, result.get("deviation", {})) for _, result in runs]
     last = [(name, name) for name in GUESSES]
     names = [*dict.fromkeys(name for name in itertools.chain(*found) if name not in last), *last]
-    rows = [[*COLUMNS, *(said for _, said in names)]]
+    rows = [[*FIRST_COLUMNS, *(said for _, said in names)]]
     for (run, result), cells in zip(runs, found, strict=True):
-        rows.append([run, *(plain(str(result.get(name, "-")), 200) for name in COLUMNS[1:])])
+        rows.append([run, *(plain(str(result.get(name, "-")), 200) for name in FIRST_COLUMNS[1:])])
         rows[-1] += [cells.get(name, "-") for name in names]
     return rows
 

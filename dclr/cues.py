@@ -20,7 +20,7 @@ FLOW_SHRINK = 4  # flow is stored at a quarter of the frame's sides
 FLOW_STEP = 1 / 16  # smallest step of stored flow, in pixels a level
 FLOW_QUALITY = 90  # of flow's JPEGs: 0.03 px of error, a third of the bytes of PNG
 STILL = 128  # the level of no motion in a cue's pictures
-NAME = re.compile(r"[a-z][a-z0-9_]{0,6}")  # with the longest key and suffix it fits into a tar header
+CUE_NAME = re.compile(r"[a-z][a-z0-9_]{0,6}")  # with the longest key and suffix it fits into a tar header
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Cue:
     """One kind of motion, computed once for each frame and stored beside it.
 
     Attributes:
-        name: matches :data:`NAME`. Its pictures are the members ``KEY.name.*``.
+        name: matches :data:`CUE_NAME`. Its pictures are the members ``KEY.name.*``.
         compute: a pair -> the frame's grey picture, uint8 (h, w), where the cue has any, and a value for each of ``arrays``.
         picture: (H, W) -> (h, w) of its pictures. None: it has none, and is no dynamic view.
         quality: of its JPEGs. None: codec and quality are the frames', and so is the pictures' size.
@@ -74,8 +74,8 @@ def register(cue: Cue) -> None:
     arrays = {name for known in CUES.values() for name in known.arrays}
     if cue.name in {"none", *CUES} or view in DYNAMICS or arrays.intersection(cue.arrays):
         raise ValueError(f"cue {cue.name!r}: there is a cue, an array or a dynamic view of that name")
-    if not all(NAME.fullmatch(name) for name in (cue.name, *cue.arrays)):
-        raise ValueError(f"cue {cue.name!r} with arrays {list(cue.arrays)}: expected names that match {NAME.pattern}")
+    if not all(CUE_NAME.fullmatch(name) for name in (cue.name, *cue.arrays)):
+        raise ValueError(f"cue {cue.name!r} with arrays {list(cue.arrays)}: expected names that match {CUE_NAME.pattern}")
     if cue.vectors and cue.arrays.get(cue.name) != ("<f4", ()):
         raise ValueError(f"cue {cue.name!r}: vectors need an array {cue.name!r} of ('<f4', ()), the pixels a level")
     CUES[cue.name] = cue

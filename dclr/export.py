@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from dclr.checkpoint import BESIDE, Trunk, load_trunk
+from dclr.checkpoint import NO_WEIGHTS, Trunk, load_trunk
 from dclr.data.clips import ClipConfig
 from dclr.errors import InputError, exit_on_input_error, make_folder, path_flag
 from dclr.files import whole
@@ -55,7 +55,7 @@ def export(checkpoint: Path, out: Path) -> None:
     make_folder(out.parent)
     with whole(out) as unfinished:
         if out.suffix == ".safetensors":
-            tensors = {n: x.contiguous() for n, x in trunk.module.state_dict().items() if not BESIDE.search(n)}
+            tensors = {n: x.contiguous() for n, x in trunk.module.state_dict().items() if not NO_WEIGHTS.search(n)}
             unfinished.write_bytes(save(tensors, metadata(trunk)))
         else:
             _onnx(trunk, unfinished)

@@ -33,12 +33,12 @@ from dclr.cues import CUES, Cue, flow_pixels
 from dclr.errors import InputError
 from dclr.text import plain
 
-VERSION = 2
+FORMAT_VERSION = 2
 CODECS = {"jpeg": "mjpg", "h264": "h264"}  # codec of frames and differences -> extension of their stream
 RATES = ("measured", "contradictory")  # what ``fps`` is where the header's rate does not agree with the timestamps
 BLOCK = 512  # tar's unit
 MAX_NUMBER = 1 << 40  # of anything that KEY.json counts
-SHOWN = 80  # letters of a wrong value that an error shows
+LETTERS_SHOWN = 80  # letters of a wrong value that an error shows
 MAX_SIDE = 4096  # of a stored frame, in pixels: a bound on what a hostile header can make us allocate
 OCTAL = re.compile(rb"[0-7]{1,11}")
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a letter, which JSON can hold and UTF-8 cannot
@@ -117,7 +117,7 @@ class SampleMeta:
 
     def dumps(self) -> bytes:
         """UTF-8 JSON; the same fields give the same bytes."""
-        table = {"version": VERSION, **asdict(self)}
+        table = {"version": FORMAT_VERSION, **asdict(self)}
         table["class"] = table.pop("class_name")
         if self.source is not None and self.source.rate is None:
             del table["source"]["rate"]
@@ -128,8 +128,8 @@ class SampleMeta:
         """Parse and check; unknown fields are ignored. Raises ValueError or RecursionError for what is no JSON."""
         table = json.loads(data)
         version = table.get("version") if isinstance(table, dict) else table
-        if not isinstance(table, dict) or version != VERSION:
-            raise FormatError(f"format version {plain(repr(version), SHOWN)}, this code reads version {VERSION}")
+        if not isinstance(table, dict) or version != FORMAT_VERSION:
+            raise FormatError(f"format version {plain(repr(version), LETTERS_SHOWN)}, this code reads version {FORMAT_VERSION}")
         table["class_name"] = table.pop("class", None)
         table |= {name: tuple(table[name]) for name in ("cues", "splits") if isinstance(table.get(name), list)}
         if isinstance(table.get("source"), dict):
@@ -158,7 +158,7 @@ def _texts(value: Any) -> bool:
 def _expect(part: Any, name: str, good: bool, expected: str) -> None:
     if not good:
         value = getattr(part, name)
-        value = plain(repr(list(value) if isinstance(value, tuple) else value), SHOWN)
+        value = plain(repr(list(value) if isinstance(value, tuple) else value), LETTERS_SHOWN)
         shown = {"class_name": "class"}.get(name, name) if isinstance(part, SampleMeta) else f"source's {name}"
         raise FormatError(f"{shown} {'are' if name in ('cues', 'labels', 'splits') else 'is'} {value}, expected {expected}")
 

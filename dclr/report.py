@@ -19,7 +19,7 @@ from dclr.metrics import interval
 from dclr.text import plain
 
 SHOWN = 4  # videos, and frames of each, in the picture of maps
-BESIDE = 10  # most videos beside a query
+MOST_BESIDE = 10  # most videos beside a query
 SIDE = 256  # pixels, most of a frame's long side in a picture
 
 

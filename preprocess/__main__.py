@@ -154,15 +154,15 @@ def make(given: Mapping[str, Any]) -> None:
     with ExitStack() as stack:
         if not dry:
             stack.enter_context(out.held(how.part))
-        source = _drawn(chosen, out, how.workers, stack) if drawn else _found(given, chosen)
-        absent = too_many_missing(len(source.missing), source.listed, tolerance.max_missing)
+        found = _drawn(chosen, out, how.workers, stack) if drawn else _found(given, chosen)
+        absent = too_many_missing(len(found.missing), found.listed, tolerance.max_missing)
         if dry:
-            print(run.dry_run(source, options, how))
+            print(run.dry_run(found, options, how))
             if absent:
                 raise SystemExit(f"error: {absent}")
             return
         work = run.append if append else run.build
-        summary = work(source, out, options, how)
+        summary = work(found, out, options, how)
     if summary is None:
         print(f"{out}: part {'/'.join(map(str, how.part or ()))} is made; when all are: python -m preprocess merge {out}")
     else:
@@ -186,12 +186,12 @@ def _drawn(drawing: synthetic.Drawing, out: Folder, workers: int, stack: ExitSta
 def _found(given: Mapping[str, Any], reading: Selecting) -> VideoSet:
     dataset = DATASETS[given["command"]]
     if dataset.flag:
-        source = dataset.find(reading.root, getattr(from_flags(listing(dataset), given), dataset.flag.removeprefix("--")))
+        found = dataset.find(reading.root, getattr(from_flags(listing(dataset), given), dataset.flag.removeprefix("--")))
     else:
-        source = dataset.find(reading.root)
+        found = dataset.find(reading.root)
     if reading.limit is None:
-        return source
-    return replace(source, videos=source.videos[: reading.limit], options=source.options | {"limit": reading.limit})
+        return found
+    return replace(found, videos=found.videos[: reading.limit], options=found.options | {"limit": reading.limit})
 
 
 def too_many_missing(missing: int, listed: int, most: float | None) -> str:

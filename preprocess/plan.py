@@ -20,7 +20,7 @@ import numpy as np
 from dclr.cues import CUES
 from dclr.data.manifest import SHARD_NAME
 from dclr.errors import InputError
-from dclr.record import VERSION
+from dclr.record import FORMAT_VERSION
 from dclr.storage import Folder
 from preprocess.datasets import Video, VideoSet
 from preprocess.pool import Lost, Pool
@@ -96,7 +96,7 @@ class RunPlan:
     shards: dict[str, str]
     failures: tuple[Failure, ...]
     ratio: float  # output bytes a source byte that the shards were cut by
-    version: int = VERSION
+    version: int = FORMAT_VERSION
     listed: int = field(default=0, compare=False)
     left_out: dict[str, str] = field(default_factory=dict, compare=False)
 
@@ -111,7 +111,7 @@ class RunPlan:
             fields.pop("unlisted", None)  # older plans count what is left out
             plan = cls(**fields | {"failures": tuple(parse_failure(line) for line in fields["failures"])})
             names = [*plan.keep, *plan.shards]
-            if plan.version != VERSION or not all(SHARD_NAME.fullmatch(f"{shard}.tar") for shard in names):
+            if plan.version != FORMAT_VERSION or not all(SHARD_NAME.fullmatch(f"{shard}.tar") for shard in names):
                 raise ValueError(f"version {plan.version!r}, shards {names[:3]}...")
             texts = [plan.root, plan.dataset, *plan.shards.values()]
             if not all(isinstance(text, str) for text in texts) or not isinstance(plan.ratio, float):
@@ -196,5 +196,5 @@ def jobs(source: VideoSet, keys: Sequence[str], options: Options, ratio: float, 
 
 def recipe(name: str, tasks: Sequence[Task], options: Options) -> str:
     """Hash of everything that decides a shard's bytes: options, and each video's path, size, span, labels, splits and key."""
-    document = [name, VERSION, dataclasses.asdict(options), [dataclasses.asdict(task) for task in tasks]]
+    document = [name, FORMAT_VERSION, dataclasses.asdict(options), [dataclasses.asdict(task) for task in tasks]]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

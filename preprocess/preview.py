@@ -14,7 +14,7 @@ from dclr.errors import InputError, make_folder
 from dclr.record import Record
 from dclr.storage import Folder
 
-COLUMNS = 8  # frames of one video
+FRAMES_SHOWN = 8  # frames of one video
 FLOW_FULL = 6  # pixels a frame that are drawn in full colour
 ENERGY_FULL = 40  # grey levels that are drawn white
 CURVE = 40  # height of the energy curve in pixels
@@ -39,7 +39,7 @@ def contact_sheet(folder: Folder, out: Path, videos: int) -> Path:
 
 
 def _row(record: Record) -> np.ndarray:
-    at = np.linspace(0, len(record) - 1, COLUMNS).astype(int)
+    at = np.linspace(0, len(record) - 1, FRAMES_SHOWN).astype(int)
     height, width = record.size
     strips = [np.concatenate(list(record.frames(at)), axis=1)]
     for cue in record.streams:
@@ -52,8 +52,8 @@ def _row(record: Record) -> np.ndarray:
         grids = np.clip(record.array("grid")[at].astype(np.float32) * (255 / ENERGY_FULL), 0, 255).astype(np.uint8)
         size = (width, height)
         strips.append(_grey(np.concatenate([cv2.resize(g, size, interpolation=cv2.INTER_NEAREST) for g in grids], axis=1)))
-        strips.append(energy_curve(record.array("energy"), at, COLUMNS * width))
-    title = np.full((18, COLUMNS * width, 3), 255, np.uint8)
+        strips.append(energy_curve(record.array("energy"), at, FRAMES_SHOWN * width))
+    title = np.full((18, FRAMES_SHOWN * width, 3), 255, np.uint8)
     text = f"{record.key}  {record.meta.class_name or ''}  {len(record)} frames, {record.meta.fps:g} fps"
     cv2.putText(title, text, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate([title, *strips])

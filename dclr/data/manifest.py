@@ -33,7 +33,7 @@ import numpy as np
 
 from dclr.cues import CUES
 from dclr.errors import InputError
-from dclr.record import VERSION, FormatError, Record, SampleMeta, pack_array, parse_array, unpack, video_id
+from dclr.record import FORMAT_VERSION, FormatError, Record, SampleMeta, pack_array, parse_array, unpack, video_id
 from dclr.storage import Folder, RemoteFolder, open_folder
 from dclr.text import plain
 
@@ -69,7 +69,7 @@ class Manifest:
     options: dict[str, Any]  # what the set was made with: size, quality, ...
     failures: dict[str, int]  # stage -> videos that are not in the set
     index_sha256: str  # of index.npz
-    version: int = VERSION
+    version: int = FORMAT_VERSION
 
     @property
     def samples(self) -> int:
@@ -85,9 +85,9 @@ class Manifest:
         """Parse and check; raises InputError naming the file and the field."""
         try:
             fields = json.loads(text)
-            if fields["version"] != VERSION:
+            if fields["version"] != FORMAT_VERSION:
                 raise InputError(
-                    f"{name}: format version {fields['version']!r}, this code reads version {VERSION}: "
+                    f"{name}: format version {fields['version']!r}, this code reads version {FORMAT_VERSION}: "
                     "make the shards again with python -m preprocess"
                 )
             if "index_sha256" not in fields:
@@ -135,7 +135,7 @@ class Header:
     bytes: int
     sha256: str
     recipe: str
-    version: int = VERSION
+    version: int = FORMAT_VERSION
 
     def dumps(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -173,8 +173,8 @@ def read_index(folder: Folder, name: str) -> tuple[Header, list[Entry]]:
     number = 1
     try:
         header = Header(**json.loads(lines[0] if lines else ""))
-        if header.version != VERSION or not isinstance(header.recipe, str):
-            raise TypeError(f"format version {header.version!r}, this code reads version {VERSION}")
+        if header.version != FORMAT_VERSION or not isinstance(header.recipe, str):
+            raise TypeError(f"format version {header.version!r}, this code reads version {FORMAT_VERSION}")
         for number, line in enumerate(lines[1:], 2):  # noqa: B007
             entry = Entry(**json.loads(line))
             numbers = (entry.offset, entry.size, entry.frames, *entry.labels.values())

@@ -16,12 +16,12 @@ import numpy as np
 from dclr.draws import generator
 from dclr.errors import InputError
 
-GROUP = 16  # shards whose samples are shuffled together
-LAST = ("drop", "wrap")  # what becomes of an epoch's last, partial global batch
+SHARDS_TOGETHER = 16  # shards whose samples are shuffled together
+LAST_BATCH = ("drop", "wrap")  # what becomes of an epoch's last, partial global batch
 
 
 def epoch_order(samples_N: np.ndarray, shard_N: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """The samples in the order of this epoch: shards shuffled, then samples within each group of :data:`GROUP` shards.
+    """The samples in the order of this epoch: shards shuffled, then samples within each :data:`SHARDS_TOGETHER`.
 
     Args:
         samples_N: int64 (N,), indices into the set. shard_N: int64 (N,), the shard each of them lies in.
@@ -31,7 +31,7 @@ def epoch_order(samples_N: np.ndarray, shard_N: np.ndarray, seed: int, epoch: in
     rng = generator("order", seed, epoch)
     shards = np.unique(shard_N)
     place = np.empty(int(shards.max()) + 1, np.int64)
-    place[rng.permutation(shards)] = np.arange(len(shards)) // GROUP
+    place[rng.permutation(shards)] = np.arange(len(shards)) // SHARDS_TOGETHER
     by = rng.random(len(samples_N))
     by += place[shard_N]
     return samples_N[np.argsort(by)]
@@ -58,8 +58,8 @@ class Plan:
     last: str = "drop"
 
     def __post_init__(self) -> None:
-        if self.last not in LAST:
-            raise InputError(f"--last-batch {self.last}: expected one of {', '.join(LAST)}")
+        if self.last not in LAST_BATCH:
+            raise InputError(f"--last-batch {self.last}: expected one of {', '.join(LAST_BATCH)}")
         if self._listed < self.batch:
             raise InputError(
                 f"{self._listed} samples selected, fewer than one batch of {self.batch}: choose a smaller -b or more splits"

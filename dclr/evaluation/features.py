@@ -23,7 +23,7 @@ from dclr.evaluation.setting import Pooled, Setting, forward, over_videos
 from dclr.files import LOCK, held, whole
 from dclr.hardware import place
 
-VERSION = 2  # of the arithmetic from stored frames to features: another one where that changes
+FEATURES_VERSION = 2  # of the arithmetic from stored frames to features: another one where that changes
 Found = Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor]  # a network and a video's batch -> features
 
 
@@ -101,10 +101,10 @@ def read(path: Path) -> Features:
 
 
 def name(setting: Setting, samples_N: np.ndarray, clips: int, crops: int, what: str) -> str:
-    """The hash of what decides the features: weights, set, samples, clips, number format, torch, and :data:`VERSION`."""
+    """The hash of what decides the features: weights, set, samples, clips, number format, torch, :data:`FEATURES_VERSION`."""
     config, clip = setting.config, setting.clip
     decides = {
-        "version": [VERSION, torch.__version__], "weights": setting.weights, "set": setting.shards.digest,
+        "version": [FEATURES_VERSION, torch.__version__], "weights": setting.weights, "set": setting.shards.digest,
         "samples": hashlib.sha256(samples_N.astype("<i8").tobytes()).hexdigest(), "what": [what, clips, crops],
         "clip": [clip.frames, clip.stride, clip.size], "precision": str(setting.dtype),
         "bn": 0 if not config.precise_bn else [

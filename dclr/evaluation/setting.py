@@ -32,7 +32,7 @@ from dclr.hardware import pick_device, place, resolve_precision, sent
 from dclr.method import norm
 from dclr.method.views import normalise, to_clip
 
-GROUP = re.compile(r".*_g\d+(?=_c\d+)")  # UCF101's groups: clips cut out of one longer video
+UCF_GROUP = re.compile(r".*_g\d+(?=_c\d+)")  # UCF101's groups: clips cut out of one longer video
 RESULT = "result.json"
 
 
@@ -190,7 +190,7 @@ def held_out(shards: ShardSet, kind: str, samples_N: np.ndarray, share: float, s
     if not share:
         return samples_N, samples_N[:0]
     label_N, out = shards.labels[kind][samples_N], np.zeros(len(samples_N), bool)
-    found = [GROUP.match(shards.keys[n]) for n in samples_N]
+    found = [UCF_GROUP.match(shards.keys[n]) for n in samples_N]
     names = [group[0] if group else str(shards.video_N[n]) for n, group in zip(samples_N, found, strict=True)]
     _, group_N = np.unique(names, return_inverse=True)
     for c in np.unique(label_N):

@@ -10,7 +10,7 @@ from dclr.cues import DYNAMICS
 from dclr.data.clips import ClipConfig
 from dclr.data.config import Reading, Shards
 from dclr.data.manifest import split_list
-from dclr.data.plan import LAST
+from dclr.data.plan import LAST_BATCH
 from dclr.errors import InputError
 from dclr.method.objective import Method, Network, Statistics, default_length
 from dclr.settings import again, as_table, check_values, differences, flag, setting
@@ -26,7 +26,7 @@ class Split:
     split: tuple[str, ...] = setting(help="splits to train on, such as train01", metavar="A,B", read=split_list)
     out: str = setting(help="folder for checkpoints, curves and pictures", metavar="RUN", place=True, free=True)
     last_batch: str = setting(
-        "drop", "an epoch's last, partial batch: drop, or wrap (fill up from its beginning)", choices=LAST
+        "drop", "an epoch's last, partial batch: drop, or wrap (fill up from its beginning)", choices=LAST_BATCH
     )
 
 

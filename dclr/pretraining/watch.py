@@ -15,9 +15,7 @@ from dclr.evaluation.setting import EvalConfig, Pooled, Setting, forward, labell
 from dclr.method import norm
 from dclr.method.model import DCLR
 from dclr.pretraining.config import PretrainConfig
-from dclr.report import BESIDE, SHOWN, middle_frame
-
-LINES = "metrics.jsonl"
+from dclr.report import MOST_BESIDE, SHOWN, middle_frame
 
 
 class Videos:
@@ -47,7 +45,7 @@ class Videos:
         """A row for each of up to four queries: its middle frame and those of the videos mined for it, with their labels."""
         rows = []
         for query, mined_K in list(zip(query_B, mined_BK.cpu().numpy(), strict=True))[:SHOWN]:
-            rows.append([self._picture(int(sample)) for sample in (query, *entry_K[mined_K][:BESIDE])])
+            rows.append([self._picture(int(sample)) for sample in (query, *entry_K[mined_K][:MOST_BESIDE])])
         return rows
 
     def _picture(self, sample: int) -> tuple[np.ndarray, str]:

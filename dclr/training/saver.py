@@ -18,7 +18,7 @@ from dclr import checkpoint
 from dclr.errors import InputError, NotKept
 from dclr.files import whole
 
-NAME = re.compile(r"step-(\d{9})\.pt")
+STEP_NAME = re.compile(r"step-(\d{9})\.pt")
 LAST = "last.pt"  # the newest, under a name that does not change
 ABANDONED = ".abandoned"
 
@@ -102,7 +102,7 @@ def number(path: Path) -> int:
     >>> number(Path("runs/first/step-000000123.pt"))
     123
     """
-    match = NAME.fullmatch(path.name)
+    match = STEP_NAME.fullmatch(path.name)
     if not match:
         raise ValueError(f"{path.name}: no checkpoint's name")
     return int(match[1])
@@ -110,7 +110,7 @@ def number(path: Path) -> int:
 
 def found(folder: Path) -> list[Path]:
     """The checkpoints in ``folder``, newest first."""
-    return sorted((path for path in folder.glob("step-*.pt") if NAME.fullmatch(path.name)), reverse=True)
+    return sorted((path for path in folder.glob("step-*.pt") if STEP_NAME.fullmatch(path.name)), reverse=True)
 
 
 def resume(folder: Path, which: str) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from dclr.data.loader import TrainLoader
 from dclr.errors import InputError
 from dclr.hardware import revision
 
-VERSION = 1  # of these fields
+STATE_VERSION = 1  # of these fields
 PRETRAINING, FINETUNING = "pretraining", "finetuning"
 
 
@@ -36,7 +36,7 @@ class TrainState:
     step: int
     generator: torch.Tensor
     revision: str
-    state_version: int = VERSION
+    state_version: int = STATE_VERSION
     more: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -63,7 +63,7 @@ class TrainState:
         missing = sorted(names - {"revision"} - set(table))
         if missing:
             raise InputError(f"the checkpoint to resume from lacks {', '.join(missing)}: an older version made it")
-        for name, found, expected in (("kind", table["kind"], kind), ("state_version", table["state_version"], VERSION)):
+        for name, found, expected in (("kind", table["kind"], kind), ("state_version", table["state_version"], STATE_VERSION)):
             if found != expected:
                 raise InputError(
                     f"the checkpoint to resume from is of {name} {found!r}, expected {expected!r}; name another folder or file"

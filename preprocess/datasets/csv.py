@@ -12,7 +12,7 @@ from preprocess.datasets.base import DataSet, Video, VideoSet, video_set
 from preprocess.datasets.lists import LAST_NUMBER, inside, quoted, read_table, whole_number
 from preprocess.found import NO_VIDEO, suffix_of
 
-MORE = ("label", "split", "start", "end")
+OPTIONAL = ("label", "split", "start", "end")
 
 
 def find(root: Folder, file: Path) -> VideoSet:
@@ -24,7 +24,7 @@ def find(root: Folder, file: Path) -> VideoSet:
     """
     splits: dict[tuple[str, tuple[int, int] | None], list[str]] = {}
     labels: dict[tuple[str, tuple[int, int] | None], str] = {}
-    for number, row in read_table(file, ("path",), MORE):
+    for number, row in read_table(file, ("path",), OPTIONAL):
         at = f"{file}, line {number}"
         video = _path(row["path"], at), _span(row.get("start", ""), row.get("end", ""), at)
         split, label = row.get("split", "") or "all", row.get("label", "")

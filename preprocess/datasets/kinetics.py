@@ -13,8 +13,8 @@ from preprocess.datasets.lists import NOT_BOTH, inside, list_files, quoted, read
 from preprocess.found import find_files
 
 SPLITS = {"train": "train", "val": "val", "validate": "val", "test": "test"}
-COLUMNS = ("youtube_id", "time_start", "time_end", "split")
-MORE = ("label", "is_cc")
+REQUIRED = ("youtube_id", "time_start", "time_end", "split")
+OPTIONAL = ("label", "is_cc")
 
 
 def find(root: Folder, lists: Path) -> VideoSet:
@@ -25,7 +25,7 @@ def find(root: Folder, lists: Path) -> VideoSet:
     """
     files = list_files(lists, r".*\.csv") if not lists.is_file() else [lists]
     if not files:
-        raise InputError(f"--splits {lists}: no CSV in it, expected the official ones with the columns {','.join(COLUMNS)}")
+        raise InputError(f"--splits {lists}: no CSV in it, expected the official ones with the columns {','.join(REQUIRED)}")
     names = _label_map(lists.parent if lists.is_file() else lists)
     clips = _clips(files, None if names is None else set(names))
     labelled = {label for _, _, label in clips.values()} - {""}
@@ -67,12 +67,12 @@ def _clips(files: list[Path], known: set[str] | None) -> dict[str, tuple[str, st
     """
     clips: dict[str, tuple[str, str, str]] = {}
     for file in files:
-        for number, row in read_table(file, COLUMNS, MORE):
+        for number, row in read_table(file, REQUIRED, OPTIONAL):
             id, label, split = row["youtube_id"], row.get("label", ""), SPLITS.get(row["split"])
             start, end = whole_number(row["time_start"]), whole_number(row["time_end"])
             if not re.fullmatch(r"[A-Za-z0-9_-]+", id) or start is None or end is None or split is None:
                 expected = f"expected a YouTube id, seconds as whole numbers and one of {','.join(SPLITS)}"
-                given = ",".join(row[name] for name in COLUMNS)
+                given = ",".join(row[name] for name in REQUIRED)
                 raise InputError(f"{file}, line {number}: {quoted(given)}, {expected}")
             if label and ("/" in label or not inside(label) or (known is not None and label not in known)):
                 raise InputError(f"{file}, line {number}: {quoted(label)}, expected a label of the label map, or a plain name")

@@ -34,11 +34,11 @@ def test_the_order_depends_on_seed_and_epoch_and_nothing_else() -> None:
 def test_samples_are_shuffled_across_shards_within_a_group() -> None:
     order = plan.epoch_order(SAMPLES, SHARDS, 0, 0)
     per_group = [set(SHARDS[np.searchsorted(SAMPLES, order[i : i + 80])]) for i in range(0, 240, 80)]
-    assert all(len(shards) == plan.GROUP for shards in per_group)
+    assert all(len(shards) == plan.SHARDS_TOGETHER for shards in per_group)
     assert len(set(SHARDS[np.searchsorted(SAMPLES, order[:16])])) > 5
 
 
-@pytest.mark.parametrize("last", plan.LAST)
+@pytest.mark.parametrize("last", plan.LAST_BATCH)
 @pytest.mark.parametrize("passes", [1, 3])
 def test_the_last_partial_batch_is_dropped_or_wrapped_and_counted(last: str, passes: int) -> None:
     some = Plan(SAMPLES, SHARDS, 0, 16, passes, last)
