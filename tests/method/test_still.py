@@ -124,7 +124,9 @@ def test_twenty_steps_learn_the_same() -> None:
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_single_and_half_precision(precision: torch.dtype) -> None:
-    """A training step's losses and gradients; in bfloat16 as near to the exact ones as over all frames."""
+    """A training step's losses and gradients are as near to the exact ones as over all frames.
+
+    In float32 either way may be off by a hundredth where rounding turns a ReLU: with two threads the way over all frames is."""
     q, k, video = steps.batch(0, 32, 16)
 
     def one(dtype: torch.dtype, distinct: bool, half: bool) -> dict[str, torch.Tensor]:
@@ -141,10 +143,11 @@ def test_single_and_half_precision(precision: torch.dtype) -> None:
         }
 
     found, plain = (one(torch.float32, distinct, precision == torch.bfloat16) for distinct in (True, False))
+    exact = one(torch.float64, False, False)
     if precision == torch.float32:
-        assert worst(found, plain) < 1e-4
+        errors = [worst({name: x.double() for name, x in way.items()}, exact) for way in (found, plain)]
+        assert errors[0] < max(1e-4, 1.5 * errors[1])
     else:
-        exact = one(torch.float64, False, False)
         off = [sum(float((x[name].double() - exact[name]).norm() ** 2) for name in exact) for x in (found, plain)]
         assert off[0] < 1.5**2 * off[1]
 
