@@ -21,7 +21,8 @@ LAST_BATCH = ("drop", "wrap")  # what becomes of an epoch's last, partial global
 
 
 def epoch_order(samples_N: np.ndarray, shard_N: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """The samples in the order of this epoch: shards shuffled, then samples within each :data:`SHARDS_TOGETHER`.
+    """The samples in the order of this epoch: shards shuffled, then samples within groups of
+    :data:`SHARDS_TOGETHER` shards.
 
     Args:
         samples_N: int64 (N,), indices into the set. shard_N: int64 (N,), the shard each of them lies in.
