@@ -83,6 +83,7 @@ class Computing:
 class Tuning:
     title = "optimisation (finetune)"
     epochs: int = setting(10, least=1, free=True)
+    optimiser: str = again(Optimisation, "optimiser")
     lr: float = setting(0.1, above=0)
     schedule: tuple[int, ...] = again(Optimisation, "schedule", (6, 8))
     wd: float = again(Optimisation, "wd")

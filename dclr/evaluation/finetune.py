@@ -29,6 +29,7 @@ from dclr.method.views import normalise, to_clip
 from dclr.settings import completed, free
 from dclr.training.curves import Curves, read_lines
 from dclr.training.loop import Learner, diverged, train
+from dclr.training.optimiser import build_optimiser
 from dclr.training.rate import learning_rate
 from dclr.training.saver import LAST, Saver, found, resume
 from dclr.training.state import FINETUNING, TrainState
@@ -124,7 +125,7 @@ class Finetuning(Learner):
         torch.manual_seed(config.seed)
         model = Classifier(setting.trunk.module, setting.classes.known, config.head, config.bn)
         self.model: Classifier = place(model, setting.device).train()
-        self.optimiser = torch.optim.SGD(self.model.parameters(), config.lr, momentum=0.9, weight_decay=config.wd)
+        self.optimiser = build_optimiser(config.optimiser, self.model.parameters(), config.lr, config.wd)
         self.scaler = torch.amp.GradScaler(setting.device.type, enabled=setting.dtype == torch.float16)
         self.best: dict[str, Any] = {"epoch": 0, "top1": -1.0, "model": {}}  # of --val
         self._parallel = distributed.parallel(self.model)

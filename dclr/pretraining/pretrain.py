@@ -28,6 +28,7 @@ from dclr.pretraining.config import PretrainConfig
 from dclr.pretraining.watch import Videos, knn_setting, online_knn
 from dclr.training.curves import Curves
 from dclr.training.loop import Learner, diverged, train
+from dclr.training.optimiser import build_optimiser
 from dclr.training.rate import learning_rate
 from dclr.training.saver import LAST, Saver, resume
 from dclr.training.state import PRETRAINING, TrainState
@@ -63,17 +64,18 @@ def as_drawn(config: PretrainConfig, steps: int) -> float:
     return math.prod(momentum(config, config.epochs * step / steps) for step in range(steps))
 
 
-def make_optimiser(model: DCLR, config: PretrainConfig) -> torch.optim.SGD:
-    """SGD over f_q. It is the fused one, which leaves a step out where ``found_inf`` says so, without asking the device."""
+def make_optimiser(model: DCLR, config: PretrainConfig) -> torch.optim.Optimizer:
+    """The optimiser of f_q, fused: it leaves a step out where ``found_inf`` says so, without asking the device."""
     parameters = [p for p in model.f_q.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": parameters}]
     if config.decay_weights_only:
         groups = [{"params": [p for p in parameters if p.dim() > 1]}]
         groups.append({"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0})
-    optimiser = torch.optim.SGD(groups, config.lr, momentum=0.9, weight_decay=config.wd, fused=True)
-    for p in parameters:  # torch 2.13 leaves it unwritten where the first step is left out
-        optimiser.state[p]["momentum_buffer"] = torch.zeros_like(p)
-    return optimiser
+    made = build_optimiser(config.optimiser, groups, config.lr, config.wd, fused=True)
+    if isinstance(made, torch.optim.SGD):
+        for p in parameters:  # torch 2.13 leaves it unwritten where the first step is left out
+            made.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return made
 
 
 def train_step(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dclr.settings import setting
 
+OPTIMISERS = ("sgd", "adamw")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -16,6 +17,7 @@ class Optimisation:
     accumulate: int = setting(1, "take the batch in parts: less memory", metavar="PARTS", least=1, before=1)
     checkpoint_gradients: bool = setting(False, "compute each stage twice: less memory, more time", before=False)
     epochs: int = setting(200, least=1, free=True)
+    optimiser: str = setting("sgd", "sgd (momentum 0.9) or adamw", choices=OPTIMISERS, before="sgd")
     lr: float = setting(0.01, above=0)
     schedule: tuple[int, ...] = setting((120, 160), "epochs at which lr drops to a tenth", nargs="*")
     cos: bool = setting(False, "half a cosine to 0 in the place of --schedule", before=False)

@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,21 +205,24 @@ def test_weight_decay_can_spare_biases_and_batchnorm() -> None:
     assert len(decayed["params"]) + len(spared["params"]) == len(list(model.f_q.parameters()))
 
 
-def test_a_step_that_is_left_out_changes_nothing() -> None:
-    """The first one too, where torch 2.13 would leave the momentum unwritten; afterwards the optimiser is the plain one."""
+@pytest.mark.parametrize(
+    ("name", "plain"), [("sgd", partial(torch.optim.SGD, momentum=0.9)), ("adamw", torch.optim.AdamW)]
+)
+def test_a_step_that_is_left_out_changes_nothing(name: str, plain: Callable[..., torch.optim.Optimizer]) -> None:
+    """The first one too, where torch 2.13 would leave SGD's momentum unwritten; afterwards the optimiser is the plain one."""
     model = DCLR(build("r2plus1d_10", 4), 8)
-    config = PretrainConfig(shards="s", out="o", split=("train",), lr=0.1)
-    optimiser, plain = make_optimiser(model, config), copy.deepcopy(model.f_q)
-    theirs = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    config = PretrainConfig(shards="s", out="o", split=("train",), lr=0.1, optimiser=name)
+    optimiser, copied = make_optimiser(model, config), copy.deepcopy(model.f_q)
+    theirs = plain(copied.parameters(), lr=0.1, weight_decay=1e-4)
     for good in (False, True, False, True):
-        for p, q in zip(model.f_q.parameters(), plain.parameters(), strict=True):
+        for p, q in zip(model.f_q.parameters(), copied.parameters(), strict=True):
             p.grad = torch.full_like(p, 0.5 if good else float("nan"))
             q.grad = torch.full_like(q, 0.5)
         optimiser.found_inf = torch.tensor(float(not good))  # type: ignore[attr-defined]
         optimiser.step()
         if good:
             theirs.step()
-    for p, q in zip(model.f_q.parameters(), plain.parameters(), strict=True):
+    for p, q in zip(model.f_q.parameters(), copied.parameters(), strict=True):
         torch.testing.assert_close(p, q)
 
 
