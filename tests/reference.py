@@ -7,6 +7,7 @@ f_q, and the queues. Parameters are plain dicts by name: ``backbone.conv1.weight
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 
@@ -50,6 +51,7 @@ class Options:
     mining_tau: float = 0.07
     weights: dict[str, float] = field(default_factory=dict)  # of s and d: what their contrasts count
     same: bool = False  # the dynamic key is of the query clip, not of the key clip
+    flow: float = 0.0  # weight of predicting the query clip's flow
 
 
 def batch_norm(x: Clips, weight: Tensor, bias: Tensor, groups: Groups, shared: bool) -> Clips:
@@ -127,6 +129,28 @@ def contrast(query: Tensor, own: Tensor, entries: list[Tensor], allowed: list[in
     return denominator - torch.log(sum(torch.exp(x) for x in positives))
 
 
+def cell(flow: Tensor, t: int, y: int, x: int, shape: tuple[int, int, int]) -> Tensor:
+    """The mean vector of one of ``shape`` cells of a clip's flow (2, T, H, W): (2,)."""
+    spans = [
+        range(at * size // cells, -(-(at + 1) * size // cells))
+        for at, size, cells in zip((t, y, x), flow.shape[1:], shape, strict=True)
+    ]
+    vectors = [flow[:, i, j, k] for i in spans[0] for j in spans[1] for k in spans[2]]
+    return sum(vectors) / len(vectors)
+
+
+def flow_error(p: Parameters, features: Tensor, flows: Tensor) -> Tensor:
+    """The error of eight predicted vectors at each position of F(v), (N, C', T', H', W'), relative to their mean square."""
+    weight, error, power = p["predictor.weight"][:, :, 0, 0, 0], 0, 0
+    shape = (8 * features.shape[2], features.shape[3], features.shape[4])
+    for n, flow in enumerate(flows):
+        for t, y, x in itertools.product(*map(range, shape)):
+            said = (weight @ features[n, :, t // 8, y, x] + p["predictor.bias"])[[t % 8, 8 + t % 8]]
+            meant = cell(flow, t, y, x, shape)
+            error, power = error + ((said - meant) ** 2).sum(), power + (meant**2).sum()
+    return error / power
+
+
 def step(
     f_q: Parameters, f_k: Parameters, q: Clips, k: Clips, videos: list[int], rings: Rings, o: Options, groups: Groups,
     key_groups: Groups,
@@ -170,5 +194,7 @@ def step(
             goal = mean_one(sum(mean_one(a) for a in maps) if o.equal else sum(maps)).detach()
             error = ((mean_one(activation(features["v"][n])) - goal) ** 2).sum() / goal.numel()
             losses["align"] = losses.get("align", 0) + o.alignment * error / len(videos)
+    if o.flow:
+        losses["flow"] = o.flow * flow_error(f_q, features["v"], q["flow"])
     rings.put(keys, videos)
     return losses | {"total": sum(losses.values())} | {f"key {ring}": torch.stack(rows) for ring, rows in keys.items()}

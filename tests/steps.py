@@ -63,6 +63,7 @@ def batch(step: int, size: int = 8, frames: int = 4) -> tuple[dict[str, torch.Te
     q, k = ({v: torch.randn(BATCH, 3, frames, size, size, generator=draw, dtype=torch.float64) for v in "vsd"} for _ in "qk")
     for views in (q, k):
         views["s"] = views["s"][:, :, :1].expand_as(views["v"])
+        views["flow"] = torch.randn(BATCH, 2, frames, size, size, generator=draw, dtype=torch.float64)
     return q, k, torch.arange(BATCH) + 3 * step
 
 
@@ -73,7 +74,7 @@ def run(case: Case) -> list[Result]:
     model.f_q.checkpointed = case.get("checkpointed", False)
     model.f_q.distinct = model.f_k.distinct = case.get("distinct", True)
     parallel = distributed.parallel(model)
-    optimiser = torch.optim.SGD(model.f_q.parameters(), 0.01, momentum=0.9)
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.01, momentum=0.9)
     results = []
     for step in range(case.get("steps", 2)):
         q, k, video = batch(step, case.get("size", 8), case.get("frames", 4))
@@ -89,7 +90,8 @@ def run(case: Case) -> list[Result]:
         terms = {name: torch.stack([o.terms[name] for o in outputs]).mean() for name in outputs[0].terms}
         terms["total"] = torch.stack([o.total.detach() for o in outputs]).mean()
         result = {f"loss {name}": distributed.total(term) / world for name, term in terms.items()}
-        result |= {f"gradient {name}": p.grad.clone() for name, p in model.f_q.named_parameters() if p.grad is not None}
+        gradients = {name.removeprefix("f_q."): p.grad for name, p in model.named_parameters() if p.grad is not None}
+        result |= {f"gradient {name}": gradient.clone() for name, gradient in gradients.items()}
         optimiser.step()
         model.enqueue(outputs)
         for ring in model.queue.rings if parts == 1 else ():

@@ -9,9 +9,11 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 
 from dclr.method.objective import Method
 
+FLOW_STEPS = 8  # of time, for each position of a feature map: the stride in time of our networks
 DROPPED = 0.9  # how often ``masked`` leaves out the own key
 NEVER = float("-inf")  # the logit of what is not there
 Draw = Callable[[], torch.Tensor]
@@ -131,6 +133,18 @@ def map_entropy(map_BTHW: torch.Tensor) -> torch.Tensor:
     """
     share = map_BTHW.flatten(1) / map_BTHW.flatten(1).sum(1, keepdim=True).clamp(min=1e-12)
     return torch.special.entr(share).sum(1).mean() / max(math.log(share.shape[1]), 1e-12)
+
+
+def flow_error(predicted_BCTHW: torch.Tensor, flow_B2THW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean squared error of predicted motion and the motion's own mean square, two scalars.
+
+    Args:
+        predicted_BCTHW: (B, 2 * FLOW_STEPS, T', H', W'), at each position of a feature map the vectors of its time steps.
+        flow_B2THW: the vectors (u, v) of the clip. They are averaged over the cells of the map and over the time steps.
+    """
+    predicted = predicted_BCTHW.unflatten(1, (2, FLOW_STEPS)).transpose(2, 3).flatten(2, 3)  # (B, 2, T' * FLOW_STEPS, H', W')
+    target = F.adaptive_avg_pool3d(flow_B2THW.to(predicted.dtype), predicted.shape[2:])
+    return (predicted - target).square().mean(), target.square().mean()
 
 
 def alignment(query_BTHW: torch.Tensor, targets_BTHW: Sequence[torch.Tensor], form: str = "sum") -> torch.Tensor:

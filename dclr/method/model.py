@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from dclr.distributed import joined_at_once, permuted, world
+from dclr.distributed import joined_at_once, permuted, total, world
 from dclr.draws import generator
 from dclr.errors import InputError
 from dclr.hardware import sent
@@ -97,18 +97,21 @@ class Encoder(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             return F.normalize(self.heads[name](features.mean((2, 3, 4))), dim=1)
 
-    def forward(self, views: Views, maps: Maps | None = None, track: bool = True) -> tuple[dict[str, torch.Tensor], Maps]:
+    def forward(self, views: Views, maps: Maps | None = None, track: bool = True) -> tuple[Embeddings, Maps]:
+        """:meth:`read` of the features of ``views``."""
+        return self.read(self.features(views, track), maps)
+
+    def read(self, features: Mapping[str, torch.Tensor], maps: Maps | None = None) -> tuple[Embeddings, Maps]:
         """The embeddings (B, D) that the views allow, and the raw activation maps A (B, T', H', W') of the views.
 
         ``maps`` are the mean-1 maps by view that weight the RGB features in vs and vd. Where a view has no map, its weights are
         1. By default the maps are this encoder's own, without gradient.
         """
-        features = self.features(views, track)
         raw = {name: losses.activation_map(x) for name, x in features.items()}
         if maps is None:
             maps = {name: losses.mean_one(a).detach() for name, a in raw.items() if name != "v"}
         # the first letter names the features, the second the map: vs is F(v) where A(s) lies, and sv is F(s)
-        allowed = [ab for ab in self.heads if ab[0] in views and (ab[0] != "v" or ab[1] in views)]
+        allowed = [ab for ab in self.heads if ab[0] in features and (ab[0] != "v" or ab[1] in features)]
         return {ab: self.head(ab, features[ab[0]], maps.get(ab[1])) for ab in allowed}, raw
 
     def embed(self, v: torch.Tensor, s: torch.Tensor, d: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -160,6 +163,8 @@ class DCLR(nn.Module):
         self.f_k = copy.deepcopy(self.f_q)
         self.f_k.requires_grad_(False)
         self.queue = Queue(queue_length, self.method.embeddings, self.method.dim)
+        if self.method.flow_weight:
+            self.predictor = nn.Conv3d(backbone.channels, 2 * losses.FLOW_STEPS, 1)
         self.precision = precision
 
     @torch.no_grad()
@@ -172,16 +177,20 @@ class DCLR(nn.Module):
         """The losses of a batch.
 
         Args:
-            q, k: the views of each video's two clips. video_B: int64 ids, on the CPU, where the draws are made.
+            q, k: the views of each video's two clips, and where there is a ``flow_weight`` their ``flow``, (B, 2, T, H, W).
+            video_B: int64 ids, on the CPU, where the draws are made.
             step: what the draws of ``shuffle`` and ``masked`` depend on.
             follow: f_k first follows f_q. False for all parts but the first of a batch that is taken in parts.
         """
         if follow:
             self.follow()
+        flows = [views.get("flow") for views in (q, k)]
         q, k = ({name: views[name] for name in self.method.views} for views in (q, k))
         with self.autocast(q["v"].device), torch.no_grad():
             sides = list(zip((q, k), self.keys(q, k, step), strict=False))  # one, or where it is symmetric two
-        terms, stats, keys, mined = zip(*(self.one_way(*side, video_B, step) for side in sides), strict=True)
+        terms, stats, keys, mined = zip(
+            *(self.one_way(*side, flow, video_B, step) for side, flow in zip(sides, flows, strict=False)), strict=True
+        )
         mean_terms, mean_stats = (
             {name: torch.stack([side[name] for side in found]).mean(0) for name in found[0]} for found in (terms, stats)
         )
@@ -206,14 +215,15 @@ class DCLR(nn.Module):
         return torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
 
     def one_way(
-        self, q: Views, keys: Keys, video_B: torch.Tensor, step: int
+        self, q: Views, keys: Keys, flow_B2THW: torch.Tensor | None, video_B: torch.Tensor, step: int
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Embeddings, torch.Tensor]:
         """With ``q`` as the query clip and what f_k gives for it: the terms of the loss, statistics, the keys of the other clip
         (B, D) a ring, and which entries were mined for vv, bool (B, K)."""
         method, device, (key, extra, target) = self.method, q["v"].device, keys
         with self.autocast(device):
             maps = {name: losses.mean_one(a) for name, a in target.items()} if method.decoupling else {}
-            query, raw = self.f_q(q, maps)
+            features = self.f_q.features(q)
+            query, raw = self.f_q.read(features, maps)
 
         allowed_BK = self.queue.allowed(sent(video_B, device))
         p = {  # p_s and p_d
@@ -239,6 +249,10 @@ class DCLR(nn.Module):
                 alike_BK = mined_BK
         if target and method.alignment:
             terms["align"] = method.alignment * losses.alignment(raw["v"], list(target.values()), method.align_target)
+        if flow_B2THW is not None and method.flow_weight:
+            predicted = self.predictor(losses.at_least_float32(features["v"]))
+            error, power = losses.flow_error(predicted, flow_B2THW)
+            terms["flow"] = method.flow_weight * error / (total(power) / world()).clamp(min=1e-6)
         stats["mined"] = alike_BK.float().sum(1).mean()
         return terms, stats, key, alike_BK
 

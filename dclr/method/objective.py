@@ -47,8 +47,8 @@ class Method:
     own key is the only positive), ``alignment`` its weight (0: without), ``decoupling`` whether maps weight the RGB features
     (else they are 1), ``loss`` and ``align_target`` one of :data:`FORMS` and :data:`TARGETS`, ``symmetric``
     whether the clips are also swapped and the losses averaged. ``seed`` is that of the shuffled keys and of ``masked``.
-    ``dynamic_key`` says whose motion vd and dv meet: the other clip's, or the query clip's own. Raises InputError for what is
-    no method.
+    ``flow_weight`` above 0 also predicts the query clip's stored flow from F(v). ``dynamic_key`` says whose motion vd and dv
+    meet: the other clip's, or the query clip's own. Raises InputError for what is no method.
     """
 
     views: str = "vsd"
@@ -64,6 +64,7 @@ class Method:
     dim: int = setting(128, "dimensions of an embedding", least=1, before=128)
     static_weight: float = setting(1.0, "of the contrasts vs and sv", least=0, before=1.0)
     dynamic_weight: float = setting(1.0, "of the contrasts vd and dv", least=0, before=1.0)
+    flow_weight: float = setting(0.0, "of predicting the clip's stored flow; 0: not", least=0, before=0.0)
     dynamic_key: str = setting("other", "vd and dv meet the other clip, or the same", choices=CLIPS, before="other")
     head_init: str = setting("torch", "weights of the heads: torch's, or N(0, 0.01)", choices=HEADS, before="torch")
     seed: int = 0

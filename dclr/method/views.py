@@ -227,6 +227,13 @@ def stored_motion(batch: dict[str, torch.Tensor], clip: int, device: torch.devic
     return torch.cat([flow, flow.square().sum(1, keepdim=True).sqrt()], 1)
 
 
+def stored_flow(batch: dict[str, torch.Tensor], clip: int, device: torch.device, part: slice) -> torch.Tensor:
+    """The stored motion (u, v) of clip number ``clip`` of the videos ``part``, float32 (B, 2, T, H, W), in pixels of the crop a
+    stored frame."""
+    batch = {name: value[part] for name, value in batch.items()}
+    return hold_seams(stored_motion(batch, clip, device)[:, :2], batch["frames"][:, clip], first_is_second=False)
+
+
 def make_views(
     batch: dict[str, torch.Tensor],
     clip: int,

@@ -64,6 +64,7 @@ class Levers:
     dim: int = again(Method, "dim")
     static_weight: float = again(Method, "static_weight")
     dynamic_weight: float = again(Method, "dynamic_weight")
+    flow_weight: float = again(Method, "flow_weight")
     dynamic_key: str = again(Method, "dynamic_key")
     head_init: str = again(Method, "head_init")
 
@@ -104,6 +105,9 @@ class PretrainConfig(Checkpoints, Watching, Optimisation, Levers, Ablations, Net
     @property
     def clip(self) -> ClipConfig:
         cue = DYNAMICS[self.dynamic] if "d" in self.method.views else None
+        if self.flow_weight and cue not in (None, "flow"):
+            raise InputError(f"--flow-weight with --dynamic {self.dynamic}: a batch has one stored cue, expected flow")
+        cue = "flow" if self.flow_weight else cue
         return ClipConfig(self.frames, self.stride, self.size, self.min_scale, self.flip, cue, self.sample_motion)
 
     @property

@@ -23,7 +23,7 @@ from dclr.files import run_folder
 from dclr.hardware import peak_memory_gb, pick_device, place, precision_name, resolve_precision
 from dclr.method.backbones import build
 from dclr.method.model import DCLR, Output
-from dclr.method.views import make_views
+from dclr.method.views import make_views, stored_flow
 from dclr.pretraining.config import PretrainConfig
 from dclr.pretraining.watch import Videos, knn_setting, online_knn
 from dclr.training.curves import Curves
@@ -65,8 +65,8 @@ def as_drawn(config: PretrainConfig, steps: int) -> float:
 
 
 def make_optimiser(model: DCLR, config: PretrainConfig) -> torch.optim.Optimizer:
-    """The optimiser of f_q, fused: it leaves a step out where ``found_inf`` says so, without asking the device."""
-    parameters = [p for p in model.f_q.parameters() if p.requires_grad]
+    """The optimiser of what is trained, fused: it leaves a step out where ``found_inf`` says so, without asking the device."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": parameters}]
     if config.decay_weights_only:
         groups = [{"params": [p for p in parameters if p.dim() > 1]}]
@@ -100,8 +100,9 @@ def train_step(
     for part in range(config.accumulate):
         mine = slice(part * share, (part + 1) * share)
         q, k = (make_views(batch, clip, config.dynamic, bad.device, mine, config.method.views) for clip in (0, 1))
+        flows = [{"flow": stored_flow(batch, clip, bad.device, mine)} if config.flow_weight else {} for clip in (0, 1)]
         with distributed.unsynchronised(parallel, part + 1 < config.accumulate):
-            outputs.append(parallel(q, k, batch["video"][mine], step, part == 0))
+            outputs.append(parallel(q | flows[0], k | flows[1], batch["video"][mine], step, part == 0))
             scaler.scale(outputs[-1].total / config.accumulate).backward()
     scaler.unscale_(optimiser)
     gradient = nn.utils.clip_grad_norm_(parallel.parameters(), config.clip_grad or math.inf)  # f_k's have none

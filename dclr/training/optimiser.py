@@ -10,7 +10,9 @@ import torch
 from dclr.training.config import OPTIMISERS
 
 
-def build_optimiser(name: str, parameters: Iterable[Any], lr: float, wd: float, fused: bool | None = None) -> torch.optim.Optimizer:
+def build_optimiser(
+    name: str, parameters: Iterable[Any], lr: float, wd: float, fused: bool | None = None
+) -> torch.optim.Optimizer:
     """The optimiser ``name``, one of :data:`OPTIMISERS`, over parameters or groups of them: SGD with momentum 0.9, or AdamW
     (Loshchilov and Hutter 2019). A fused one leaves a step out where its ``found_inf`` is 1, without asking the device."""
     if name == OPTIMISERS[0]:

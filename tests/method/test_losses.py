@@ -84,6 +84,19 @@ def test_alignment_is_the_mean_square_of_mean_one_maps() -> None:
     )
 
 
+def test_flow_error_is_of_cells_and_time_steps() -> None:
+    """Sixteen frames at two positions in time: each frame has its own vector; the cells are quarters of the picture."""
+    flow = torch.randn(3, 2, 16, 8, 8)
+    cells = flow.unflatten(4, (2, 4)).unflatten(3, (2, 4)).mean((4, 6))  # 3, 2, 16, 2, 2
+    predicted = cells.unflatten(2, (2, 8)).transpose(2, 3).flatten(1, 2)  # channel u or v and step, position in time
+    error, power = losses.flow_error(predicted, flow)
+    torch.testing.assert_close(error, torch.tensor(0.0))
+    torch.testing.assert_close(power, cells.square().mean())
+    error, power = losses.flow_error(torch.zeros_like(predicted), flow)
+    torch.testing.assert_close(error, power)
+    assert float(losses.flow_error(predicted.flip(2), flow)[0]) > 0.1
+
+
 def test_masked_drops_the_own_key_only_where_there_is_a_mined_one() -> None:
     query, key, queue = unit(3, 8, seed=0), unit(3, 8, seed=1), unit(4, 8, seed=2)
     allowed, mined = torch.ones(3, 4, dtype=torch.bool), torch.zeros(3, 4, dtype=torch.bool)

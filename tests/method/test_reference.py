@@ -41,6 +41,9 @@ VARIANTS = {
     "a frozen teacher": {"method": {"momentum": 1.0}},
     "temperatures": {"method": {"temperature": 0.2, "mining_temperature": 1.0}},
     "weights": {"method": {"static_weight": 0.5, "dynamic_weight": 2.0}},
+    "flow": {"method": {"flow_weight": 0.7}},
+    "flow, symmetric": {"method": {"flow_weight": 0.7, "symmetric": True}},
+    "flow, MoCo-v2": {"method": {"flow_weight": 0.7, "views": "v", "mined": 0}},
     "the same clip's motion": {"method": {"dynamic_key": "same"}},
     "the same clip's motion, without decoupling": {"method": {"dynamic_key": "same", "decoupling": False}},
     "five dimensions, the authors' heads": {"method": {"dim": 5, "head_init": "authors"}},
@@ -60,6 +63,8 @@ def expected(case: steps.Case, groups: int) -> list[steps.Result]:
         {name: p.detach().clone().requires_grad_(trained) for name, p in encoder.named_parameters()}
         for encoder, trained in ((model.f_q, True), (model.f_k, False))
     )
+    if method.flow_weight:
+        f_q |= {f"predictor.{name}": p.detach().clone().requires_grad_() for name, p in model.predictor.named_parameters()}
     queue = model.queue
     rings = reference.Rings(
         len(queue),
@@ -77,7 +82,7 @@ def expected(case: steps.Case, groups: int) -> list[steps.Result]:
             method.views, method.mined, method.loss, dropped, method.decoupling, method.alignment,
             method.align_target == "equal", case.get("statistics", {}).get("views") == "shared", method.momentum,
             method.temperature, method.mining_temperature, {"s": method.static_weight, "d": method.dynamic_weight},
-            method.dynamic_key == "same",
+            method.dynamic_key == "same", method.flow_weight,
         )  # fmt: skip
         size = steps.BATCH // groups
         order = generator("shuffle", method.seed, step).permutation(steps.BATCH).tolist()
@@ -94,7 +99,7 @@ def expected(case: steps.Case, groups: int) -> list[steps.Result]:
         result |= {f"gradient {name}": p.grad.clone() for name, p in f_q.items() if p.grad is not None}
         optimiser.step()
         for name, parameters in (("f_q", f_q), ("f_k", f_k)):
-            result |= {f"{name}.{n}": p.detach().clone() for n, p in parameters.items()}
+            result |= {n if "predictor" in n else f"{name}.{n}": p.detach().clone() for n, p in parameters.items()}
         result["queue.keys_RKD"] = torch.stack([torch.stack(rings.keys[ring]) for ring in queue.rings])
         result["queue.video_K"] = torch.tensor([-1 if video is None else video for video in rings.video])
         result["queue.cursor"] = torch.tensor(rings.cursor)

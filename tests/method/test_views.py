@@ -223,6 +223,7 @@ def test_the_flow_view_is_u_v_and_their_length_in_pixels_of_the_crop() -> None:
     data = batch() | {"cue": levels, "scale": torch.rand(3, 2, 6, 2) - 0.5}
     found = views.make_views(data, 1, "flow", torch.device("cpu"))["d"]
     flow = (levels[:, 1].float() - 128) * data["scale"][:, 1, :, :, None, None]
+    torch.testing.assert_close(views.stored_flow(data, 1, torch.device("cpu"), slice(1, None)), flow.transpose(1, 2)[1:])
     for part in range(2):
         torch.testing.assert_close(found[:, part], flow[:, :, part])
     torch.testing.assert_close(found[:, 2], torch.hypot(flow[:, :, 0], flow[:, :, 1]))

@@ -205,9 +205,7 @@ def test_weight_decay_can_spare_biases_and_batchnorm() -> None:
     assert len(decayed["params"]) + len(spared["params"]) == len(list(model.f_q.parameters()))
 
 
-@pytest.mark.parametrize(
-    ("name", "plain"), [("sgd", partial(torch.optim.SGD, momentum=0.9)), ("adamw", torch.optim.AdamW)]
-)
+@pytest.mark.parametrize(("name", "plain"), [("sgd", partial(torch.optim.SGD, momentum=0.9)), ("adamw", torch.optim.AdamW)])
 def test_a_step_that_is_left_out_changes_nothing(name: str, plain: Callable[..., torch.optim.Optimizer]) -> None:
     """The first one too, where torch 2.13 would leave SGD's momentum unwritten; afterwards the optimiser is the plain one."""
     model = DCLR(build("r2plus1d_10", 4), 8)
@@ -301,6 +299,7 @@ def test_precision_is_resolved_or_refused() -> None:
         ({"bn": "local", "bn_groups": 0}, "--bn-groups 0"),
         ({"objective": "moco", "without": ("static",)}, "moco has none of these parts"),
         ({"loss": "nce"}, "--loss nce"),
+        ({"flow_weight": 1.0, "dynamic": "cue"}, "--flow-weight with --dynamic cue: a batch has one stored cue"),
         ({"stride": 0}, "--stride 0: expected at least 1"),
         ({"workers": -1}, "workers -1"),
         ({"warmup": 300.0}, "expected fewer epochs than 200"),

@@ -308,7 +308,7 @@ def test_a_cosine_is_not_stretched(synthetic_set: Path, tmp_path: Path) -> None:
 LEVERS = (
     "--momentum", "0.9", "--momentum-end", "1", "--temperature", "0.2", "--mining-temperature", "1", "--dim", "16",
     "--static-weight", "0.5", "--dynamic-weight", "2", "--dynamic-key", "same", "--head-init", "authors",
-    "--optimiser", "adamw",
+    "--optimiser", "adamw", "--flow-weight", "1",
 )  # fmt: skip
 
 
