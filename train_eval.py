@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Evaluate a pretrained network on shards: finetune it, or try its frozen features. MODE --help says its flags."""
 
+from dclr.data.workers import worker_context
 from dclr.errors import exit_on_input_error
 from dclr.settings import Parser
 from dclr.threads import settle
@@ -25,6 +26,8 @@ def main() -> None:
 
     given = parser().given()
     configs, repeats = evaluation(given)
+    if configs[0].workers:
+        worker_context()  # their server imports torch while this process does
     from dclr.distributed import shutdown
     from dclr.evaluation.repeat import everything, repeat
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Pretrain on shards: python train_pretrain.py ..., or on many processes torchrun --nproc-per-node N train_pretrain.py ..."""
 
+from dclr.data.workers import worker_context
 from dclr.errors import exit_on_input_error
 from dclr.settings import Parser, from_flags
 from dclr.threads import settle
@@ -17,6 +18,8 @@ def main() -> None:
     from dclr.pretraining.config import PretrainConfig
 
     config = from_flags(PretrainConfig, parser().given())
+    if config.workers:
+        worker_context()  # their server imports torch while this process does
     from dclr.distributed import shutdown
     from dclr.pretraining.pretrain import pretrain
 

@@ -30,8 +30,9 @@ import numpy as np
 import webdataset as wds
 
 from dclr.data.clips import ClipConfig, crop_resize, frame_indices, random_resized_crop, random_start, train_clips
-from dclr.data.loader import TrainLoader, _one_core
+from dclr.data.loader import TrainLoader
 from dclr.data.manifest import ShardSet
+from dclr.data.workers import one_core
 from dclr.draws import generator
 from dclr.record import Record, parse, unpack
 
@@ -84,7 +85,7 @@ def stock(shards: ShardSet) -> Iterator[dict]:
     urls *= 100_000 // len(shards)  # no epoch ends in a round
     pipeline = wds.WebDataset(urls, shardshuffle=len(urls), seed=0).shuffle(200).map(cut).batched(BATCH)
     return iter(
-        wds.WebLoader(pipeline, batch_size=None, num_workers=1, worker_init_fn=_one_core, multiprocessing_context="spawn")
+        wds.WebLoader(pipeline, batch_size=None, num_workers=1, worker_init_fn=one_core, multiprocessing_context="spawn")
     )
 
 
@@ -226,7 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared/data")
     data = parser.parse_args().data
-    _one_core(0)
+    one_core()
     with tempfile.TemporaryDirectory() as folder:
         for name, root, most, goal in (
             ("real UCF101", data / "ucf101/videos", 64, "2.7 of the best peer"),

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import sys
-import threading
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -33,13 +30,12 @@ from dclr.data.fetch import Arrivals, Cache, Row, fetch_ahead
 from dclr.data.manifest import ShardSet
 from dclr.data.pages import PREFETCH, Cut, Pages, Sample, Shapes, received, stack
 from dclr.data.plan import Plan
+from dclr.data.workers import signals_blocked, start_worker, worker_context
 from dclr.errors import InputError
-from dclr.hardware import keep_freed_memory
 from dclr.record import FormatError, Record
 from dclr.storage import RemoteFolder
 
 STATE = 1  # version of TrainLoader.state_dict
-FOR_THE_TRAINER = {signal.SIGTERM, signal.SIGINT}  # it ends a run by them, and needs its workers until then
 
 
 @dataclass(frozen=True)
@@ -187,40 +183,6 @@ def _eval_clips(record: Record, epoch: int, **how: Any) -> Sample:
     return eval_clips(record, **how)
 
 
-def _one_core(worker: int) -> None:
-    import cv2
-
-    cv2.setNumThreads(0)  # a worker is one core; the pool of OpenCV would fight the others
-    torch.set_num_threads(1)
-    keep_freed_memory()
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Processes that are started inside have these signals blocked from their first moment, and never die of them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_TRAINER)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_worker(worker: int) -> None:
-    """Make a worker deaf to signals that are not the trainer's.
-
-    Ctrl-C, torchrun and Slurm signal the trainer's whole process group. A worker that died of that would end the trainer before
-    its checkpoint is written. So a worker ends only by a signal of the trainer itself, which is how multiprocessing ends its
-    children. torch's own loop sees when the trainer is gone."""
-
-    def heed() -> None:
-        while signal.sigwaitinfo(FOR_THE_TRAINER).si_pid != os.getppid():
-            pass
-        os._exit(0)
-
-    threading.Thread(target=heed, daemon=True).start()
-    _one_core(worker)
-
-
 def _batches(
     rows: torch.utils.data.IterableDataset, read: ReadRecords, cut: CutClips, batch: int, workers: int
 ) -> Iterator[Sample]:
@@ -231,11 +193,11 @@ def _batches(
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_start_worker,
-        multiprocessing_context="spawn" if workers else None,  # fork does not mix with CUDA, OpenCV or threads
+        worker_init_fn=partial(start_worker, dict(os.environ)),
+        multiprocessing_context=worker_context() if workers else None,
         prefetch_factor=PREFETCH if workers else None,
     )
-    with _signals_blocked():
+    with signals_blocked():
         batches = iter(loader)
     for made in batches:
         yield received(made, pages)
@@ -326,6 +288,8 @@ class TrainLoader:
         )
         self._clip = zlib.crc32(repr((clip, clips)).encode())
         self._batches: Iterator[Sample] | None = None
+        if workers:
+            worker_context()  # so that its server may be ready when the first batch is asked for
 
     def __len__(self) -> int:
         """Batches in an epoch."""

@@ -33,14 +33,16 @@ class Lent:
 
 
 class Pages:
-    """:data:`SLOTS` slots of ``size`` bytes for each worker, made before the workers start and sent to them.
+    """:data:`SLOTS` slots of ``size`` bytes for each worker, made before the workers start and sent to them. They are one piece
+    of memory, because a process is started with few open files.
 
     A worker takes its slots in turn, one for a batch; batches of one worker arrive in order, so the slot that :meth:`release`
     frees is always the one that it takes next.
     """
 
     def __init__(self, workers: int, size: int):
-        self._slots = [[torch.UntypedStorage._new_shared(size) for _ in range(SLOTS)] for _ in range(workers)]
+        self._size = size
+        self._memory = torch.UntypedStorage._new_shared(workers * SLOTS * size)
         self._free = [torch.multiprocessing.get_context("spawn").Semaphore(SLOTS) for _ in range(workers)]
         self._used = 0  # by this worker
 
@@ -57,8 +59,9 @@ class Pages:
         return places
 
     def array(self, lent: Lent) -> np.ndarray:
-        slot = torch.empty(0, dtype=torch.uint8).set_(self._slots[lent.worker][lent.slot])
-        return slot.numpy()[lent.start : lent.start + math.prod(lent.shape)].reshape(lent.shape)
+        start = (lent.worker * SLOTS + lent.slot) * self._size + lent.start
+        every = torch.empty(0, dtype=torch.uint8).set_(self._memory).numpy()
+        return every[start : start + math.prod(lent.shape)].reshape(lent.shape)
 
     def release(self, worker: int) -> None:
         """The oldest of a worker's lent slots is free again."""

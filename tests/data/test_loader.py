@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import context
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from conftest import REPOSITORY, SMALL, refuse, run, scalars, succeed
 from dclr.data.clips import ClipConfig
 from dclr.data.loader import TrainLoader, eval_loader
 from dclr.data.manifest import ShardSet
+from dclr.data.pages import Pages
 from dclr.errors import InputError
 from dclr.record import FormatError
 
@@ -156,43 +159,111 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("end", ["raises", "is killed"])
-def test_a_worker_heeds_no_signal_and_ends_with_its_trainer(synthetic_set: Path, tmp_path: Path, end: str) -> None:
+def status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+TRAINS = """
+import multiprocessing, sys
+from test_loader import loader, status
+
+if __name__ == "__main__":
+    some = loader(sys.argv[1], workers=1)
+    batches = iter(some)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    print(worker.pid, status(worker.pid)["PPid"], flush=True)
+    sys.stdin.readline()
+    print(len(list(batches)), flush=True)
+    if sys.stdin.readline() == "terminates\\n":
+        worker.terminate()
+        worker.join()
+        print(worker.exitcode, flush=True)
+        sys.stdin.readline()
+    raise RuntimeError
+"""
+
+
+@pytest.mark.parametrize("end", ["raises", "terminates", "is killed"])
+def test_workers_obey_the_trainer_alone_and_nothing_is_left_behind_it(synthetic_set: Path, tmp_path: Path, end: str) -> None:
     """Signals go to a whole process group; the trainer then still has batches to take."""
-    (tmp_path / "trains.py").write_text(
-        "import multiprocessing, sys\n"
-        "from test_loader import loader\n"
-        "if __name__ == '__main__':\n"
-        f"    some = loader({str(synthetic_set)!r}, workers=1)\n"
-        "    batches = iter(some)\n"
-        "    next(batches)\n"
-        "    print(multiprocessing.active_children()[0].pid, flush=True)\n"
-        "    sys.stdin.readline()\n"
-        "    print(len(list(batches)), flush=True)\n"
-        "    sys.stdin.readline()\n"
-        "    raise RuntimeError\n"
-    )
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/trains.py").write_text(TRAINS)
+    (tmp_path / "here/dclr").mkdir(parents=True)
+    (tmp_path / "here/dclr/__init__.py").write_text("raise RuntimeError('not what the trainer imports')")
     environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}:{REPOSITORY / 'tests' / 'data'}"}
     trainer = subprocess.Popen(
-        [sys.executable, tmp_path / "trains.py"], env=environment, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, tmp_path / "scripts/trains.py", synthetic_set], env=environment | {"OMP_NUM_THREADS": "2"}, text=True,
+        cwd=tmp_path / "here", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
         assert trainer.stdin and trainer.stdout
-        worker = int(trainer.stdout.readline())
-        for number in (signal.SIGTERM, signal.SIGINT):
-            os.kill(worker, number)
+        processes = worker, server = [int(pid) for pid in trainer.stdout.readline().split()]
+        assert server != trainer.pid and status(server)["Threads"] == "1"  # a fork has no other
+        for pid, number in itertools.product(processes, (signal.SIGTERM, signal.SIGINT)):
+            os.kill(pid, number)
         print(file=trainer.stdin, flush=True)
-        assert trainer.stdout.readline() == "7\n" and alive(worker)
-        if end == "is killed":
+        assert trainer.stdout.readline() == "7\n" and alive(worker) and alive(server)
+        if end == "terminates":
+            print(end, file=trainer.stdin, flush=True)
+            assert trainer.stdout.readline() == "0\n" and not alive(worker) and alive(server)
+        elif end == "is killed":
             trainer.kill()
         trainer.communicate("\n", timeout=60)
     finally:
         trainer.kill()
-    until = time.monotonic() + 30  # torch's worker looks for its parent every five seconds
-    while alive(worker) and time.monotonic() < until:
+    until = time.monotonic() + 30
+    while any(map(alive, processes)) and time.monotonic() < until:
         time.sleep(0.1)
-    assert not alive(worker)
+    assert not any(map(alive, processes))
+
+
+def tells(*_: Any, **__: Any) -> Any:
+    raise InputError(f"{os.environ.get('SAID')} and {'PYTHONSAFEPATH' in os.environ}")
+
+
+def test_a_worker_has_the_environment_of_its_trainer_and_not_that_of_an_older_server(
+    synthetic_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    some = loader(synthetic_set, workers=1)
+    some._stages[1].make = tells
+    monkeypatch.setenv("SAID", "later")
+    with pytest.raises(InputError, match="later and False"):
+        next(iter(some))
+
+
+def test_workers_are_spawned_where_no_server_can_be(synthetic_set: Path, tmp_path: Path) -> None:
+    """Its socket has a path of a hundred bytes at most."""
+    place = tmp_path / ("long" * 25)
+    place.mkdir()
+    (tmp_path / "spawns.py").write_text(
+        "import sys\nfrom test_loader import loader\n"
+        "if __name__ == '__main__':\n    print(len(list(loader(sys.argv[1], workers=1))))\n"
+    )
+    environment = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}:{REPOSITORY / 'tests' / 'data'}", "TMPDIR": str(place)}
+    command = [sys.executable, tmp_path / "spawns.py", synthetic_set]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "8\n", done.stderr
+
+
+def test_the_pages_of_any_number_of_workers_are_one_open_file() -> None:
+    """A fork server takes 250."""
+
+    class Popen:
+        DupFd, fds = int, list[int]()
+
+        def duplicate_for_child(self, fd: int) -> int:
+            self.fds.append(fd)
+            return fd
+
+    context.set_spawning_popen(Popen())
+    try:
+        ForkingPickler.dumps(Pages(100, 8))
+    finally:
+        context.set_spawning_popen(None)
+    assert len(Popen.fds) == 1
 
 
 def test_the_stages_are_picklable_and_small(synthetic_set: Path) -> None:
