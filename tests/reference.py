@@ -50,6 +50,8 @@ class Options:
     mining_tau: float = 0.07
     weights: dict[str, float] = field(default_factory=dict)  # of s and d: what their contrasts count
     same: bool = False  # the dynamic key is of the query clip, not of the key clip
+    # of s, d and m, what mines: an encoder of its own in the place of f_k, and its momentum
+    followers: dict[str, tuple[Parameters, float]] = field(default_factory=dict)
 
 
 def batch_norm(x: Clips, weight: Tensor, bias: Tensor, groups: Groups, shared: bool) -> Clips:
@@ -76,6 +78,13 @@ def feature_maps(p: Parameters, clips: Clips, groups: Groups, shared: bool) -> C
     return x
 
 
+def by_followers(by: dict[str, Parameters], clips: Clips, groups: Groups, shared: bool) -> Clips:
+    """:func:`feature_maps` of each view by its own encoder. Where views share statistics they share the encoder of v."""
+    if shared:
+        return feature_maps(by["v"], clips, groups, shared)
+    return {view: feature_maps(by[view], {view: x}, groups, shared)[view] for view, x in clips.items()}
+
+
 def activation(features: Tensor) -> Tensor:
     """A of one video: (C', T', H', W') -> (T', H', W')."""
     return features.sum(0)
@@ -96,14 +105,16 @@ def embedding(p: Parameters, name: str, features: Tensor, weights: Tensor | None
     return out / torch.sqrt((out**2).sum())
 
 
-def embeddings(p: Parameters, features: Clips, maps: list[dict[str, Tensor]], views: str) -> dict[str, list[Tensor]]:
-    """vv, vs, vd from F(v), sv from F(s), dv from F(d); a list over videos each."""
+def embeddings(
+    by: dict[str, Parameters], features: Clips, maps: list[dict[str, Tensor]], views: str
+) -> dict[str, list[Tensor]]:
+    """vv, vs, vd from F(v), sv from F(s), dv from F(d), by the heads of that view's encoder; a list over videos each."""
     out: dict[str, list[Tensor]] = {}
     for n in range(len(features["v"])):
-        found = {"vv": embedding(p, "vv", features["v"][n])}
+        found = {"vv": embedding(by["v"], "vv", features["v"][n])}
         for view in views[1:]:
-            found[f"v{view}"] = embedding(p, f"v{view}", features["v"][n], maps[n].get(view))
-            found[f"{view}v"] = embedding(p, f"{view}v", features[view][n])
+            found[f"v{view}"] = embedding(by["v"], f"v{view}", features["v"][n], maps[n].get(view))
+            found[f"{view}v"] = embedding(by[view], f"{view}v", features[view][n])
         for name, value in found.items():
             out.setdefault(name, []).append(value)
     return out
@@ -132,31 +143,42 @@ def step(
     key_groups: Groups,
 ) -> dict[str, Tensor]:  # fmt: skip
     """One step up to the losses, all N videos of the joined batch at once; ``total`` has the gradient of f_q. Follows, mines,
-    contrasts, aligns and enqueues in this order; ``f_k`` and ``rings`` are changed."""
+    contrasts, aligns and enqueues in this order; ``f_k``, ``o.followers`` and ``rings`` are changed."""
+    encoder = {who: o.followers[who][0] if who in o.followers else f_k for who in "vsdm"}
+    apart = {v: f"m{v}" for v in o.views if f"m{v}" in rings.keys}  # rings of what mines, where it is another encoder
     with torch.no_grad():
-        for name in f_k:
-            f_k[name].copy_(o.momentum * f_k[name] + (1 - o.momentum) * f_q[name])
-        key_features = feature_maps(f_k, {v: k[v] for v in o.views}, key_groups, o.shared)
+        for p, momentum in [(f_k, o.momentum), *o.followers.values()]:
+            for name in p:
+                p[name].copy_(momentum * p[name] + (1 - momentum) * f_q[name])
+        key_features = by_followers(encoder, {v: k[v] for v in o.views}, key_groups, o.shared)
         others = o.views if o.same else o.views[1:]
-        target = feature_maps(f_k, {v: q[v] for v in others}, key_groups, o.shared) if others else {}
+        target = by_followers(encoder, {v: q[v] for v in others}, key_groups, o.shared) if others else {}
+        mining = dict(target)
+        mining_keys = {}
+        if apart:
+            mining |= feature_maps(encoder["m"], {v: q[v] for v in apart}, key_groups, o.shared)
+            mining_keys = feature_maps(encoder["m"], {v: k[v] for v in apart}, key_groups, o.shared)
         every = range(len(videos))
         key_maps = [{v: mean_one(activation(key_features[v][n])) for v in o.views[1:]} if o.decoupling else {} for n in every]
         query_maps = [{v: mean_one(activation(target[v][n])) for v in o.views[1:]} if o.decoupling else {} for n in every]
-        keys = embeddings(f_k, key_features, key_maps, o.views)
+        keys = embeddings(encoder, key_features, key_maps, o.views)
         own = dict(keys)
         if o.same:
-            own |= {name: rows for name, rows in embeddings(f_k, target, query_maps, o.views).items() if "d" in name}
+            own |= {name: rows for name, rows in embeddings(encoder, target, query_maps, o.views).items() if "d" in name}
+        for v, ring in apart.items():
+            keys[ring] = [embedding(encoder["m"], f"{v}v", mining_keys[v][n]) for n in every]
     features = feature_maps(f_q, {v: q[v] for v in o.views}, groups, o.shared)
-    query = embeddings(f_q, features, query_maps, o.views)
+    query = embeddings({v: f_q for v in o.views}, features, query_maps, o.views)
 
     full = all(video is not None for video in rings.video)
     losses: dict[str, Tensor] = {}
     for n, video in enumerate(videos):
         allowed = [e for e, other in enumerate(rings.video) if other is not None and other != video]
-        p = {
-            v: probability(embedding(f_k, f"{v}v", target[v][n]), rings.keys[f"{v}v"], allowed, o.mining_tau)
-            for v in o.views[1:]
-        }
+        p = {}
+        for v in o.views[1:]:
+            miner = encoder["m"] if v in apart else encoder[v]
+            asks = embedding(miner, f"{v}v", mining[v][n])
+            p[v] = probability(asks, rings.keys[apart.get(v, f"{v}v")], allowed, o.mining_tau)
         for name in query:
             by = [v for v in p if v in name] or list(p)
             score = {e: sum(p[v][e] for v in by) for e in allowed}

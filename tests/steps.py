@@ -71,7 +71,8 @@ def run(case: Case) -> list[Result]:
     rank, world = distributed.rank(), distributed.world()
     model = make(case)
     model.f_q.checkpointed = case.get("checkpointed", False)
-    model.f_q.distinct = model.f_k.distinct = case.get("distinct", True)
+    for encoder in (model.f_q, model.f_k, *model.followers.values()):
+        encoder.distinct = case.get("distinct", True)
     parallel = distributed.parallel(model)
     optimiser = torch.optim.SGD(model.f_q.parameters(), 0.01, momentum=0.9)
     results = []

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -103,13 +103,7 @@ class Encoder(nn.Module):
         ``maps`` are the mean-1 maps by view that weight the RGB features in vs and vd. Where a view has no map, its weights are
         1. By default the maps are this encoder's own, without gradient.
         """
-        features = self.features(views, track)
-        raw = {name: losses.activation_map(x) for name, x in features.items()}
-        if maps is None:
-            maps = {name: losses.mean_one(a).detach() for name, a in raw.items() if name != "v"}
-        # the first letter names the features, the second the map: vs is F(v) where A(s) lies, and sv is F(s)
-        allowed = [ab for ab in self.heads if ab[0] in views and (ab[0] != "v" or ab[1] in views)]
-        return {ab: self.head(ab, features[ab[0]], maps.get(ab[1])) for ab in allowed}, raw
+        return encode(dict.fromkeys(views, self), views, maps, track)
 
     def embed(self, v: torch.Tensor, s: torch.Tensor, d: torch.Tensor) -> dict[str, torch.Tensor]:
         """The five embeddings vv, vs, vd, sv, dv (B, D), L2-normalised, of three views (B, 3, T, H, W) of the same clips.
@@ -121,6 +115,20 @@ class Encoder(nn.Module):
     def map(self, x: torch.Tensor, view: str = "v") -> torch.Tensor:
         """The mean-1 activation map (B, T', H', W') of clips (B, 3, T, H, W) that are view ``view``."""
         return losses.mean_one(losses.activation_map(self.features({view: x}, track=False)[view]))
+
+
+def encode(by: Mapping[str, Encoder], views: Views, maps: Maps | None = None, track: bool = True) -> tuple[Embeddings, Maps]:
+    """:meth:`Encoder.forward` where each view has an encoder of its own, ``by`` its name; the heads are those of the view that
+    an embedding's features are of."""
+    features: dict[str, torch.Tensor] = {}
+    for encoder in dict.fromkeys(by.values()):
+        features |= encoder.features({name: clip for name, clip in views.items() if by[name] is encoder}, track)
+    raw = {name: losses.activation_map(features[name]) for name in views}
+    if maps is None:
+        maps = {name: losses.mean_one(a).detach() for name, a in raw.items() if name != "v"}
+    # the first letter names the features, the second the map: vs is F(v) where A(s) lies, and sv is F(s)
+    allowed = [ab for ab in next(iter(by.values())).heads if ab[0] in views and (ab[0] != "v" or ab[1] in views)]
+    return {ab: by[ab[0]].head(ab, features[ab[0]], maps.get(ab[1])) for ab in allowed}, raw
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,9 @@ class Output:
 
 
 class DCLR(nn.Module):
-    """The two encoders and the queue. A step is :meth:`forward`, backward, optimiser, :meth:`enqueue`."""
+    """The encoders and the queue. A step is :meth:`forward`, backward, optimiser, :meth:`enqueue`.
+
+    ``followers`` are the copies of f_q beside f_k, one for each momentum that the method names."""
 
     def __init__(
         self,
@@ -157,16 +167,25 @@ class DCLR(nn.Module):
         self.method = method or Method()
         self.momentum = self.method.momentum  # of the next step: a schedule may set it
         self.f_q = Encoder(backbone, self.method.embeddings, statistics, self.method.dim, self.method.head_init)
-        self.f_k = copy.deepcopy(self.f_q)
-        self.f_k.requires_grad_(False)
-        self.queue = Queue(queue_length, self.method.embeddings, self.method.dim)
+        self.f_k = copy.deepcopy(self.f_q).requires_grad_(False)
+        others = sorted({self.method.follower(who) for who in self.method.momenta} - {"v"})
+        self.followers = nn.ModuleDict({who: copy.deepcopy(self.f_k) for who in others})
+        self.queue = Queue(queue_length, self.method.rings, self.method.dim)
         self.precision = precision
 
     @torch.no_grad()
     def follow(self) -> None:
-        """f_k <- m f_k + (1 - m) f_q, parameters with the heads; BatchNorm's buffers are f_k's own."""
-        for key, query in zip(self.f_k.parameters(), self.f_q.parameters(), strict=True):
-            key.lerp_(query, 1 - self.momentum)
+        """f_k <- m f_k + (1 - m) f_q, parameters with the heads; BatchNorm's buffers are f_k's own. The other followers so too,
+        each with its momentum."""
+        momenta = {who: m for who, m in self.method.momenta.items() if m is not None} | {"v": self.momentum}
+        for who in ("v", *self.followers):
+            for key, query in zip(self.follower(who).parameters(), self.f_q.parameters(), strict=True):
+                key.lerp_(query, 1 - momenta[who])
+
+    def follower(self, who: str) -> Encoder:
+        """The encoder that passes a view, or m: that mines."""
+        first = self.method.follower(who)
+        return self.f_k if first == "v" else cast(Encoder, self.followers[first])
 
     def forward(self, q: Views, k: Views, video_B: torch.Tensor, step: int = 0, follow: bool = True) -> Output:
         """The losses of a batch.
@@ -217,9 +236,8 @@ class DCLR(nn.Module):
 
         allowed_BK = self.queue.allowed(sent(video_B, device))
         p = {  # p_s and p_d
-            ab[0]: losses.neighbour_probability(e, self.queue[ab], allowed_BK, method.mining_temperature)
-            for ab, e in extra.items()
-            if ab[0] != "v"
+            view: losses.neighbour_probability(extra[ring], self.queue[ring], allowed_BK, method.mining_temperature)
+            for view, ring in method.mining.items()
         }
         full = self.queue.valid_K.all()  # mining is off until every entry is valid
         draw = cache(lambda: self.draws(video_B, step))
@@ -243,8 +261,9 @@ class DCLR(nn.Module):
         return terms, stats, key, alike_BK
 
     def keys(self, q: Views, k: Views, step: int) -> list[Keys]:
-        """What f_k gives for the query clip ``q``, and in a symmetric method then for ``k`` as the query clip: the other clip's
-        embeddings; sv and dv of the query clip, vd too where its dynamic key is its own; raw maps of the query clip's s and d.
+        """What f_k, or the view's own follower, gives for the query clip ``q``, and in a symmetric method then for ``k`` as the
+        query clip: the other clip's embeddings; those of the query clip's s and d, vd too where its dynamic key is its own; raw
+        maps of the query clip's s and d. Where another encoder mines, its embeddings ms and md are among both clips'.
 
         The other clip's maps come out of its own pass. The query clip's s and d need one extra pass, which updates no running
         statistics. With statistics for each view the two passes are the same arithmetic: so a symmetric method passes each clip
@@ -263,8 +282,8 @@ class DCLR(nn.Module):
         ]
 
     def passed(self, views: Views, step: int, track: bool = True) -> tuple[Embeddings, Maps]:
-        """A pass of f_k. With ``--bn shuffle`` it sees whole videos of the joined batch in another order, and its results are
-        put back in place (fault 2)."""
+        """A pass of f_k and of the other followers. With ``--bn shuffle`` they see whole videos of the joined batch in another
+        order, and the results are put back in place (fault 2)."""
         if not views:  # the extra pass of a method with v alone
             return {}, {}
         order = inverse = None
@@ -274,8 +293,12 @@ class DCLR(nn.Module):
             order = sent(torch.from_numpy(drawn), self.queue.valid_K.device)
             inverse = order.argsort()
         maps: Maps | None = None if self.method.decoupling else {}
-        found = self.f_k({name: permuted(view, order) for name, view in views.items()}, maps, track)
-        embedded, raw = ({name: permuted(x, inverse) for name, x in part.items()} for part in found)
+        views = {name: permuted(view, order) for name, view in views.items()}
+        embedded, raw = encode({name: self.follower(name) for name in views}, views, maps, track)
+        if apart := {view: views[view] for view, ring in self.method.mining.items() if ring == f"m{view}"}:
+            mining, _ = self.follower("m")(apart, {}, track)
+            embedded |= {f"m{view}": mining[f"{view}v"] for view in apart}
+        embedded, raw = ({name: permuted(x, inverse) for name, x in part.items()} for part in (embedded, raw))
         return embedded, raw
 
     def draws(self, video_B: torch.Tensor, step: int) -> torch.Tensor:

@@ -47,8 +47,9 @@ class Method:
     own key is the only positive), ``alignment`` its weight (0: without), ``decoupling`` whether maps weight the RGB features
     (else they are 1), ``loss`` and ``align_target`` one of :data:`FORMS` and :data:`TARGETS`, ``symmetric``
     whether the clips are also swapped and the losses averaged. ``seed`` is that of the shuffled keys and of ``masked``.
-    ``dynamic_key`` says whose motion vd and dv meet: the other clip's, or the query clip's own. Raises InputError for what is
-    no method.
+    ``dynamic_key`` says whose motion vd and dv meet: the other clip's, or the query clip's own. ``static_momentum`` is that of
+    an encoder which passes s in the place of f_k, ``dynamic_momentum`` of one for d, ``mining_momentum`` of the one that mines;
+    None: f_k does. Raises InputError for what is no method.
     """
 
     views: str = "vsd"
@@ -59,6 +60,9 @@ class Method:
     align_target: str = setting("sum", "of the maps A(s), A(d): sum, or equal (each with mean 1 first)", choices=TARGETS)
     symmetric: bool = setting(False, "also with the two clips swapped; 1.7 times the work")
     momentum: float = setting(0.999, "of f_k, which follows f_q; 1: it stays", least=0, most=1, before=0.999)
+    static_momentum: float | None = setting(None, "of keys and maps of s, where not f_k's", least=0, most=1, before=None)
+    dynamic_momentum: float | None = setting(None, "of keys and maps of d, where not f_k's", least=0, most=1, before=None)
+    mining_momentum: float | None = setting(None, "of what mines, where not f_k's", least=0, most=1, before=None)
     temperature: float = setting(0.07, "of the contrasts", above=0, before=0.07)
     mining_temperature: float = setting(0.07, "of the mined; 1: the authors' plain cosine", above=0, before=0.07)
     dim: int = setting(128, "dimensions of an embedding", least=1, before=128)
@@ -85,6 +89,27 @@ class Method:
     def embeddings(self) -> tuple[str, ...]:
         """Those that the views allow, such as vv, vs, sv."""
         return tuple(name for name in RINGS if set(name) <= set(self.views))
+
+    @property
+    def momenta(self) -> dict[str, float | None]:
+        """The momentum of the encoder that passes each view, and m: of the one that mines. None: it is f_k."""
+        given = {"v": None, "s": self.static_momentum, "d": self.dynamic_momentum, "m": self.mining_momentum}
+        return {who: given[who] for who in self.views + "m" * (self.mined > 0)}
+
+    def follower(self, who: str) -> str:
+        """The first of :attr:`momenta` with the same one: they share an encoder, and that of v is f_k."""
+        return next(first for first, momentum in self.momenta.items() if momentum == self.momenta[who])
+
+    @property
+    def mining(self) -> dict[str, str]:
+        """The ring that is mined by each view: its embedding's, or m and the view where another encoder mines."""
+        apart = {view: self.mined > 0 and self.follower("m") != self.follower(view) for view in self.views[1:]}
+        return {view: f"m{view}" if other else f"{view}v" for view, other in apart.items()}
+
+    @property
+    def rings(self) -> tuple[str, ...]:
+        """Those of the queue."""
+        return tuple(dict.fromkeys((*self.embeddings, *self.mining.values())))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from dclr.settings import again, as_table, check_values, differences, flag, sett
 from dclr.training.config import Checkpoints, Optimisation
 
 OBJECTIVES = ("dclr", "moco")
+MOMENTA = {"v": "momentum", "s": "static_momentum", "d": "dynamic_momentum", "m": "mining_momentum"}  # see Method.momenta
 PARTS = ("static", "dynamic", "decoupling", "mining", "alignment")  # of dclr, each can be left out
 
 
@@ -59,6 +60,9 @@ class Levers:
     momentum_end: float | None = setting(
         None, "momentum rises to this by a cosine over the whole run", least=0, most=1, before=None
     )
+    static_momentum: float | None = again(Method, "static_momentum")
+    dynamic_momentum: float | None = again(Method, "dynamic_momentum")
+    mining_momentum: float | None = again(Method, "mining_momentum")
     temperature: float = again(Method, "temperature")
     mining_temperature: float = again(Method, "mining_temperature")
     dim: int = again(Method, "dim")
@@ -99,6 +103,12 @@ class PretrainConfig(Checkpoints, Watching, Optimisation, Levers, Ablations, Net
             self.queue_length(0)
         if self.objective == "moco" and self.without:
             raise InputError(f"--objective moco --without {' '.join(self.without)}: moco has none of these parts")
+        for view, momentum in self.method.momenta.items():
+            if momentum is not None and view in "sd" and self.bn_views == "shared":
+                raise InputError(
+                    f"{flag(MOMENTA[view])} {momentum} with --bn-views shared: there one encoder passes v, s and d together; "
+                    "expected --bn-views split"
+                )
         self.clip, self.method, self.statistics(1)
 
     @property

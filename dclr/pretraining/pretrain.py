@@ -24,8 +24,9 @@ from dclr.hardware import peak_memory_gb, pick_device, place, precision_name, re
 from dclr.method.backbones import build
 from dclr.method.model import DCLR, Output
 from dclr.method.views import make_views
-from dclr.pretraining.config import PretrainConfig
+from dclr.pretraining.config import MOMENTA, PretrainConfig
 from dclr.pretraining.watch import Videos, knn_setting, online_knn
+from dclr.settings import flag
 from dclr.training.curves import Curves
 from dclr.training.loop import Learner, diverged, train
 from dclr.training.rate import learning_rate
@@ -58,9 +59,13 @@ def momentum(config: PretrainConfig, done: float) -> float:
     return config.momentum + (config.momentum_end - config.momentum) * share
 
 
-def as_drawn(config: PretrainConfig, steps: int) -> float:
-    """The share of its first draw that f_k still holds after the run of so many steps: the product of their momenta."""
-    return math.prod(momentum(config, config.epochs * step / steps) for step in range(steps))
+def as_drawn(config: PretrainConfig, steps: int) -> dict[str, float]:
+    """The share of its first draw that f_k, and each other encoder that follows, still holds after the run of so many steps:
+    the product of their momenta. By the setting of its momentum; one that is frozen is not meant to follow."""
+    kept = math.prod(momentum(config, config.epochs * step / steps) for step in range(steps))
+    given = {MOMENTA[who]: m for who, m in config.method.momenta.items() if m is not None}
+    found = {"momentum": kept} | {name: m**steps for name, m in given.items()}
+    return {name: share for name, share in found.items() if getattr(config, name) < 1}
 
 
 def make_optimiser(model: DCLR, config: PretrainConfig) -> torch.optim.SGD:
@@ -262,12 +267,12 @@ def _introduce(
     print(f"queue of {length} fills at step {fills} of {last_step}; mining starts there")
     if config.scale_lr:
         print(f"lr {config.lr} is scaled to {config.lr * config.batch / 64} by batch {config.batch} / 64")
-    drawn = as_drawn(config, last_step)
-    if config.momentum < 1 and drawn > 0.5:
-        print(
-            f"warning: after {last_step} steps f_k is still {drawn:.0%} as it was drawn, so its keys teach little: "
-            "lower --momentum, or train longer"
-        )
+    for name, drawn in as_drawn(config, last_step).items():
+        if drawn > 0.5:
+            print(
+                f"warning: after {last_step} steps {'f_k' if name == 'momentum' else f'the encoder of {flag(name)}'} is still "
+                f"{drawn:.0%} as it was drawn, so it teaches little: lower {flag(name)}, or train longer"
+            )
     if fills >= last_step:
         print(f"warning: the queue never fills in {last_step} steps, so no positives are mined: lower --queue")
 

@@ -28,6 +28,7 @@ SWITCHES = [
     {"dynamic": "flow", "accumulate": 2, "bn_views": "shared", "checkpoint_gradients": True},
     {"loss": "masked", "bn": "shuffle", "symmetric": True},
     {"objective": "moco"},
+    {"static_momentum": 0.9, "mining_momentum": 0.5},
 ]
 
 
