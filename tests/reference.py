@@ -7,6 +7,7 @@ f_q, and the queues. Parameters are plain dicts by name: ``backbone.conv1.weight
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 
@@ -50,6 +51,7 @@ class Options:
     mining_tau: float = 0.07
     weights: dict[str, float] = field(default_factory=dict)  # of s and d: what their contrasts count
     same: bool = False  # the dynamic key is of the query clip, not of the key clip
+    mine_by: str = "both"
     # of s, d and m, what mines: an encoder of its own in the place of f_k, and its momentum
     followers: dict[str, tuple[Parameters, float]] = field(default_factory=dict)
 
@@ -103,6 +105,28 @@ def embedding(p: Parameters, name: str, features: Tensor, weights: Tensor | None
     hidden = (p[f"heads.{name}.0.weight"] @ torch.stack(pooled) + p[f"heads.{name}.0.bias"]).clamp(min=0)
     out = p[f"heads.{name}.2.weight"] @ hidden + p[f"heads.{name}.2.bias"]
     return out / torch.sqrt((out**2).sum())
+
+
+def descriptor(cue: Tensor, cells: list[int]) -> Tensor:
+    """Means of one clip's cue (C, T, H, W) over boxes, as one vector of length 1, or 0."""
+    found = []
+    for channel in cue:
+        for place in itertools.product(*(range(n) for n in cells)):
+            low = [i * side // n for i, side, n in zip(place, channel.shape, cells, strict=True)]
+            high = [-(-(i + 1) * side // n) for i, side, n in zip(place, channel.shape, cells, strict=True)]
+            box = channel[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
+            found.append(box.sum() / box.numel())
+    out = torch.stack(found)
+    return out / max(float(torch.sqrt((out**2).sum())), 1e-12)
+
+
+def mining_views(name: str, o: Options) -> str:
+    """By which of s, d and the cue c the positives of a contrast are mined."""
+    if o.mine_by in ("s", "d"):
+        return o.mine_by
+    moving = "d" if o.mine_by == "both" else "c"
+    by = {"vv": "s" + moving, "vs": "s", "sv": "s", "vd": moving, "dv": moving}[name]
+    return "".join(one for one in by if one == "c" or one in o.views)
 
 
 def embeddings(
@@ -165,6 +189,9 @@ def step(
         own = dict(keys)
         if o.same:
             own |= {name: rows for name, rows in embeddings(encoder, target, query_maps, o.views).items() if "d" in name}
+        if "c" in rings.keys:
+            cells = list(key_features["v"].shape[2:])
+            keys["c"] = [descriptor(cue, cells) for cue in k["c"]]
         for v, ring in apart.items():
             keys[ring] = [embedding(encoder["m"], f"{v}v", mining_keys[v][n]) for n in every]
     features = feature_maps(f_q, {v: q[v] for v in o.views}, groups, o.shared)
@@ -175,12 +202,14 @@ def step(
     for n, video in enumerate(videos):
         allowed = [e for e, other in enumerate(rings.video) if other is not None and other != video]
         p = {}
+        if "c" in rings.keys:
+            p["c"] = probability(descriptor(q["c"][n], cells), rings.keys["c"], allowed, o.mining_tau)
         for v in o.views[1:]:
             miner = encoder["m"] if v in apart else encoder[v]
             asks = embedding(miner, f"{v}v", mining[v][n])
             p[v] = probability(asks, rings.keys[apart.get(v, f"{v}v")], allowed, o.mining_tau)
         for name in query:
-            by = [v for v in p if v in name] or list(p)
+            by = mining_views(name, o)
             score = {e: sum(p[v][e] for v in by) for e in allowed}
             mined = sorted(allowed, key=lambda e, score=score: (-score[e], e))[: o.k] if full and by else []
             ring = name[::-1]

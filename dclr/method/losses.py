@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 
 from dclr.method.objective import Method
 
@@ -94,6 +95,12 @@ def neighbour_probability(
     """Softmax of query . queue / temperature over the allowed entries: (N, K), 0 at the others; a row without any is all 0."""
     scores = torch.einsum("nd,kd->nk", at_least_float32(query_ND), at_least_float32(queue_KD)) / temperature
     return scores.masked_fill(~allowed_NK, float("-inf")).softmax(1).nan_to_num(0.0)
+
+
+def descriptor(cue_BCTHW: torch.Tensor, cells: tuple[int, int, int]) -> torch.Tensor:
+    """What a clip's stored cue is mined by: its means over ``cells`` = (T', H', W') boxes, one vector of length 1 a clip,
+    (B, C T' H' W'). Without motion it is 0."""
+    return F.normalize(F.adaptive_avg_pool3d(at_least_float32(cue_BCTHW), cells).flatten(1), dim=1)
 
 
 def mine(score_NK: torch.Tensor, allowed_NK: torch.Tensor, k: int) -> torch.Tensor:

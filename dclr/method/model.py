@@ -8,6 +8,7 @@ without one of the views has neither its embeddings nor its contrasts; with v al
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from dclr.hardware import sent
 from dclr.method import losses, norm, still
 from dclr.method.backbones.layers import Backbone
 from dclr.method.backbones.resnet import VideoResNet
-from dclr.method.objective import FORMS, RINGS, Method
+from dclr.method.objective import FORMS, MINERS, RINGS, Method
 from dclr.method.queue import Queue
 
 Views = Mapping[str, torch.Tensor]  # v, s, d, each (B, 3, T, H, W)
@@ -162,15 +163,18 @@ class DCLR(nn.Module):
         method: Method | None = None,
         statistics: norm.Statistics | None = None,
         precision: torch.dtype = torch.float32,
+        cells: tuple[int, int, int] = (1, 1, 1),
     ):
+        """``cells`` are T' H' W', in which a cue that mines is pooled."""
         super().__init__()
-        self.method = method or Method()
+        self.method, self.cells = method or Method(), cells
         self.momentum = self.method.momentum  # of the next step: a schedule may set it
         self.f_q = Encoder(backbone, self.method.embeddings, statistics, self.method.dim, self.method.head_init)
         self.f_k = copy.deepcopy(self.f_q).requires_grad_(False)
         others = sorted({self.method.follower(who) for who in self.method.momenta} - {"v"})
         self.followers = nn.ModuleDict({who: copy.deepcopy(self.f_k) for who in others})
-        self.queue = Queue(queue_length, self.method.rings, self.method.dim)
+        descriptor = MINERS[self.method.cue] * math.prod(cells) if self.method.cue else 0
+        self.queue = Queue(queue_length, self.method.rings, self.method.dim, descriptor)
         self.precision = precision
 
     @torch.no_grad()
@@ -191,13 +195,14 @@ class DCLR(nn.Module):
         """The losses of a batch.
 
         Args:
-            q, k: the views of each video's two clips. video_B: int64 ids, on the CPU, where the draws are made.
+            q, k: the views of each video's two clips, and where a cue mines it as c, (B, C, T, H, W).
+            video_B: int64 ids, on the CPU, where the draws are made.
             step: what the draws of ``shuffle`` and ``masked`` depend on.
             follow: f_k first follows f_q. False for all parts but the first of a batch that is taken in parts.
         """
         if follow:
             self.follow()
-        q, k = ({name: views[name] for name in self.method.views} for views in (q, k))
+        q, k = ({name: views[name] for name in self.method.views + "c" * bool(self.method.cue)} for views in (q, k))
         with self.autocast(q["v"].device), torch.no_grad():
             sides = list(zip((q, k), self.keys(q, k, step), strict=False))  # one, or where it is symmetric two
         terms, stats, keys, mined = zip(*(self.one_way(*side, video_B, step) for side in sides), strict=True)
@@ -215,7 +220,7 @@ class DCLR(nn.Module):
 
     def enqueue(self, parts: Sequence[Output]) -> None:
         """Put the keys of a batch, taken whole or in parts, into the queue: in joined-batch order, rank 0's first."""
-        names = [(side, ring) for side in range(len(parts[0].keys)) for ring in self.queue.rings]
+        names = [(side, ring) for side, keys in enumerate(parts[0].keys) for ring in keys]
         own = (torch.cat([part.keys[side][ring] for part in parts]) for side, ring in names)
         video, *keys = joined_at_once(torch.cat([part.video for part in parts]), *own)
         for side in range(len(parts[0].keys)):
@@ -232,12 +237,12 @@ class DCLR(nn.Module):
         method, device, (key, extra, target) = self.method, q["v"].device, keys
         with self.autocast(device):
             maps = {name: losses.mean_one(a) for name, a in target.items()} if method.decoupling else {}
-            query, raw = self.f_q(q, maps)
+            query, raw = self.f_q({name: q[name] for name in method.views}, maps)
 
         allowed_BK = self.queue.allowed(sent(video_B, device))
-        p = {  # p_s and p_d
-            view: losses.neighbour_probability(extra[ring], self.queue[ring], allowed_BK, method.mining_temperature)
-            for view, ring in method.mining.items()
+        p = {  # p_s, p_d and p_c
+            one: losses.neighbour_probability(extra[ring], self.queue[ring], allowed_BK, method.mining_temperature)
+            for one, ring in method.mining.items()
         }
         full = self.queue.valid_K.all()  # mining is off until every entry is valid
         draw = cache(lambda: self.draws(video_B, step))
@@ -245,7 +250,7 @@ class DCLR(nn.Module):
         stats |= {f"entropy_{name}": losses.map_entropy(a.detach()) for name, a in raw.items()}
         for ab in method.embeddings:
             ba = ab[::-1]  # vs is pulled towards the key sv and away from the queue of sv, and sv towards vs
-            score_BK = sum((p[view] for view in p if view in ab or ab == "vv"), torch.zeros(allowed_BK.shape, device=device))
+            score_BK = sum((p[one] for one in method.mined_by(ab)), torch.zeros(allowed_BK.shape, device=device))
             mined_BK = losses.mine(score_BK, allowed_BK, method.mined) & full
             own = extra[ba] if method.dynamic_key == "same" and "d" in ab else key[ba]
             own_B1, queue_BK = losses.logits(query[ab], own, self.queue[ba], method.temperature)
@@ -263,7 +268,8 @@ class DCLR(nn.Module):
     def keys(self, q: Views, k: Views, step: int) -> list[Keys]:
         """What f_k, or the view's own follower, gives for the query clip ``q``, and in a symmetric method then for ``k`` as the
         query clip: the other clip's embeddings; those of the query clip's s and d, vd too where its dynamic key is its own; raw
-        maps of the query clip's s and d. Where another encoder mines, its embeddings ms and md are among both clips'.
+        maps of the query clip's s and d. Where another encoder mines, its embeddings ms and md are among both clips', and where
+        a cue does, the descriptors c.
 
         The other clip's maps come out of its own pass. The query clip's s and d need one extra pass, which updates no running
         statistics. With statistics for each view the two passes are the same arithmetic: so a symmetric method passes each clip
@@ -274,8 +280,8 @@ class DCLR(nn.Module):
         if len(sides) == 2 and self.f_k.statistics.views == "split":
             extra = whole[::-1]
         else:
-            others = self.method.views if self.method.dynamic_key == "same" else self.method.views.replace("v", "")
-            extra = [self.passed({name: query[name] for name in others}, step, track=False) for query, _ in sides]
+            others = q.keys() if self.method.dynamic_key == "same" else q.keys() - {"v"}
+            extra = [self.passed({name: query[name] for name in q if name in others}, step, track=False) for query, _ in sides]
         return [
             (key, more, {name: a for name, a in raw.items() if name != "v"})
             for (key, _), (more, raw) in zip(whole, extra, strict=True)
@@ -293,13 +299,13 @@ class DCLR(nn.Module):
             order = sent(torch.from_numpy(drawn), self.queue.valid_K.device)
             inverse = order.argsort()
         maps: Maps | None = None if self.method.decoupling else {}
-        views = {name: permuted(view, order) for name, view in views.items()}
-        embedded, raw = encode({name: self.follower(name) for name in views}, views, maps, track)
-        if apart := {view: views[view] for view, ring in self.method.mining.items() if ring == f"m{view}"}:
+        clips = {name: permuted(view, order) for name, view in views.items() if name != "c"}
+        embedded, raw = encode({name: self.follower(name) for name in clips}, clips, maps, track)
+        if apart := {view: clips[view] for view, ring in self.method.mining.items() if ring == f"m{view}"}:
             mining, _ = self.follower("m")(apart, {}, track)
             embedded |= {f"m{view}": mining[f"{view}v"] for view in apart}
         embedded, raw = ({name: permuted(x, inverse) for name, x in part.items()} for part in (embedded, raw))
-        return embedded, raw
+        return embedded | ({"c": losses.descriptor(views["c"], self.cells)} if "c" in views else {}), raw
 
     def draws(self, video_B: torch.Tensor, step: int) -> torch.Tensor:
         """What a form of the contrast draws with: in 0..1 for each video, float64 (B,), drawn from (seed, step, video)."""

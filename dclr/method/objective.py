@@ -37,6 +37,7 @@ BN_MODES = ("sync", "shuffle", "local")  # of BatchNorm's statistics: over which
 BN_VIEWS = ("split", "shared")  # and over which views
 HEADS = ("torch", "authors")  # how their first weights are drawn
 CLIPS = ("other", "same")  # of the video, whose motion is the dynamic key
+MINERS = {"both": 0, "s": 0, "d": 0, "energy": 1, "flow": 2}  # what mines: channels of its stored cue
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Method:
     own key is the only positive), ``alignment`` its weight (0: without), ``decoupling`` whether maps weight the RGB features
     (else they are 1), ``loss`` and ``align_target`` one of :data:`FORMS` and :data:`TARGETS`, ``symmetric``
     whether the clips are also swapped and the losses averaged. ``seed`` is that of the shuffled keys and of ``masked``.
+    ``mine_by`` says what mines: s and d each for its own embeddings, one of them for all, or a stored cue in the place of d.
     ``dynamic_key`` says whose motion vd and dv meet: the other clip's, or the query clip's own. ``static_momentum`` is that of
     an encoder which passes s in the place of f_k, ``dynamic_momentum`` of one for d, ``mining_momentum`` of the one that mines;
     None: f_k does. Raises InputError for what is no method.
@@ -64,6 +66,7 @@ class Method:
     dynamic_momentum: float | None = setting(None, "of keys and maps of d, where not f_k's", least=0, most=1, before=None)
     mining_momentum: float | None = setting(None, "of what mines, where not f_k's", least=0, most=1, before=None)
     temperature: float = setting(0.07, "of the contrasts", above=0, before=0.07)
+    mine_by: str = setting("both", "what mines: s and d, one of them, or a stored cue for d", choices=MINERS, before="both")
     mining_temperature: float = setting(0.07, "of the mined; 1: the authors' plain cosine", above=0, before=0.07)
     dim: int = setting(128, "dimensions of an embedding", least=1, before=128)
     static_weight: float = setting(1.0, "of the contrasts vs and sv", least=0, before=1.0)
@@ -80,6 +83,8 @@ class Method:
             raise InputError(f"a weight of alignment of {self.alignment}: expected 0 or more")
         if self.views == "v" and self.mined:
             raise InputError(f"mined {self.mined} with views 'v': positives are mined by s or d, expected 0")
+        if self.mined and self.mine_by in ("s", "d") and self.mine_by not in self.views:
+            raise InputError(f"--mine-by {self.mine_by}: that view is left out; expected both, or another view or cue")
 
     def weight(self, contrast: str) -> float:
         """What one of the embeddings' contrasts counts in the loss."""
@@ -101,10 +106,24 @@ class Method:
         return next(first for first, momentum in self.momenta.items() if momentum == self.momenta[who])
 
     @property
+    def cue(self) -> str | None:
+        """The stored cue that mines in the place of d, if any. It is the input c beside the views."""
+        return self.mine_by if self.mined and MINERS[self.mine_by] else None
+
+    @property
     def mining(self) -> dict[str, str]:
-        """The ring that is mined by each view: its embedding's, or m and the view where another encoder mines."""
-        apart = {view: self.mined > 0 and self.follower("m") != self.follower(view) for view in self.views[1:]}
-        return {view: f"m{view}" if other else f"{view}v" for view, other in apart.items()}
+        """What mines (views, c the cue), each with the ring that it looks at: a view's is its embedding's, or m and the view
+        where another encoder mines."""
+        if not self.mined:
+            return {}
+        by = self.views[1:].replace("d", "") + "c" if self.cue else self.views[1:] if self.mine_by == "both" else self.mine_by
+        own = {one: one != "c" and self.follower(one) == self.follower("m") for one in by}
+        return {one: "c" if one == "c" else f"{one}v" if own[one] else f"m{one}" for one in by}
+
+    def mined_by(self, contrast: str) -> list[str]:
+        """Which of :attr:`mining` mine the positives of one of the embeddings' contrasts."""
+        wanted = contrast.replace("d", "c") if self.cue else contrast
+        return [one for one in self.mining if one in wanted or contrast == "vv" or self.mine_by in ("s", "d")]
 
     @property
     def rings(self) -> tuple[str, ...]:

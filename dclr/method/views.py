@@ -235,12 +235,13 @@ def make_views(
     part: slice = slice(None),
     names: str = "vsd",
 ) -> dict[str, torch.Tensor]:
-    """The views ``names`` (v, and any of s and d) of clip number ``clip`` of the videos ``part``, all by default, of a training
-    batch (dclr/data/loader.py).
+    """The views ``names`` (v, and any of s, d and c) of clip number ``clip`` of the videos ``part``, all by default, of a
+    training batch (dclr/data/loader.py).
 
     Returns:
         v, s, d: float32 (B, 3, T, H, W) on ``device``: the RGB clip; one of its frames T times, with colours of its own;
         its motion, one of :data:`DYNAMICS`: from the colours of v, or from the stored cue that came with the batch.
+        c: the stored cue that came with it, which mines: flow, (B, 2, T, H, W), or the energy of cells, (B, 1, T, G, G).
     """
     batch = {name: value[part] for name, value in batch.items()}
     rgb_BTHWC, colours = sent(batch["rgb"][:, clip], device), batch["colours"][:, clip].numpy()
@@ -260,6 +261,10 @@ def make_views(
     if "d" in names:
         d = stored_motion(batch, clip, device) if DYNAMICS[dynamic] else rgb_difference(views["v"])
         views["d"] = hold_seams(d, batch["frames"][:, clip], first_is_second=dynamic == "rgbdiff")
+    if "c" in names:
+        energy = "scale" not in batch
+        c = sent(batch["cue"][:, clip], device).unsqueeze(1) if energy else stored_motion(batch, clip, device)[:, :2]
+        views["c"] = hold_seams(c, batch["frames"][:, clip], first_is_second=False)
     # s has one frame in memory: dclr/method/still.py reads that from its stride
     last = torch.channels_last_3d
     return {name: view.contiguous(memory_format=last).expand(-1, -1, length, -1, -1) for name, view in views.items()}

@@ -64,6 +64,7 @@ class Levers:
     dynamic_momentum: float | None = again(Method, "dynamic_momentum")
     mining_momentum: float | None = again(Method, "mining_momentum")
     temperature: float = again(Method, "temperature")
+    mine_by: str = again(Method, "mine_by")
     mining_temperature: float = again(Method, "mining_temperature")
     dim: int = again(Method, "dim")
     static_weight: float = again(Method, "static_weight")
@@ -113,8 +114,11 @@ class PretrainConfig(Checkpoints, Watching, Optimisation, Levers, Ablations, Net
 
     @property
     def clip(self) -> ClipConfig:
-        cue = DYNAMICS[self.dynamic] if "d" in self.method.views else None
-        return ClipConfig(self.frames, self.stride, self.size, self.min_scale, self.flip, cue, self.sample_motion)
+        """The stored cue that comes with a clip is that of its dynamic view, else that which mines."""
+        cue, mines = DYNAMICS[self.dynamic] if "d" in self.method.views else None, self.method.cue
+        if cue and mines not in (None, cue):
+            raise InputError(f"--mine-by {mines} with --dynamic {self.dynamic}: a clip has one stored cue; expected rgbdiff")
+        return ClipConfig(self.frames, self.stride, self.size, self.min_scale, self.flip, cue or mines, self.sample_motion)
 
     @property
     def method(self) -> Method:

@@ -68,6 +68,12 @@ def as_drawn(config: PretrainConfig, steps: int) -> dict[str, float]:
     return {name: share for name, share in found.items() if getattr(config, name) < 1}
 
 
+@torch.no_grad()
+def cells_of(trunk: nn.Module, config: PretrainConfig) -> tuple[int, int, int]:
+    """T' H' W' of the feature map of a clip; the trunk is in evaluation mode afterwards."""
+    return trunk.eval()(torch.zeros(1, 3, config.frames, config.size, config.size)).shape[2:]
+
+
 def make_optimiser(model: DCLR, config: PretrainConfig) -> torch.optim.SGD:
     """SGD over f_q. It is the fused one, which leaves a step out where ``found_inf`` says so, without asking the device."""
     parameters = [p for p in model.f_q.parameters() if p.requires_grad]
@@ -98,11 +104,12 @@ def train_step(
     Returns:
         each part's output, the views of the last part's q clips, and the gradient's norm before it is clipped.
     """
-    share, outputs = len(batch["video"]) // config.accumulate, []
+    share, outputs, views = len(batch["video"]) // config.accumulate, [], config.method.views
+    names = views + "c" * (config.method.cue is not None)
     optimiser.zero_grad(set_to_none=True)
     for part in range(config.accumulate):
         mine = slice(part * share, (part + 1) * share)
-        q, k = (make_views(batch, clip, config.dynamic, bad.device, mine, config.method.views) for clip in (0, 1))
+        q, k = (make_views(batch, clip, config.dynamic, bad.device, mine, names) for clip in (0, 1))
         with distributed.unsynchronised(parallel, part + 1 < config.accumulate):
             outputs.append(parallel(q, k, batch["video"][mine], step, part == 0))
             scaler.scale(outputs[-1].total / config.accumulate).backward()
@@ -115,7 +122,7 @@ def train_step(
     bad += ~finite
     scaler.step(optimiser)
     scaler.update()
-    return outputs, q, gradient
+    return outputs, {name: q[name] for name in views}, gradient
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -188,7 +195,8 @@ class Pretraining(Learner):
         self.max_skipped = config.max_skipped if config.on_error == "skip" else None
         torch.manual_seed(config.seed)  # the weights; everything else is drawn from (seed, epoch, sample)
         trunk = build(config.arch, config.width)
-        model = DCLR(trunk, length, config.method, config.statistics(distributed.world()), dtype)
+        cells = cells_of(trunk, config) if config.method.cue else (1, 1, 1)
+        model = DCLR(trunk, length, config.method, config.statistics(distributed.world()), dtype, cells)
         self.model: DCLR = place(model, device).train()
         self.model.f_q.checkpointed = config.checkpoint_gradients
         self.optimiser = make_optimiser(self.model, config)

@@ -116,6 +116,15 @@ def test_mean_log_is_the_mean_logit_and_survives_forbidden_entries() -> None:
     assert query.grad is not None and torch.isfinite(query.grad).all()
 
 
+def test_a_cues_descriptor_is_its_means_over_boxes_in_one_unit_vector_and_zero_without_motion() -> None:
+    cue = torch.zeros(2, 2, 4, 6, 6)
+    cue[0, 0, :2, :3, 3:], cue[0, 1, 2:, 3:, :3] = 3, -4
+    found = losses.descriptor(cue.half(), (2, 2, 2))
+    assert found.dtype == torch.float32 and found.shape == (2, 16) and not found[1].any()
+    assert found[0].nonzero().flatten().tolist() == [1, 8 + 6]
+    torch.testing.assert_close(found[0, [1, 14]], torch.tensor([0.6, -0.8]))
+
+
 def test_map_entropy_is_1_where_flat_and_0_at_one_position() -> None:
     flat, point, two = torch.ones(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4)
     point[0, 1, 2, 3], two[0, 0, 0, :2] = 5, 1

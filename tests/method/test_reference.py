@@ -49,6 +49,13 @@ VARIANTS = {
     "a miner": {"method": {"mining_momentum": 0.5}},
     "a miner, shared statistics": {"method": {"mining_momentum": 0.5}, "statistics": {"views": "shared"}},
     "a miner that is d's teacher": {"method": {"static_momentum": 1.0, "dynamic_momentum": 0.5, "mining_momentum": 0.5}},
+    "mined by s": {"method": {"mine_by": "s"}},
+    "mined by d, a miner": {"method": {"mine_by": "d", "mining_momentum": 0.5}},
+    "mined by energy, symmetric": {"method": {"mine_by": "energy", "symmetric": True}},
+    "mined by flow": {"method": {"mine_by": "flow"}},
+    "mined by flow, a miner": {"method": {"mine_by": "flow", "mining_momentum": 0.5, "dynamic_key": "same"}},
+    "mined by flow without dynamic": {"method": {"mine_by": "flow", "views": "vs"}},
+    "mined by flow without static, shared": {"method": {"mine_by": "flow", "views": "vd"}, "statistics": {"views": "shared"}},
     "three teachers, symmetric": {
         "method": {"static_momentum": 0.3, "dynamic_momentum": 0.5, "mining_momentum": 0.7, "symmetric": True}
     },
@@ -80,19 +87,19 @@ def expected(case: steps.Case, groups: int) -> list[steps.Result]:
         len(queue),
         int(queue.cursor),
         [int(video) if valid else None for video, valid in zip(queue.video_K, queue.valid_K, strict=True)],
-        {ring: list(queue[ring].clone()) for ring in queue.rings},
+        {ring: list(queue[ring].clone()) for ring in (*queue.rings, *(["c"] if method.cue else []))},
     )
     optimiser = torch.optim.SGD(f_q.values(), 0.01, momentum=0.9)
     results = []
     for step in range(2):
-        q, k, video = steps.batch(step)
+        q, k, video = steps.batch(step, cue=method.cue)
         videos = video.tolist()
         dropped = {v for v in videos if generator("masked", method.seed, step, v).random() < 0.9}
         options = reference.Options(
             method.views, method.mined, method.loss, dropped, method.decoupling, method.alignment,
             method.align_target == "equal", case.get("statistics", {}).get("views") == "shared", method.momentum,
             method.temperature, method.mining_temperature, {"s": method.static_weight, "d": method.dynamic_weight},
-            method.dynamic_key == "same", followers,
+            method.dynamic_key == "same", method.mine_by, followers,
         )  # fmt: skip
         size = steps.BATCH // groups
         order = generator("shuffle", method.seed, step).permutation(steps.BATCH).tolist()
@@ -111,6 +118,8 @@ def expected(case: steps.Case, groups: int) -> list[steps.Result]:
         of_others = [(f"followers.{who}", p) for who, (p, _) in followers.items() if who in model.followers]
         for name, parameters in (("f_q", f_q), ("f_k", f_k), *of_others):
             result |= {f"{name}.{n}": p.detach().clone() for n, p in parameters.items()}
+        if "c" in rings.keys:
+            result["queue.cue_KE"] = torch.stack(rings.keys["c"])
         result["queue.keys_RKD"] = torch.stack([torch.stack(rings.keys[ring]) for ring in queue.rings])
         result["queue.video_K"] = torch.tensor([-1 if video is None else video for video in rings.video])
         result["queue.cursor"] = torch.tensor(rings.cursor)
