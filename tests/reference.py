@@ -44,7 +44,8 @@ class Options:
     dropped: set[int] = field(default_factory=set)  # videos whose own key leaves, of loss "masked"
     decoupling: bool = True
     alignment: float = 0.1
-    equal: bool = False  # weight of the two maps in alignment's target
+    target: str = "sum"  # of alignment: sum, equal or raw
+    key_target: bool = False  # it is of the maps of the key clip
     shared: bool = False  # BatchNorm's statistics over all views together
     momentum: float = 0.999
     tau: float = 0.07
@@ -217,9 +218,12 @@ def step(
             weight = o.weights.get(name.strip("v"), 1)
             losses[f"L_{name}"] = losses.get(f"L_{name}", 0) + weight * one / len(videos)
         if target and o.alignment:
-            maps = [activation(target[v][n]) for v in o.views[1:]]
-            goal = mean_one(sum(mean_one(a) for a in maps) if o.equal else sum(maps)).detach()
-            error = ((mean_one(activation(features["v"][n])) - goal) ** 2).sum() / goal.numel()
+            maps = [activation((key_features if o.key_target else target)[v][n]) for v in o.views[1:]]
+            goal = (sum(mean_one(a) for a in maps) if o.target == "equal" else sum(maps)).detach()
+            own_map = activation(features["v"][n])
+            if o.target != "raw":
+                goal, own_map = mean_one(goal), mean_one(own_map)
+            error = ((own_map - goal) ** 2).sum() / goal.numel()
             losses["align"] = losses.get("align", 0) + o.alignment * error / len(videos)
     rings.put(keys, videos)
     return losses | {"total": sum(losses.values())} | {f"key {ring}": torch.stack(rows) for ring, rows in keys.items()}

@@ -33,7 +33,7 @@ from dclr.method.queue import Queue
 Views = Mapping[str, torch.Tensor]  # v, s, d, each (B, 3, T, H, W)
 Embeddings = dict[str, torch.Tensor]  # each (B, D)
 Maps = dict[str, torch.Tensor]  # of views, each (B, T', H', W')
-Keys = tuple[Embeddings, Embeddings, Maps]  # see DCLR.keys
+Keys = tuple[Embeddings, Embeddings, Maps, Maps]  # see DCLR.keys
 
 
 class Encoder(nn.Module):
@@ -234,9 +234,10 @@ class DCLR(nn.Module):
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Embeddings, torch.Tensor]:
         """With ``q`` as the query clip and what f_k gives for it: the terms of the loss, statistics, the keys of the other clip
         (B, D) a ring, and which entries were mined for vv, bool (B, K)."""
-        method, device, (key, extra, target) = self.method, q["v"].device, keys
+        method, device, (key, extra, own_maps, key_maps) = self.method, q["v"].device, keys
+        target = own_maps if method.align_maps == "query" else key_maps
         with self.autocast(device):
-            maps = {name: losses.mean_one(a) for name, a in target.items()} if method.decoupling else {}
+            maps = {name: losses.mean_one(a) for name, a in own_maps.items()} if method.decoupling else {}
             query, raw = self.f_q({name: q[name] for name in method.views}, maps)
 
         allowed_BK = self.queue.allowed(sent(video_B, device))
@@ -268,8 +269,8 @@ class DCLR(nn.Module):
     def keys(self, q: Views, k: Views, step: int) -> list[Keys]:
         """What f_k, or the view's own follower, gives for the query clip ``q``, and in a symmetric method then for ``k`` as the
         query clip: the other clip's embeddings; those of the query clip's s and d, vd too where its dynamic key is its own; raw
-        maps of the query clip's s and d. Where another encoder mines, its embeddings ms and md are among both clips', and where
-        a cue does, the descriptors c.
+        maps of the query clip's s and d, and of the other clip's. Where another encoder mines, its embeddings ms and md are
+        among both clips', and where a cue does, the descriptors c.
 
         The other clip's maps come out of its own pass. The query clip's s and d need one extra pass, which updates no running
         statistics. With statistics for each view the two passes are the same arithmetic: so a symmetric method passes each clip
@@ -282,9 +283,10 @@ class DCLR(nn.Module):
         else:
             others = q.keys() if self.method.dynamic_key == "same" else q.keys() - {"v"}
             extra = [self.passed({name: query[name] for name in q if name in others}, step, track=False) for query, _ in sides]
+        names = self.method.views[1:]
         return [
-            (key, more, {name: a for name, a in raw.items() if name != "v"})
-            for (key, _), (more, raw) in zip(whole, extra, strict=True)
+            (key, more, {name: own_maps[name] for name in names}, {name: key_maps[name] for name in names})
+            for (key, key_maps), (more, own_maps) in zip(whole, extra, strict=True)
         ]
 
     def passed(self, views: Views, step: int, track: bool = True) -> tuple[Embeddings, Maps]:

@@ -32,7 +32,8 @@ def _form(name: str) -> Form:
 
 RINGS = ("vv", "sv", "dv", "vs", "vd")  # the embeddings, see dclr/method/model.py
 FORMS: dict[str, Form] = {"mil": _form("mil"), "masked": _form("masked"), "mean-log": _form("mean_log")}  # of the contrast
-TARGETS = ("sum", "equal")  # of the alignment
+TARGETS = ("sum", "equal", "raw")  # of the alignment
+ALIGNED = ("query", "key")  # clip, whose maps of s and d are the target
 BN_MODES = ("sync", "shuffle", "local")  # of BatchNorm's statistics: over which videos
 BN_VIEWS = ("split", "shared")  # and over which views
 HEADS = ("torch", "authors")  # how their first weights are drawn
@@ -46,8 +47,9 @@ class Method:
 
     ``views`` are those that are forwarded: ``"vd"`` is DCLR without the static view, ``"v"`` MoCo-v2. ``mined`` is k (0: the
     own key is the only positive), ``alignment`` its weight (0: without), ``decoupling`` whether maps weight the RGB features
-    (else they are 1), ``loss`` and ``align_target`` one of :data:`FORMS` and :data:`TARGETS`, ``symmetric``
-    whether the clips are also swapped and the losses averaged. ``seed`` is that of the shuffled keys and of ``masked``.
+    (else they are 1), ``loss`` and ``align_target`` one of :data:`FORMS` and :data:`TARGETS`, ``align_maps`` the clip whose
+    maps are the target, ``symmetric`` whether the clips are also swapped and the losses averaged. ``seed`` is that of the
+    shuffled keys and of ``masked``.
     ``mine_by`` says what mines: s and d each for its own embeddings, one of them for all, or a stored cue in the place of d.
     ``dynamic_key`` says whose motion vd and dv meet: the other clip's, or the query clip's own. ``static_momentum`` is that of
     an encoder which passes s in the place of f_k, ``dynamic_momentum`` of one for d, ``mining_momentum`` of the one that mines;
@@ -59,7 +61,12 @@ class Method:
     alignment: float = 0.1
     decoupling: bool = True
     loss: str = setting("mil", "contrast: mil, masked (own key left out at random) or mean-log", choices=FORMS)
-    align_target: str = setting("sum", "of the maps A(s), A(d): sum, or equal (each with mean 1 first)", choices=TARGETS)
+    align_target: str = setting(
+        "sum", "of A(s) and A(d): sum, equal (each first N), raw (neither sum nor A(v) is N)", choices=TARGETS
+    )
+    align_maps: str = setting(
+        "query", "whose A(s) and A(d): the query clip's, or the key clip's", choices=ALIGNED, before="query"
+    )
     symmetric: bool = setting(False, "also with the two clips swapped; 1.7 times the work")
     momentum: float = setting(0.999, "of f_k, which follows f_q; 1: it stays", least=0, most=1, before=0.999)
     static_momentum: float | None = setting(None, "of keys and maps of s, where not f_k's", least=0, most=1, before=None)

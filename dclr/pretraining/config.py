@@ -50,6 +50,7 @@ class Ablations:
     mined: int = again(Method, "mined")
     loss: str = again(Method, "loss")
     align_target: str = again(Method, "align_target")
+    align_maps: str = again(Method, "align_maps")
     symmetric: bool = again(Method, "symmetric")
 
 
@@ -132,6 +133,7 @@ class PretrainConfig(Checkpoints, Watching, Optimisation, Levers, Ablations, Net
             decoupling="decoupling" not in without,
             loss=self.loss,
             align_target=self.align_target,
+            align_maps=self.align_maps,
             symmetric=self.symmetric,
             seed=self.seed,
             **{one.name: getattr(self, one.name) for one in fields(Levers) if one.name != "momentum_end"},

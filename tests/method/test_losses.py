@@ -144,6 +144,14 @@ def test_a_map_of_one_position_and_a_faint_one_have_an_entropy() -> None:
     assert float(losses.map_entropy(mixed)) == pytest.approx(0.5)  # the mean over the clips
 
 
+def test_raw_alignment_is_the_published_difference_of_maps_that_are_not_normalised() -> None:
+    query, static, dynamic = (torch.rand(2, 2, 3, 3, requires_grad=True) for _ in range(3))
+    found = losses.alignment(query, [static, dynamic], "raw")
+    torch.testing.assert_close(found, (query - static - dynamic).square().sum() / 36)
+    found.backward()
+    assert query.grad is not None and static.grad is None and dynamic.grad is None
+
+
 def test_alignment_has_no_gradient_in_its_target() -> None:
     query, target = (torch.rand(2, 2, 3, 3, requires_grad=True) for _ in range(2))
     losses.alignment(query, [target]).backward()

@@ -156,7 +156,7 @@ def test_the_baseline_forwards_rgb_alone() -> None:
         ({"views": "v"}, "mined 5 with views 'v'"),
         ({"mined": -1}, "--mined -1"),
         ({"loss": "nce"}, "--loss nce: expected one of mil, masked, mean-log"),
-        ({"align_target": "max"}, "--align-target max: expected one of sum, equal"),
+        ({"align_target": "max"}, "--align-target max: expected one of sum, equal, raw"),
     ],
 )
 def test_methods_that_are_none_are_refused(wrong: dict, says: str) -> None:

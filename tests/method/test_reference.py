@@ -35,6 +35,13 @@ VARIANTS = {
     "masked": {"method": {"loss": "masked"}},
     "mean-log": {"method": {"loss": "mean-log"}},
     "equal target": {"method": {"align_target": "equal"}},
+    "raw target": {"method": {"align_target": "raw"}},
+    "the key clip's maps": {"method": {"align_maps": "key"}},
+    "the key clip's raw maps, shared statistics": {
+        "method": {"align_target": "raw", "align_maps": "key"},
+        "statistics": {"views": "shared"},
+    },
+    "the key clip's maps, symmetric": {"method": {"align_maps": "key", "symmetric": True}},
     "shared statistics": {"statistics": {"views": "shared"}},
     "symmetric": {"method": {"symmetric": True}},
     "a momentum of 0.9": {"method": {"momentum": 0.9}},
@@ -97,9 +104,9 @@ def expected(case: steps.Case, groups: int) -> list[steps.Result]:
         dropped = {v for v in videos if generator("masked", method.seed, step, v).random() < 0.9}
         options = reference.Options(
             method.views, method.mined, method.loss, dropped, method.decoupling, method.alignment,
-            method.align_target == "equal", case.get("statistics", {}).get("views") == "shared", method.momentum,
-            method.temperature, method.mining_temperature, {"s": method.static_weight, "d": method.dynamic_weight},
-            method.dynamic_key == "same", method.mine_by, followers,
+            method.align_target, method.align_maps == "key", case.get("statistics", {}).get("views") == "shared",
+            method.momentum, method.temperature, method.mining_temperature,
+            {"s": method.static_weight, "d": method.dynamic_weight}, method.dynamic_key == "same", method.mine_by, followers,
         )  # fmt: skip
         size = steps.BATCH // groups
         order = generator("shuffle", method.seed, step).permutation(steps.BATCH).tolist()
