@@ -58,8 +58,8 @@ LAB = World(
     "--config recipes/lab.yaml",
     "--train-split train --test-split test -cpv 2 --test-clips 2 --precision fp32",
     "--train-split train --test-split test --label motion -a r2plus1d_10 --width 8 --frames 8 --stride 1 --size 32 "
-    "--min-scale 0.6 --flip 0 -b 16 -cpv 1 --epochs 32 --schedule 24 --optimiser adamw --lr 0.003 --wd 0.05 --dropout 0 --test-clips 2 "
-    "--precision fp32",
+    "--min-scale 0.6 --flip 0 -b 16 -cpv 1 --epochs 32 --schedule 24 --optimiser adamw --lr 0.003 --wd 0.05 "
+    "--dropout 0 --test-clips 2 --precision fp32",
 )
 WORLDS = {"lab": LAB}
 RANDOM, SUPERVISED = "random", "supervised"

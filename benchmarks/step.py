@@ -71,10 +71,11 @@ class Authors(DCLR):
     and the key clip's views once more for theirs."""
 
     def keys(self, q: Views, k: Views, step: int) -> list[Keys]:
-        key, _ = self.f_k(k)
+        key, maps = self.f_k(k)
         self.f_k(k, track=False)
         extra, target = self.f_k(q, track=False)
-        return [(key, {name: extra[name] for name in ("sv", "dv")}, {name: target[name] for name in "sd"})]
+        own_maps, key_maps = ({name: found[name] for name in "sd"} for found in (target, maps))
+        return [(key, {name: extra[name] for name in ("sv", "dv")}, own_maps, key_maps)]
 
 
 def all_frames(model: DCLR) -> DCLR:

@@ -44,13 +44,17 @@ class Options:
     dropped: set[int] = field(default_factory=set)  # videos whose own key leaves, of loss "masked"
     decoupling: bool = True
     alignment: float = 0.1
-    equal: bool = False  # weight of the two maps in alignment's target
+    target: str = "sum"  # of alignment: sum, equal or raw
+    key_target: bool = False  # it is of the maps of the key clip
     shared: bool = False  # BatchNorm's statistics over all views together
     momentum: float = 0.999
     tau: float = 0.07
     mining_tau: float = 0.07
     weights: dict[str, float] = field(default_factory=dict)  # of s and d: what their contrasts count
     same: bool = False  # the dynamic key is of the query clip, not of the key clip
+    mine_by: str = "both"
+    # of s, d and m, what mines: an encoder of its own in the place of f_k, and its momentum
+    followers: dict[str, tuple[Parameters, float]] = field(default_factory=dict)
     flow: float = 0.0  # weight of predicting the query clip's flow
 
 
@@ -78,6 +82,13 @@ def feature_maps(p: Parameters, clips: Clips, groups: Groups, shared: bool) -> C
     return x
 
 
+def by_followers(by: dict[str, Parameters], clips: Clips, groups: Groups, shared: bool) -> Clips:
+    """:func:`feature_maps` of each view by its own encoder. Where views share statistics they share the encoder of v."""
+    if shared:
+        return feature_maps(by["v"], clips, groups, shared)
+    return {view: feature_maps(by[view], {view: x}, groups, shared)[view] for view, x in clips.items()}
+
+
 def activation(features: Tensor) -> Tensor:
     """A of one video: (C', T', H', W') -> (T', H', W')."""
     return features.sum(0)
@@ -98,14 +109,38 @@ def embedding(p: Parameters, name: str, features: Tensor, weights: Tensor | None
     return out / torch.sqrt((out**2).sum())
 
 
-def embeddings(p: Parameters, features: Clips, maps: list[dict[str, Tensor]], views: str) -> dict[str, list[Tensor]]:
-    """vv, vs, vd from F(v), sv from F(s), dv from F(d); a list over videos each."""
+def descriptor(cue: Tensor, cells: list[int]) -> Tensor:
+    """Means of one clip's cue (C, T, H, W) over boxes, as one vector of length 1, or 0."""
+    found = []
+    for channel in cue:
+        for place in itertools.product(*(range(n) for n in cells)):
+            low = [i * side // n for i, side, n in zip(place, channel.shape, cells, strict=True)]
+            high = [-(-(i + 1) * side // n) for i, side, n in zip(place, channel.shape, cells, strict=True)]
+            box = channel[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
+            found.append(box.sum() / box.numel())
+    out = torch.stack(found)
+    return out / max(float(torch.sqrt((out**2).sum())), 1e-12)
+
+
+def mining_views(name: str, o: Options) -> str:
+    """By which of s, d and the cue c the positives of a contrast are mined."""
+    if o.mine_by in ("s", "d"):
+        return o.mine_by
+    moving = "d" if o.mine_by == "both" else "c"
+    by = {"vv": "s" + moving, "vs": "s", "sv": "s", "vd": moving, "dv": moving}[name]
+    return "".join(one for one in by if one == "c" or one in o.views)
+
+
+def embeddings(
+    by: dict[str, Parameters], features: Clips, maps: list[dict[str, Tensor]], views: str
+) -> dict[str, list[Tensor]]:
+    """vv, vs, vd from F(v), sv from F(s), dv from F(d), by the heads of that view's encoder; a list over videos each."""
     out: dict[str, list[Tensor]] = {}
     for n in range(len(features["v"])):
-        found = {"vv": embedding(p, "vv", features["v"][n])}
+        found = {"vv": embedding(by["v"], "vv", features["v"][n])}
         for view in views[1:]:
-            found[f"v{view}"] = embedding(p, f"v{view}", features["v"][n], maps[n].get(view))
-            found[f"{view}v"] = embedding(p, f"{view}v", features[view][n])
+            found[f"v{view}"] = embedding(by["v"], f"v{view}", features["v"][n], maps[n].get(view))
+            found[f"{view}v"] = embedding(by[view], f"{view}v", features[view][n])
         for name, value in found.items():
             out.setdefault(name, []).append(value)
     return out
@@ -156,33 +191,49 @@ def step(
     key_groups: Groups,
 ) -> dict[str, Tensor]:  # fmt: skip
     """One step up to the losses, all N videos of the joined batch at once; ``total`` has the gradient of f_q. Follows, mines,
-    contrasts, aligns and enqueues in this order; ``f_k`` and ``rings`` are changed."""
+    contrasts, aligns and enqueues in this order; ``f_k``, ``o.followers`` and ``rings`` are changed."""
+    encoder = {who: o.followers[who][0] if who in o.followers else f_k for who in "vsdm"}
+    apart = {v: f"m{v}" for v in o.views if f"m{v}" in rings.keys}  # rings of what mines, where it is another encoder
     with torch.no_grad():
-        for name in f_k:
-            f_k[name].copy_(o.momentum * f_k[name] + (1 - o.momentum) * f_q[name])
-        key_features = feature_maps(f_k, {v: k[v] for v in o.views}, key_groups, o.shared)
+        for p, momentum in [(f_k, o.momentum), *o.followers.values()]:
+            for name in p:
+                p[name].copy_(momentum * p[name] + (1 - momentum) * f_q[name])
+        key_features = by_followers(encoder, {v: k[v] for v in o.views}, key_groups, o.shared)
         others = o.views if o.same else o.views[1:]
-        target = feature_maps(f_k, {v: q[v] for v in others}, key_groups, o.shared) if others else {}
+        target = by_followers(encoder, {v: q[v] for v in others}, key_groups, o.shared) if others else {}
+        mining = dict(target)
+        mining_keys = {}
+        if apart:
+            mining |= feature_maps(encoder["m"], {v: q[v] for v in apart}, key_groups, o.shared)
+            mining_keys = feature_maps(encoder["m"], {v: k[v] for v in apart}, key_groups, o.shared)
         every = range(len(videos))
         key_maps = [{v: mean_one(activation(key_features[v][n])) for v in o.views[1:]} if o.decoupling else {} for n in every]
         query_maps = [{v: mean_one(activation(target[v][n])) for v in o.views[1:]} if o.decoupling else {} for n in every]
-        keys = embeddings(f_k, key_features, key_maps, o.views)
+        keys = embeddings(encoder, key_features, key_maps, o.views)
         own = dict(keys)
         if o.same:
-            own |= {name: rows for name, rows in embeddings(f_k, target, query_maps, o.views).items() if "d" in name}
+            own |= {name: rows for name, rows in embeddings(encoder, target, query_maps, o.views).items() if "d" in name}
+        if "c" in rings.keys:
+            cells = list(key_features["v"].shape[2:])
+            keys["c"] = [descriptor(cue, cells) for cue in k["c"]]
+        for v, ring in apart.items():
+            keys[ring] = [embedding(encoder["m"], f"{v}v", mining_keys[v][n]) for n in every]
     features = feature_maps(f_q, {v: q[v] for v in o.views}, groups, o.shared)
-    query = embeddings(f_q, features, query_maps, o.views)
+    query = embeddings({v: f_q for v in o.views}, features, query_maps, o.views)
 
     full = all(video is not None for video in rings.video)
     losses: dict[str, Tensor] = {}
     for n, video in enumerate(videos):
         allowed = [e for e, other in enumerate(rings.video) if other is not None and other != video]
-        p = {
-            v: probability(embedding(f_k, f"{v}v", target[v][n]), rings.keys[f"{v}v"], allowed, o.mining_tau)
-            for v in o.views[1:]
-        }
+        p = {}
+        if "c" in rings.keys:
+            p["c"] = probability(descriptor(q["c"][n], cells), rings.keys["c"], allowed, o.mining_tau)
+        for v in o.views[1:]:
+            miner = encoder["m"] if v in apart else encoder[v]
+            asks = embedding(miner, f"{v}v", mining[v][n])
+            p[v] = probability(asks, rings.keys[apart.get(v, f"{v}v")], allowed, o.mining_tau)
         for name in query:
-            by = [v for v in p if v in name] or list(p)
+            by = mining_views(name, o)
             score = {e: sum(p[v][e] for v in by) for e in allowed}
             mined = sorted(allowed, key=lambda e, score=score: (-score[e], e))[: o.k] if full and by else []
             ring = name[::-1]
@@ -190,11 +241,14 @@ def step(
             weight = o.weights.get(name.strip("v"), 1)
             losses[f"L_{name}"] = losses.get(f"L_{name}", 0) + weight * one / len(videos)
         if target and o.alignment:
-            maps = [activation(target[v][n]) for v in o.views[1:]]
-            goal = mean_one(sum(mean_one(a) for a in maps) if o.equal else sum(maps)).detach()
-            error = ((mean_one(activation(features["v"][n])) - goal) ** 2).sum() / goal.numel()
+            maps = [activation((key_features if o.key_target else target)[v][n]) for v in o.views[1:]]
+            goal = (sum(mean_one(a) for a in maps) if o.target == "equal" else sum(maps)).detach()
+            own_map = activation(features["v"][n])
+            if o.target != "raw":
+                goal, own_map = mean_one(goal), mean_one(own_map)
+            error = ((own_map - goal) ** 2).sum() / goal.numel()
             losses["align"] = losses.get("align", 0) + o.alignment * error / len(videos)
     if o.flow:
-        losses["flow"] = o.flow * flow_error(f_q, features["v"], q["flow"])
+        losses["flow"] = o.flow * flow_error(f_q, features["v"], q["c"])
     rings.put(keys, videos)
     return losses | {"total": sum(losses.values())} | {f"key {ring}": torch.stack(rows) for ring, rows in keys.items()}

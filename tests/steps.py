@@ -18,6 +18,7 @@ from dclr.method import norm
 from dclr.method.backbones import build
 from dclr.method.backbones.layers import Backbone
 from dclr.method.model import DCLR, Method
+from dclr.method.objective import MINERS
 
 BATCH = 4
 Case = dict[str, Any]
@@ -42,7 +43,7 @@ def make(case: Case) -> DCLR:
     torch.manual_seed(0)
     backbone = Tiny() if case.get("tiny") else build(case.get("arch", "r2plus1d_10"), 4)
     method, statistics = Method(**case.get("method", {})), norm.Statistics(**case.get("statistics", {}))
-    model = DCLR(backbone, case["queue"], method, statistics).double().train()
+    model = DCLR(backbone, case["queue"], method, statistics, cells=(2, 4, 4)).double().train()  # as Tiny has them
     with torch.no_grad():
         for parameter in model.f_q.parameters():  # the encoders differ, BatchNorm's weights and biases are not 1 and 0
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -51,19 +52,25 @@ def make(case: Case) -> DCLR:
     slots = (queue.cursor - 1 - torch.arange(case.get("filled", 0))) % length
     queue.keys_RKD.normal_()
     queue.keys_RKD.copy_(F.normalize(queue.keys_RKD, dim=2))
+    if method.cue:
+        queue.cue_KE.copy_(F.normalize(torch.randn(queue.cue_KE.shape), dim=1))
     queue.valid_K[slots] = True
     queue.video_K.copy_(torch.arange(length) % 6)  # the first batch's videos are 0..3
     return model
 
 
-def batch(step: int, size: int = 8, frames: int = 4) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
+def batch(
+    step: int, size: int = 8, frames: int = 4, cue: str | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
     """Views of the q and the k clips of four videos, and the videos; some of them were in the step before. Frames of s are
-    one, as :func:`dclr.method.views.make_views` gives them."""
+    one, as :func:`dclr.method.views.make_views` gives them. A ``cue`` is that of the first clip without motion."""
     draw = torch.Generator().manual_seed(step)
     q, k = ({v: torch.randn(BATCH, 3, frames, size, size, generator=draw, dtype=torch.float64) for v in "vsd"} for _ in "qk")
     for views in (q, k):
         views["s"] = views["s"][:, :, :1].expand_as(views["v"])
-        views["flow"] = torch.randn(BATCH, 2, frames, size, size, generator=draw, dtype=torch.float64)
+        if cue:
+            views["c"] = torch.randn(BATCH, MINERS[cue], frames, size + 1, size, generator=draw, dtype=torch.float64)
+            views["c"][0] = 0
     return q, k, torch.arange(BATCH) + 3 * step
 
 
@@ -72,12 +79,13 @@ def run(case: Case) -> list[Result]:
     rank, world = distributed.rank(), distributed.world()
     model = make(case)
     model.f_q.checkpointed = case.get("checkpointed", False)
-    model.f_q.distinct = model.f_k.distinct = case.get("distinct", True)
+    for encoder in (model.f_q, model.f_k, *model.followers.values()):
+        encoder.distinct = case.get("distinct", True)
     parallel = distributed.parallel(model)
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.01, momentum=0.9)
     results = []
     for step in range(case.get("steps", 2)):
-        q, k, video = batch(step, case.get("size", 8), case.get("frames", 4))
+        q, k, video = batch(step, case.get("size", 8), case.get("frames", 4), model.method.stored)
         optimiser.zero_grad()
         outputs, parts = [], case.get("parts", 1)
         for part in range(parts):
@@ -94,7 +102,7 @@ def run(case: Case) -> list[Result]:
         result |= {f"gradient {name}": gradient.clone() for name, gradient in gradients.items()}
         optimiser.step()
         model.enqueue(outputs)
-        for ring in model.queue.rings if parts == 1 else ():
+        for ring in outputs[0].keys[0] if parts == 1 else ():
             result[f"key {ring}"] = torch.cat([distributed.joined(keys[ring]) for keys in outputs[0].keys])
         norm.average(model)
         state = {name: x.clone() for name, x in model.state_dict().items()}

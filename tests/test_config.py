@@ -68,7 +68,7 @@ def test_every_field_survives_the_way_through_a_file(tmp_path: Path) -> None:
         ({"objective": "moco", "symmetric": True}, Method(views="v", mined=0, symmetric=True)),
         ({"loss": "masked"}, Method(loss="masked")),
         ({"loss": "mean-log"}, Method(loss="mean-log")),
-        ({"align_target": "equal"}, Method(align_target="equal")),
+        ({"align_target": "raw", "align_maps": "key"}, Method(align_target="raw", align_maps="key")),
         ({"symmetric": True}, Method(symmetric=True)),
     ],
 )

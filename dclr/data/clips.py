@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from dclr.cues import CUES
+from dclr.cues import CUES, GRID
 from dclr.draws import generator
 from dclr.errors import InputError
 from dclr.record import Record, video_id
@@ -30,8 +30,8 @@ AREA_FROM = 1.5  # a crop that shrinks by more is averaged over areas (four time
 class ClipConfig:
     """What a clip is. ``frames`` T, ``stride`` between them, ``size`` S in pixels, ``min_scale`` the least share of the
     frame's area that RandomResizedCrop keeps, ``flip`` the probability of a horizontal flip, ``cue`` which of the stored
-    cues that have pictures comes with it, ``sample_motion`` whether a clip's start is drawn by the stored energy of its frames.
-    Raises InputError for what is none."""
+    cues comes with it (one of pictures, or energy), ``sample_motion`` whether a clip's start is drawn by the stored energy of
+    its frames. Raises InputError for what is none."""
 
     frames: int = setting(16, "frames a clip", short="-fpc", least=1)
     stride: int = setting(2, "stored frames from one frame of a clip to the next", least=1)
@@ -43,9 +43,9 @@ class ClipConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
-        pictured = [name for name, cue in CUES.items() if cue.picture]
-        if self.cue not in (None, *pictured):
-            raise InputError(f"cue {self.cue!r}: expected one of {', '.join(pictured)}, or none")
+        known = [name for name, cue in CUES.items() if cue.picture or name == "energy"]
+        if self.cue not in (None, *known):
+            raise InputError(f"cue {self.cue!r}: expected one of {', '.join(known)}, or none")
 
     @property
     def span(self) -> int:
@@ -186,7 +186,11 @@ def crop_cue(
     """Crop a cue's pictures at ``indices_T`` as :func:`crop_resize` crops frames, into ``out``, uint8 (T, S, S).
 
     Of a cue of vectors ``out`` is (T, 2, S, S), and the pixels of the crop that a level is, horizontally and vertically, are
-    returned: float32 (T, 2)."""
+    returned: float32 (T, 2). Of energy ``out`` is what the cells of the crop hold, float32 (T, G, G)."""
+    if name == "energy":
+        crop_cells(np.nan_to_num(record.array("grid")[indices_T], posinf=0, neginf=0), record.size, box, out)
+        out[:] = out[..., ::-1] if flip else out
+        return None
     pictures_Thw = record.pictures(name, indices_T)
     if CUES[name].vectors:
         return record.array(name)[indices_T][:, None] * crop_flow(pictures_Thw, record.size, box, flip, out)
@@ -213,7 +217,7 @@ def train_shapes(clip: ClipConfig, clips: int) -> dict[str, tuple[int, ...]]:
     """The pictures that :func:`train_clips` makes: uint8 arrays by name."""
     shape = (clips, clip.frames, clip.size, clip.size)
     shapes: dict[str, tuple[int, ...]] = {"rgb": (*shape, 3)}
-    if clip.cue:
+    if clip.cue and CUES[clip.cue].picture:
         shapes["cue"] = (clips, clip.frames, 2, clip.size, clip.size) if CUES[clip.cue].vectors else shape
     return shapes
 
@@ -263,8 +267,9 @@ def train_clips(
 
     Returns:
         rgb uint8 (N, T, S, S, 3); cue uint8 (N, T, S, S), of a cue of vectors levels (N, T, 2, S, S) with scale
-        float32 (N, T, 2), pixels of the crop a level; frames int64 (N, T), the stored frame numbers;
-        still int64 (N,), the static view's position among the T; colours float32 (N, 2, COLOURS) for v and s.
+        float32 (N, T, 2), pixels of the crop a level, of energy the cells of the crop, float32 (N, T, G, G);
+        frames int64 (N, T), the stored frame numbers; still int64 (N,), the static view's position among the T;
+        colours float32 (N, 2, COLOURS) for v and s.
     """
     if pictures is None:
         pictures = {name: np.empty(shape, np.uint8) for name, shape in train_shapes(clip, clips).items()}
@@ -273,7 +278,9 @@ def train_clips(
         "still": np.empty(clips, np.int64),
         "colours": np.empty((clips, 2, COLOURS), np.float32),
     }
-    if clip.cue and CUES[clip.cue].vectors:
+    if clip.cue == "energy":
+        out["cue"] = np.empty((clips, clip.frames, GRID, GRID), np.float32)
+    elif clip.cue and CUES[clip.cue].vectors:
         out["scale"] = np.empty((clips, clip.frames, 2), np.float32)
     for n in range(clips):
         rng = generator(seed, epoch, record.key, n)

@@ -98,6 +98,12 @@ def neighbour_probability(
     return scores.masked_fill(~allowed_NK, float("-inf")).softmax(1).nan_to_num(0.0)
 
 
+def descriptor(cue_BCTHW: torch.Tensor, cells: tuple[int, int, int]) -> torch.Tensor:
+    """What a clip's stored cue is mined by: its means over ``cells`` = (T', H', W') boxes, one vector of length 1 a clip,
+    (B, C T' H' W'). Without motion it is 0."""
+    return F.normalize(F.adaptive_avg_pool3d(at_least_float32(cue_BCTHW), cells).flatten(1), dim=1)
+
+
 def mine(score_NK: torch.Tensor, allowed_NK: torch.Tensor, k: int) -> torch.Tensor:
     """The top min(k, allowed) entries of each row as a mask, bool (N, K); ties go to the lower index.
 
@@ -148,15 +154,18 @@ def flow_error(predicted_BCTHW: torch.Tensor, flow_B2THW: torch.Tensor) -> tuple
 
 
 def alignment(query_BTHW: torch.Tensor, targets_BTHW: Sequence[torch.Tensor], form: str = "sum") -> torch.Tensor:
-    """Activation alignment, a scalar: ``mean((N(A_q(v)) - sg[N(A_k(s) + A_k(d))])^2)``, without its weight.
+    """Activation alignment, a scalar: ``mean((N(A_q(v)) - sg[N(A_k(s) + A_k(d))])^2)``, without its weight. As ``raw`` it is
+    the published ``mean((A_q(v) - sg[A_k(s) + A_k(d)])^2)``.
 
     The query's map has a gradient, through its mean too; the target has none.
 
     Args:
         query_BTHW: the raw map A_q(v).
-        targets_BTHW: the raw maps A_k(s) and A_k(d) of the query clip, or one of them where the method lacks the other view.
-        form: ``sum`` adds the raw maps. ``equal`` adds their mean-1 maps, so that each weighs the same.
+        targets_BTHW: the raw maps A_k(s) and A_k(d), or one of them where the method lacks the other view.
+        form: ``sum`` and ``raw`` add the raw maps. ``equal`` adds their mean-1 maps, so that each weighs the same.
     """
+    if form == "raw":
+        return (query_BTHW - torch.stack(list(targets_BTHW)).sum(0).detach()).square().mean()
     parts = targets_BTHW if form == "sum" else [mean_one(target) for target in targets_BTHW]
     target = mean_one(torch.stack(list(parts)).sum(0)).detach()
     return (mean_one(query_BTHW) - target).square().mean()

@@ -8,11 +8,12 @@ without one of the views has neither its embeddings nor its contrasts; with v al
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,13 +27,13 @@ from dclr.hardware import sent
 from dclr.method import losses, norm, still
 from dclr.method.backbones.layers import Backbone
 from dclr.method.backbones.resnet import VideoResNet
-from dclr.method.objective import FORMS, RINGS, Method
+from dclr.method.objective import FORMS, MINERS, RINGS, Method
 from dclr.method.queue import Queue
 
 Views = Mapping[str, torch.Tensor]  # v, s, d, each (B, 3, T, H, W)
 Embeddings = dict[str, torch.Tensor]  # each (B, D)
 Maps = dict[str, torch.Tensor]  # of views, each (B, T', H', W')
-Keys = tuple[Embeddings, Embeddings, Maps]  # see DCLR.keys
+Keys = tuple[Embeddings, Embeddings, Maps, Maps]  # see DCLR.keys
 
 
 class Encoder(nn.Module):
@@ -98,21 +99,12 @@ class Encoder(nn.Module):
             return F.normalize(self.heads[name](features.mean((2, 3, 4))), dim=1)
 
     def forward(self, views: Views, maps: Maps | None = None, track: bool = True) -> tuple[Embeddings, Maps]:
-        """:meth:`read` of the features of ``views``."""
-        return self.read(self.features(views, track), maps)
-
-    def read(self, features: Mapping[str, torch.Tensor], maps: Maps | None = None) -> tuple[Embeddings, Maps]:
         """The embeddings (B, D) that the views allow, and the raw activation maps A (B, T', H', W') of the views.
 
         ``maps`` are the mean-1 maps by view that weight the RGB features in vs and vd. Where a view has no map, its weights are
         1. By default the maps are this encoder's own, without gradient.
         """
-        raw = {name: losses.activation_map(x) for name, x in features.items()}
-        if maps is None:
-            maps = {name: losses.mean_one(a).detach() for name, a in raw.items() if name != "v"}
-        # the first letter names the features, the second the map: vs is F(v) where A(s) lies, and sv is F(s)
-        allowed = [ab for ab in self.heads if ab[0] in features and (ab[0] != "v" or ab[1] in features)]
-        return {ab: self.head(ab, features[ab[0]], maps.get(ab[1])) for ab in allowed}, raw
+        return encode(dict.fromkeys(views, self), views, maps, track)
 
     def embed(self, v: torch.Tensor, s: torch.Tensor, d: torch.Tensor) -> dict[str, torch.Tensor]:
         """The five embeddings vv, vs, vd, sv, dv (B, D), L2-normalised, of three views (B, 3, T, H, W) of the same clips.
@@ -124,6 +116,25 @@ class Encoder(nn.Module):
     def map(self, x: torch.Tensor, view: str = "v") -> torch.Tensor:
         """The mean-1 activation map (B, T', H', W') of clips (B, 3, T, H, W) that are view ``view``."""
         return losses.mean_one(losses.activation_map(self.features({view: x}, track=False)[view]))
+
+
+def encode(by: Mapping[str, Encoder], views: Views, maps: Maps | None = None, track: bool = True) -> tuple[Embeddings, Maps]:
+    """:meth:`Encoder.forward` where each view has an encoder of its own, ``by`` its name; the heads are those of the view that
+    an embedding's features are of."""
+    features: dict[str, torch.Tensor] = {}
+    for encoder in dict.fromkeys(by.values()):
+        features |= encoder.features({name: clip for name, clip in views.items() if by[name] is encoder}, track)
+    return read(by, features, maps)
+
+
+def read(by: Mapping[str, Encoder], features: Mapping[str, torch.Tensor], maps: Maps | None) -> tuple[Embeddings, Maps]:
+    """The embeddings and raw maps of :func:`encode`, out of the features of each view."""
+    raw = {name: losses.activation_map(x) for name, x in features.items()}
+    if maps is None:
+        maps = {name: losses.mean_one(a).detach() for name, a in raw.items() if name != "v"}
+    # the first letter names the features, the second the map: vs is F(v) where A(s) lies, and sv is F(s)
+    allowed = [ab for ab in next(iter(by.values())).heads if ab[0] in by and (ab[0] != "v" or ab[1] in by)]
+    return {ab: by[ab[0]].head(ab, features[ab[0]], maps.get(ab[1])) for ab in allowed}, raw
 
 
 @dataclass(frozen=True)
@@ -146,7 +157,9 @@ class Output:
 
 
 class DCLR(nn.Module):
-    """The two encoders and the queue. A step is :meth:`forward`, backward, optimiser, :meth:`enqueue`."""
+    """The encoders and the queue. A step is :meth:`forward`, backward, optimiser, :meth:`enqueue`.
+
+    ``followers`` are the copies of f_q beside f_k, one for each momentum that the method names."""
 
     def __init__(
         self,
@@ -155,42 +168,51 @@ class DCLR(nn.Module):
         method: Method | None = None,
         statistics: norm.Statistics | None = None,
         precision: torch.dtype = torch.float32,
+        cells: tuple[int, int, int] = (1, 1, 1),
     ):
+        """``cells`` are T' H' W', in which a cue that mines is pooled."""
         super().__init__()
-        self.method = method or Method()
+        self.method, self.cells = method or Method(), cells
         self.momentum = self.method.momentum  # of the next step: a schedule may set it
         self.f_q = Encoder(backbone, self.method.embeddings, statistics, self.method.dim, self.method.head_init)
-        self.f_k = copy.deepcopy(self.f_q)
-        self.f_k.requires_grad_(False)
-        self.queue = Queue(queue_length, self.method.embeddings, self.method.dim)
+        self.f_k = copy.deepcopy(self.f_q).requires_grad_(False)
+        others = sorted({self.method.follower(who) for who in self.method.momenta} - {"v"})
+        self.followers = nn.ModuleDict({who: copy.deepcopy(self.f_k) for who in others})
+        descriptor = MINERS[self.method.cue] * math.prod(cells) if self.method.cue else 0
+        self.queue = Queue(queue_length, self.method.rings, self.method.dim, descriptor)
         if self.method.flow_weight:
             self.predictor = nn.Conv3d(backbone.channels, 2 * losses.FLOW_STEPS, 1)
         self.precision = precision
 
     @torch.no_grad()
     def follow(self) -> None:
-        """f_k <- m f_k + (1 - m) f_q, parameters with the heads; BatchNorm's buffers are f_k's own."""
-        for key, query in zip(self.f_k.parameters(), self.f_q.parameters(), strict=True):
-            key.lerp_(query, 1 - self.momentum)
+        """f_k <- m f_k + (1 - m) f_q, parameters with the heads; BatchNorm's buffers are f_k's own. The other followers so too,
+        each with its momentum."""
+        momenta = {who: m for who, m in self.method.momenta.items() if m is not None} | {"v": self.momentum}
+        for who in ("v", *self.followers):
+            for key, query in zip(self.follower(who).parameters(), self.f_q.parameters(), strict=True):
+                key.lerp_(query, 1 - momenta[who])
+
+    def follower(self, who: str) -> Encoder:
+        """The encoder that passes a view, or m: that mines."""
+        first = self.method.follower(who)
+        return self.f_k if first == "v" else cast(Encoder, self.followers[first])
 
     def forward(self, q: Views, k: Views, video_B: torch.Tensor, step: int = 0, follow: bool = True) -> Output:
         """The losses of a batch.
 
         Args:
-            q, k: the views of each video's two clips, and where there is a ``flow_weight`` their ``flow``, (B, 2, T, H, W).
+            q, k: the views of each video's two clips, and where a stored cue mines or is predicted it as c, (B, C, T, H, W).
             video_B: int64 ids, on the CPU, where the draws are made.
             step: what the draws of ``shuffle`` and ``masked`` depend on.
             follow: f_k first follows f_q. False for all parts but the first of a batch that is taken in parts.
         """
         if follow:
             self.follow()
-        flows = [views.get("flow") for views in (q, k)]
-        q, k = ({name: views[name] for name in self.method.views} for views in (q, k))
+        q, k = ({name: views[name] for name in self.method.inputs} for views in (q, k))
         with self.autocast(q["v"].device), torch.no_grad():
             sides = list(zip((q, k), self.keys(q, k, step), strict=False))  # one, or where it is symmetric two
-        terms, stats, keys, mined = zip(
-            *(self.one_way(*side, flow, video_B, step) for side, flow in zip(sides, flows, strict=False)), strict=True
-        )
+        terms, stats, keys, mined = zip(*(self.one_way(*side, video_B, step) for side in sides), strict=True)
         mean_terms, mean_stats = (
             {name: torch.stack([side[name] for side in found]).mean(0) for name in found[0]} for found in (terms, stats)
         )
@@ -205,7 +227,7 @@ class DCLR(nn.Module):
 
     def enqueue(self, parts: Sequence[Output]) -> None:
         """Put the keys of a batch, taken whole or in parts, into the queue: in joined-batch order, rank 0's first."""
-        names = [(side, ring) for side in range(len(parts[0].keys)) for ring in self.queue.rings]
+        names = [(side, ring) for side, keys in enumerate(parts[0].keys) for ring in keys]
         own = (torch.cat([part.keys[side][ring] for part in parts]) for side, ring in names)
         video, *keys = joined_at_once(torch.cat([part.video for part in parts]), *own)
         for side in range(len(parts[0].keys)):
@@ -215,21 +237,21 @@ class DCLR(nn.Module):
         return torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
 
     def one_way(
-        self, q: Views, keys: Keys, flow_B2THW: torch.Tensor | None, video_B: torch.Tensor, step: int
+        self, q: Views, keys: Keys, video_B: torch.Tensor, step: int
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Embeddings, torch.Tensor]:
         """With ``q`` as the query clip and what f_k gives for it: the terms of the loss, statistics, the keys of the other clip
         (B, D) a ring, and which entries were mined for vv, bool (B, K)."""
-        method, device, (key, extra, target) = self.method, q["v"].device, keys
+        method, device, (key, extra, own_maps, key_maps) = self.method, q["v"].device, keys
+        target = own_maps if method.align_maps == "query" else key_maps
         with self.autocast(device):
-            maps = {name: losses.mean_one(a) for name, a in target.items()} if method.decoupling else {}
-            features = self.f_q.features(q)
-            query, raw = self.f_q.read(features, maps)
+            maps = {name: losses.mean_one(a) for name, a in own_maps.items()} if method.decoupling else {}
+            features = self.f_q.features({name: q[name] for name in method.views})
+            query, raw = read(dict.fromkeys(features, self.f_q), features, maps)
 
         allowed_BK = self.queue.allowed(sent(video_B, device))
-        p = {  # p_s and p_d
-            ab[0]: losses.neighbour_probability(e, self.queue[ab], allowed_BK, method.mining_temperature)
-            for ab, e in extra.items()
-            if ab[0] != "v"
+        p = {  # p_s, p_d and p_c
+            one: losses.neighbour_probability(extra[ring], self.queue[ring], allowed_BK, method.mining_temperature)
+            for one, ring in method.mining.items()
         }
         full = self.queue.valid_K.all()  # mining is off until every entry is valid
         draw = cache(lambda: self.draws(video_B, step))
@@ -237,7 +259,7 @@ class DCLR(nn.Module):
         stats |= {f"entropy_{name}": losses.map_entropy(a.detach()) for name, a in raw.items()}
         for ab in method.embeddings:
             ba = ab[::-1]  # vs is pulled towards the key sv and away from the queue of sv, and sv towards vs
-            score_BK = sum((p[view] for view in p if view in ab or ab == "vv"), torch.zeros(allowed_BK.shape, device=device))
+            score_BK = sum((p[one] for one in method.mined_by(ab)), torch.zeros(allowed_BK.shape, device=device))
             mined_BK = losses.mine(score_BK, allowed_BK, method.mined) & full
             own = extra[ba] if method.dynamic_key == "same" and "d" in ab else key[ba]
             own_B1, queue_BK = losses.logits(query[ab], own, self.queue[ba], method.temperature)
@@ -249,36 +271,40 @@ class DCLR(nn.Module):
                 alike_BK = mined_BK
         if target and method.alignment:
             terms["align"] = method.alignment * losses.alignment(raw["v"], list(target.values()), method.align_target)
-        if flow_B2THW is not None and method.flow_weight:
-            predicted = self.predictor(losses.at_least_float32(features["v"]))
-            error, power = losses.flow_error(predicted, flow_B2THW)
+        if method.flow_weight:
+            error, power = losses.flow_error(self.predictor(losses.at_least_float32(features["v"])), q["c"])
             terms["flow"] = method.flow_weight * error / (total(power) / world()).clamp(min=1e-6)
         stats["mined"] = alike_BK.float().sum(1).mean()
         return terms, stats, key, alike_BK
 
     def keys(self, q: Views, k: Views, step: int) -> list[Keys]:
-        """What f_k gives for the query clip ``q``, and in a symmetric method then for ``k`` as the query clip: the other clip's
-        embeddings; sv and dv of the query clip, vd too where its dynamic key is its own; raw maps of the query clip's s and d.
+        """What f_k, or the view's own follower, gives for the query clip ``q``, and in a symmetric method then for ``k`` as the
+        query clip: the other clip's embeddings; those of the query clip's s and d, vd too where its dynamic key is its own; raw
+        maps of the query clip's s and d, and of the other clip's. Where another encoder mines, its embeddings ms and md are
+        among both clips', and where a cue does, the descriptors c.
 
         The other clip's maps come out of its own pass. The query clip's s and d need one extra pass, which updates no running
         statistics. With statistics for each view the two passes are the same arithmetic: so a symmetric method passes each clip
         once. With ``--bn-views shared`` the key pass normalises v, s and d together, and the extra pass s and d alone.
         """
+        passed = self.method.views + "c" * (self.method.cue is not None)
+        q, k = ({name: views[name] for name in passed} for views in (q, k))
         sides = [(q, k), (k, q)] if self.method.symmetric else [(q, k)]
         whole = [self.passed(key, step) for _, key in sides]
         if len(sides) == 2 and self.f_k.statistics.views == "split":
             extra = whole[::-1]
         else:
-            others = self.method.views if self.method.dynamic_key == "same" else self.method.views.replace("v", "")
-            extra = [self.passed({name: query[name] for name in others}, step, track=False) for query, _ in sides]
+            others = q.keys() if self.method.dynamic_key == "same" else q.keys() - {"v"}
+            extra = [self.passed({name: query[name] for name in q if name in others}, step, track=False) for query, _ in sides]
+        names = self.method.views[1:]
         return [
-            (key, more, {name: a for name, a in raw.items() if name != "v"})
-            for (key, _), (more, raw) in zip(whole, extra, strict=True)
+            (key, more, {name: own_maps[name] for name in names}, {name: key_maps[name] for name in names})
+            for (key, key_maps), (more, own_maps) in zip(whole, extra, strict=True)
         ]
 
     def passed(self, views: Views, step: int, track: bool = True) -> tuple[Embeddings, Maps]:
-        """A pass of f_k. With ``--bn shuffle`` it sees whole videos of the joined batch in another order, and its results are
-        put back in place (fault 2)."""
+        """A pass of f_k and of the other followers. With ``--bn shuffle`` they see whole videos of the joined batch in another
+        order, and the results are put back in place (fault 2)."""
         if not views:  # the extra pass of a method with v alone
             return {}, {}
         order = inverse = None
@@ -288,9 +314,13 @@ class DCLR(nn.Module):
             order = sent(torch.from_numpy(drawn), self.queue.valid_K.device)
             inverse = order.argsort()
         maps: Maps | None = None if self.method.decoupling else {}
-        found = self.f_k({name: permuted(view, order) for name, view in views.items()}, maps, track)
-        embedded, raw = ({name: permuted(x, inverse) for name, x in part.items()} for part in found)
-        return embedded, raw
+        clips = {name: permuted(view, order) for name, view in views.items() if name != "c"}
+        embedded, raw = encode({name: self.follower(name) for name in clips}, clips, maps, track)
+        if apart := {view: clips[view] for view, ring in self.method.mining.items() if ring == f"m{view}"}:
+            mining, _ = self.follower("m")(apart, {}, track)
+            embedded |= {f"m{view}": mining[f"{view}v"] for view in apart}
+        embedded, raw = ({name: permuted(x, inverse) for name, x in part.items()} for part in (embedded, raw))
+        return embedded | ({"c": losses.descriptor(views["c"], self.cells)} if "c" in views else {}), raw
 
     def draws(self, video_B: torch.Tensor, step: int) -> torch.Tensor:
         """What a form of the contrast draws with: in 0..1 for each video, float64 (B,), drawn from (seed, step, video)."""

@@ -32,11 +32,13 @@ def _form(name: str) -> Form:
 
 RINGS = ("vv", "sv", "dv", "vs", "vd")  # the embeddings, see dclr/method/model.py
 FORMS: dict[str, Form] = {"mil": _form("mil"), "masked": _form("masked"), "mean-log": _form("mean_log")}  # of the contrast
-TARGETS = ("sum", "equal")  # of the alignment
+TARGETS = ("sum", "equal", "raw")  # of the alignment
+ALIGNED = ("query", "key")  # clip, whose maps of s and d are the target
 BN_MODES = ("sync", "shuffle", "local")  # of BatchNorm's statistics: over which videos
 BN_VIEWS = ("split", "shared")  # and over which views
 HEADS = ("torch", "authors")  # how their first weights are drawn
 CLIPS = ("other", "same")  # of the video, whose motion is the dynamic key
+MINERS = {"both": 0, "s": 0, "d": 0, "energy": 1, "flow": 2}  # what mines: channels of its stored cue
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,14 @@ class Method:
 
     ``views`` are those that are forwarded: ``"vd"`` is DCLR without the static view, ``"v"`` MoCo-v2. ``mined`` is k (0: the
     own key is the only positive), ``alignment`` its weight (0: without), ``decoupling`` whether maps weight the RGB features
-    (else they are 1), ``loss`` and ``align_target`` one of :data:`FORMS` and :data:`TARGETS`, ``symmetric``
-    whether the clips are also swapped and the losses averaged. ``seed`` is that of the shuffled keys and of ``masked``.
+    (else they are 1), ``loss`` and ``align_target`` one of :data:`FORMS` and :data:`TARGETS`, ``align_maps`` the clip whose
+    maps are the target, ``symmetric`` whether the clips are also swapped and the losses averaged. ``seed`` is that of the
+    shuffled keys and of ``masked``.
+    ``mine_by`` says what mines: s and d each for its own embeddings, one of them for all, or a stored cue in the place of d.
     ``flow_weight`` above 0 also predicts the query clip's stored flow from F(v). ``dynamic_key`` says whose motion vd and dv
-    meet: the other clip's, or the query clip's own. Raises InputError for what is no method.
+    meet: the other clip's, or the query clip's own. ``static_momentum`` is that of an encoder which passes s in the place of
+    f_k, ``dynamic_momentum`` of one for d, ``mining_momentum`` of the one that mines; None: f_k does. Raises InputError for
+    what is no method.
     """
 
     views: str = "vsd"
@@ -56,10 +62,19 @@ class Method:
     alignment: float = 0.1
     decoupling: bool = True
     loss: str = setting("mil", "contrast: mil, masked (own key left out at random) or mean-log", choices=FORMS)
-    align_target: str = setting("sum", "of the maps A(s), A(d): sum, or equal (each with mean 1 first)", choices=TARGETS)
+    align_target: str = setting(
+        "sum", "of A(s) and A(d): sum, equal (each first N), raw (neither sum nor A(v) is N)", choices=TARGETS
+    )
+    align_maps: str = setting(
+        "query", "whose A(s) and A(d): the query clip's, or the key clip's", choices=ALIGNED, before="query"
+    )
     symmetric: bool = setting(False, "also with the two clips swapped; 1.7 times the work")
     momentum: float = setting(0.999, "of f_k, which follows f_q; 1: it stays", least=0, most=1, before=0.999)
+    static_momentum: float | None = setting(None, "of keys and maps of s, where not f_k's", least=0, most=1, before=None)
+    dynamic_momentum: float | None = setting(None, "of keys and maps of d, where not f_k's", least=0, most=1, before=None)
+    mining_momentum: float | None = setting(None, "of what mines, where not f_k's", least=0, most=1, before=None)
     temperature: float = setting(0.07, "of the contrasts", above=0, before=0.07)
+    mine_by: str = setting("both", "what mines: s and d, one of them, or a stored cue for d", choices=MINERS, before="both")
     mining_temperature: float = setting(0.07, "of the mined; 1: the authors' plain cosine", above=0, before=0.07)
     dim: int = setting(128, "dimensions of an embedding", least=1, before=128)
     static_weight: float = setting(1.0, "of the contrasts vs and sv", least=0, before=1.0)
@@ -77,6 +92,11 @@ class Method:
             raise InputError(f"a weight of alignment of {self.alignment}: expected 0 or more")
         if self.views == "v" and self.mined:
             raise InputError(f"mined {self.mined} with views 'v': positives are mined by s or d, expected 0")
+        if self.mined and self.mine_by in ("s", "d") and self.mine_by not in self.views:
+            raise InputError(f"--mine-by {self.mine_by}: that view is left out; expected both, or another view or cue")
+
+        if self.flow_weight and self.cue not in (None, "flow"):
+            raise InputError(f"--mine-by {self.cue} with --flow-weight: a clip has one stored cue, expected flow")
 
     def weight(self, contrast: str) -> float:
         """What one of the embeddings' contrasts counts in the loss."""
@@ -86,6 +106,51 @@ class Method:
     def embeddings(self) -> tuple[str, ...]:
         """Those that the views allow, such as vv, vs, sv."""
         return tuple(name for name in RINGS if set(name) <= set(self.views))
+
+    @property
+    def momenta(self) -> dict[str, float | None]:
+        """The momentum of the encoder that passes each view, and m: of the one that mines. None: it is f_k."""
+        given = {"v": None, "s": self.static_momentum, "d": self.dynamic_momentum, "m": self.mining_momentum}
+        return {who: given[who] for who in self.views + "m" * (self.mined > 0)}
+
+    def follower(self, who: str) -> str:
+        """The first of :attr:`momenta` with the same one: they share an encoder, and that of v is f_k."""
+        return next(first for first, momentum in self.momenta.items() if momentum == self.momenta[who])
+
+    @property
+    def inputs(self) -> str:
+        """The views, and c where the method needs the :attr:`stored` cue."""
+        return self.views + "c" * (self.stored is not None)
+
+    @property
+    def stored(self) -> str | None:
+        """The stored cue that mines or is predicted, if any."""
+        return "flow" if self.flow_weight else self.cue
+
+    @property
+    def cue(self) -> str | None:
+        """The stored cue that mines in the place of d, if any."""
+        return self.mine_by if self.mined and MINERS[self.mine_by] else None
+
+    @property
+    def mining(self) -> dict[str, str]:
+        """What mines (views, c the cue), each with the ring that it looks at: a view's is its embedding's, or m and the view
+        where another encoder mines."""
+        if not self.mined:
+            return {}
+        by = self.views[1:].replace("d", "") + "c" if self.cue else self.views[1:] if self.mine_by == "both" else self.mine_by
+        own = {one: one != "c" and self.follower(one) == self.follower("m") for one in by}
+        return {one: "c" if one == "c" else f"{one}v" if own[one] else f"m{one}" for one in by}
+
+    def mined_by(self, contrast: str) -> list[str]:
+        """Which of :attr:`mining` mine the positives of one of the embeddings' contrasts."""
+        wanted = contrast.replace("d", "c") if self.cue else contrast
+        return [one for one in self.mining if one in wanted or contrast == "vv" or self.mine_by in ("s", "d")]
+
+    @property
+    def rings(self) -> tuple[str, ...]:
+        """Those of the queue."""
+        return tuple(dict.fromkeys((*self.embeddings, *self.mining.values())))
 
 
 @dataclass(frozen=True)

@@ -227,13 +227,6 @@ def stored_motion(batch: dict[str, torch.Tensor], clip: int, device: torch.devic
     return torch.cat([flow, flow.square().sum(1, keepdim=True).sqrt()], 1)
 
 
-def stored_flow(batch: dict[str, torch.Tensor], clip: int, device: torch.device, part: slice) -> torch.Tensor:
-    """The stored motion (u, v) of clip number ``clip`` of the videos ``part``, float32 (B, 2, T, H, W), in pixels of the crop a
-    stored frame."""
-    batch = {name: value[part] for name, value in batch.items()}
-    return hold_seams(stored_motion(batch, clip, device)[:, :2], batch["frames"][:, clip], first_is_second=False)
-
-
 def make_views(
     batch: dict[str, torch.Tensor],
     clip: int,
@@ -242,12 +235,14 @@ def make_views(
     part: slice = slice(None),
     names: str = "vsd",
 ) -> dict[str, torch.Tensor]:
-    """The views ``names`` (v, and any of s and d) of clip number ``clip`` of the videos ``part``, all by default, of a training
-    batch (dclr/data/loader.py).
+    """The views ``names`` (v, and any of s, d and c) of clip number ``clip`` of the videos ``part``, all by default, of a
+    training batch (dclr/data/loader.py).
 
     Returns:
         v, s, d: float32 (B, 3, T, H, W) on ``device``: the RGB clip; one of its frames T times, with colours of its own;
         its motion, one of :data:`DYNAMICS`: from the colours of v, or from the stored cue that came with the batch.
+        c: the stored cue that came with it, which mines or is predicted: flow, (B, 2, T, H, W), or the energy of cells,
+            (B, 1, T, G, G).
     """
     batch = {name: value[part] for name, value in batch.items()}
     rgb_BTHWC, colours = sent(batch["rgb"][:, clip], device), batch["colours"][:, clip].numpy()
@@ -267,6 +262,10 @@ def make_views(
     if "d" in names:
         d = stored_motion(batch, clip, device) if DYNAMICS[dynamic] else rgb_difference(views["v"])
         views["d"] = hold_seams(d, batch["frames"][:, clip], first_is_second=dynamic == "rgbdiff")
+    if "c" in names:
+        energy = "scale" not in batch
+        c = sent(batch["cue"][:, clip], device).unsqueeze(1) if energy else stored_motion(batch, clip, device)[:, :2]
+        views["c"] = hold_seams(c, batch["frames"][:, clip], first_is_second=False)
     # s has one frame in memory: dclr/method/still.py reads that from its stride
     last = torch.channels_last_3d
     return {name: view.contiguous(memory_format=last).expand(-1, -1, length, -1, -1) for name, view in views.items()}

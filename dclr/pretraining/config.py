@@ -17,6 +17,7 @@ from dclr.settings import again, as_table, check_values, differences, flag, sett
 from dclr.training.config import Checkpoints, Optimisation
 
 OBJECTIVES = ("dclr", "moco")
+MOMENTA = {"v": "momentum", "s": "static_momentum", "d": "dynamic_momentum", "m": "mining_momentum"}  # see Method.momenta
 PARTS = ("static", "dynamic", "decoupling", "mining", "alignment")  # of dclr, each can be left out
 
 
@@ -49,6 +50,7 @@ class Ablations:
     mined: int = again(Method, "mined")
     loss: str = again(Method, "loss")
     align_target: str = again(Method, "align_target")
+    align_maps: str = again(Method, "align_maps")
     symmetric: bool = again(Method, "symmetric")
 
 
@@ -59,7 +61,11 @@ class Levers:
     momentum_end: float | None = setting(
         None, "momentum rises to this by a cosine over the whole run", least=0, most=1, before=None
     )
+    static_momentum: float | None = again(Method, "static_momentum")
+    dynamic_momentum: float | None = again(Method, "dynamic_momentum")
+    mining_momentum: float | None = again(Method, "mining_momentum")
     temperature: float = again(Method, "temperature")
+    mine_by: str = again(Method, "mine_by")
     mining_temperature: float = again(Method, "mining_temperature")
     dim: int = again(Method, "dim")
     static_weight: float = again(Method, "static_weight")
@@ -100,15 +106,22 @@ class PretrainConfig(Checkpoints, Watching, Optimisation, Levers, Ablations, Net
             self.queue_length(0)
         if self.objective == "moco" and self.without:
             raise InputError(f"--objective moco --without {' '.join(self.without)}: moco has none of these parts")
+        for view, momentum in self.method.momenta.items():
+            if momentum is not None and view in "sd" and self.bn_views == "shared":
+                raise InputError(
+                    f"{flag(MOMENTA[view])} {momentum} with --bn-views shared: there one encoder passes v, s and d together; "
+                    "expected --bn-views split"
+                )
         self.clip, self.method, self.statistics(1)
 
     @property
     def clip(self) -> ClipConfig:
-        cue = DYNAMICS[self.dynamic] if "d" in self.method.views else None
-        if self.flow_weight and cue not in (None, "flow"):
-            raise InputError(f"--flow-weight with --dynamic {self.dynamic}: a batch has one stored cue, expected flow")
-        cue = "flow" if self.flow_weight else cue
-        return ClipConfig(self.frames, self.stride, self.size, self.min_scale, self.flip, cue, self.sample_motion)
+        """The stored cue that comes with a clip is that of its dynamic view, else that which mines or is predicted."""
+        cue, needed = DYNAMICS[self.dynamic] if "d" in self.method.views else None, self.method.stored
+        if cue and needed not in (None, cue):
+            flags = "--flow-weight" if self.flow_weight else f"--mine-by {needed}"
+            raise InputError(f"{flags} with --dynamic {self.dynamic}: a clip has one stored cue, expected --dynamic rgbdiff")
+        return ClipConfig(self.frames, self.stride, self.size, self.min_scale, self.flip, cue or needed, self.sample_motion)
 
     @property
     def method(self) -> Method:
@@ -122,6 +135,7 @@ class PretrainConfig(Checkpoints, Watching, Optimisation, Levers, Ablations, Net
             decoupling="decoupling" not in without,
             loss=self.loss,
             align_target=self.align_target,
+            align_maps=self.align_maps,
             symmetric=self.symmetric,
             seed=self.seed,
             **{one.name: getattr(self, one.name) for one in fields(Levers) if one.name != "momentum_end"},

@@ -23,9 +23,10 @@ from dclr.files import run_folder
 from dclr.hardware import peak_memory_gb, pick_device, place, precision_name, resolve_precision
 from dclr.method.backbones import build
 from dclr.method.model import DCLR, Output
-from dclr.method.views import make_views, stored_flow
-from dclr.pretraining.config import PretrainConfig
+from dclr.method.views import make_views
+from dclr.pretraining.config import MOMENTA, PretrainConfig
 from dclr.pretraining.watch import Videos, knn_setting, online_knn
+from dclr.settings import flag
 from dclr.training.curves import Curves
 from dclr.training.loop import Learner, diverged, train
 from dclr.training.optimiser import build_optimiser
@@ -59,9 +60,19 @@ def momentum(config: PretrainConfig, done: float) -> float:
     return config.momentum + (config.momentum_end - config.momentum) * share
 
 
-def as_drawn(config: PretrainConfig, steps: int) -> float:
-    """The share of its first draw that f_k still holds after the run of so many steps: the product of their momenta."""
-    return math.prod(momentum(config, config.epochs * step / steps) for step in range(steps))
+def as_drawn(config: PretrainConfig, steps: int) -> dict[str, float]:
+    """The share of its first draw that f_k, and each other encoder that follows, still holds after the run of so many steps:
+    the product of their momenta. By the setting of its momentum; one that is frozen is not meant to follow."""
+    kept = math.prod(momentum(config, config.epochs * step / steps) for step in range(steps))
+    given = {MOMENTA[who]: m for who, m in config.method.momenta.items() if m is not None}
+    found = {"momentum": kept} | {name: m**steps for name, m in given.items()}
+    return {name: share for name, share in found.items() if getattr(config, name) < 1}
+
+
+@torch.no_grad()
+def cells_of(trunk: nn.Module, config: PretrainConfig) -> tuple[int, int, int]:
+    """T' H' W' of the feature map of a clip; the trunk is in evaluation mode afterwards."""
+    return trunk.eval()(torch.zeros(1, 3, config.frames, config.size, config.size)).shape[2:]
 
 
 def make_optimiser(model: DCLR, config: PretrainConfig) -> torch.optim.Optimizer:
@@ -95,14 +106,13 @@ def train_step(
     Returns:
         each part's output, the views of the last part's q clips, and the gradient's norm before it is clipped.
     """
-    share, outputs = len(batch["video"]) // config.accumulate, []
+    share, outputs, views = len(batch["video"]) // config.accumulate, [], config.method.views
     optimiser.zero_grad(set_to_none=True)
     for part in range(config.accumulate):
         mine = slice(part * share, (part + 1) * share)
-        q, k = (make_views(batch, clip, config.dynamic, bad.device, mine, config.method.views) for clip in (0, 1))
-        flows = [{"flow": stored_flow(batch, clip, bad.device, mine)} if config.flow_weight else {} for clip in (0, 1)]
+        q, k = (make_views(batch, clip, config.dynamic, bad.device, mine, config.method.inputs) for clip in (0, 1))
         with distributed.unsynchronised(parallel, part + 1 < config.accumulate):
-            outputs.append(parallel(q | flows[0], k | flows[1], batch["video"][mine], step, part == 0))
+            outputs.append(parallel(q, k, batch["video"][mine], step, part == 0))
             scaler.scale(outputs[-1].total / config.accumulate).backward()
     scaler.unscale_(optimiser)
     gradient = nn.utils.clip_grad_norm_(parallel.parameters(), config.clip_grad or math.inf)  # f_k's have none
@@ -113,7 +123,7 @@ def train_step(
     bad += ~finite
     scaler.step(optimiser)
     scaler.update()
-    return outputs, q, gradient
+    return outputs, {name: q[name] for name in views}, gradient
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -186,7 +196,8 @@ class Pretraining(Learner):
         self.max_skipped = config.max_skipped if config.on_error == "skip" else None
         torch.manual_seed(config.seed)  # the weights; everything else is drawn from (seed, epoch, sample)
         trunk = build(config.arch, config.width)
-        model = DCLR(trunk, length, config.method, config.statistics(distributed.world()), dtype)
+        cells = cells_of(trunk, config) if config.method.cue else (1, 1, 1)
+        model = DCLR(trunk, length, config.method, config.statistics(distributed.world()), dtype, cells)
         self.model: DCLR = place(model, device).train()
         self.model.f_q.checkpointed = config.checkpoint_gradients
         self.optimiser = make_optimiser(self.model, config)
@@ -265,12 +276,12 @@ def _introduce(
     print(f"queue of {length} fills at step {fills} of {last_step}; mining starts there")
     if config.scale_lr:
         print(f"lr {config.lr} is scaled to {config.lr * config.batch / 64} by batch {config.batch} / 64")
-    drawn = as_drawn(config, last_step)
-    if config.momentum < 1 and drawn > 0.5:
-        print(
-            f"warning: after {last_step} steps f_k is still {drawn:.0%} as it was drawn, so its keys teach little: "
-            "lower --momentum, or train longer"
-        )
+    for name, drawn in as_drawn(config, last_step).items():
+        if drawn > 0.5:
+            print(
+                f"warning: after {last_step} steps {'f_k' if name == 'momentum' else f'the encoder of {flag(name)}'} is still "
+                f"{drawn:.0%} as it was drawn, so it teaches little: lower {flag(name)}, or train longer"
+            )
     if fills >= last_step:
         print(f"warning: the queue never fills in {last_step} steps, so no positives are mined: lower --queue")
 

@@ -280,6 +280,20 @@ def test_cells_are_cut_as_frames_are(frame: tuple[int, int]) -> None:
         np.testing.assert_array_equal(found, whole[:, at[0][:, None], at[1]])
 
 
+def test_the_energy_of_the_crops_cells_comes_with_a_clip_and_turns_with_it(record: Record) -> None:
+    grid = record.array("grid").copy()
+    grid[3, 0, 0] = np.nan  # a damaged cell has no energy
+    record = dataclasses.replace(record, arrays={**record.arrays, "grid": grid})
+    found = {}
+    for flip in (0.0, 1.0):
+        made = clips.train_clips(record, ClipConfig(frames=4, size=20, min_scale=1.0, flip=flip, cue="energy"), 2, 0, 0)
+        assert made["cue"].shape == (2, 4, 8, 8) and made["cue"].dtype == np.float32 and np.isfinite(made["cue"]).all()
+        found[flip] = made
+    np.testing.assert_array_equal(found[1.0]["cue"], found[0.0]["cue"][..., ::-1])
+    strong = np.nan_to_num(grid[found[0.0]["frames"]]).mean((2, 3))  # the crop holds nearly all of the frame
+    assert np.corrcoef(found[0.0]["cue"].mean((2, 3)).ravel(), strong.ravel())[0, 1] > 0.9
+
+
 def test_each_evaluation_crop_says_where_it_moves(record: Record) -> None:
     grid, clip = record.array("grid"), ClipConfig(frames=4, size=20)
     made = clips.eval_clips(record, clip, 3, 3, moving=True)

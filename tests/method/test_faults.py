@@ -213,7 +213,7 @@ def test_fault_8_the_extra_pass_is_shuffled_and_updates_no_statistics(mode: str,
     assert mode != "shuffle" or set(order[:2]) not in ({0, 1}, {2, 3})  # or it could not be told from no shuffling
     with torch.no_grad():
         expected({name: view[order] for name, view in k.items()})
-        [(_, extra, maps)] = model.keys(q, k, 0)
+        [(_, extra, maps, _)] = model.keys(q, k, 0)
         for n in np.split(order, groups):
             together, raw = expected({name: q[name][n] for name in "sd"}, track=False) if groups == 1 else alone(expected, q, n)
             for name, found in (extra | maps).items():

@@ -129,6 +129,15 @@ def test_mean_log_is_the_mean_logit_and_survives_forbidden_entries() -> None:
     assert query.grad is not None and torch.isfinite(query.grad).all()
 
 
+def test_a_cues_descriptor_is_its_means_over_boxes_in_one_unit_vector_and_zero_without_motion() -> None:
+    cue = torch.zeros(2, 2, 4, 6, 6)
+    cue[0, 0, :2, :3, 3:], cue[0, 1, 2:, 3:, :3] = 3, -4
+    found = losses.descriptor(cue.half(), (2, 2, 2))
+    assert found.dtype == torch.float32 and found.shape == (2, 16) and not found[1].any()
+    assert found[0].nonzero().flatten().tolist() == [1, 8 + 6]
+    torch.testing.assert_close(found[0, [1, 14]], torch.tensor([0.6, -0.8]))
+
+
 def test_map_entropy_is_1_where_flat_and_0_at_one_position() -> None:
     flat, point, two = torch.ones(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4)
     point[0, 1, 2, 3], two[0, 0, 0, :2] = 5, 1
@@ -146,6 +155,14 @@ def test_a_map_of_one_position_and_a_faint_one_have_an_entropy() -> None:
     assert float(losses.map_entropy(faint)) == pytest.approx(1)
     mixed = torch.stack([torch.ones(2, 2, 2), torch.eye(2)[0].expand(2, 2, 2) * 0])
     assert float(losses.map_entropy(mixed)) == pytest.approx(0.5)  # the mean over the clips
+
+
+def test_raw_alignment_is_the_published_difference_of_maps_that_are_not_normalised() -> None:
+    query, static, dynamic = (torch.rand(2, 2, 3, 3, requires_grad=True) for _ in range(3))
+    found = losses.alignment(query, [static, dynamic], "raw")
+    torch.testing.assert_close(found, (query - static - dynamic).square().sum() / 36)
+    found.backward()
+    assert query.grad is not None and static.grad is None and dynamic.grad is None
 
 
 def test_alignment_has_no_gradient_in_its_target() -> None:

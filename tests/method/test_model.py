@@ -58,6 +58,26 @@ def test_the_key_encoder_follows_parameters_and_keeps_its_own_statistics(model: 
         assert torch.equal(b, before[name])
 
 
+@pytest.mark.parametrize(
+    ("given", "copies", "rings"),
+    [
+        ({}, "", ()),
+        ({"static_momentum": 0.5}, "s", ("ms",)),
+        ({"static_momentum": 0.5, "dynamic_momentum": 0.5, "mining_momentum": 0.5}, "s", ()),
+        ({"static_momentum": 0.5, "mining_momentum": 0.5}, "s", ("md",)),
+        ({"mining_momentum": 0.5}, "m", ("ms", "md")),
+        ({"mining_momentum": 0.5, "mined": 0}, "", ()),
+        ({"mining_momentum": 0.5, "static_momentum": 0.1, "views": "vd"}, "m", ("md",)),
+    ],
+)
+def test_there_is_a_copy_for_each_momentum_and_a_ring_for_each_view_that_is_mined_by_another(
+    given: dict, copies: str, rings: tuple[str, ...]
+) -> None:
+    model = DCLR(build("r2plus1d_10", 4), 8, Method(**given))
+    assert "".join(model.followers) == copies and model.queue.rings == (*model.method.embeddings, *rings)
+    assert not any(p.requires_grad for name, p in model.named_parameters() if not name.startswith("f_q"))
+
+
 def test_only_the_query_encoder_has_gradients_and_all_of_it(model: DCLR) -> None:
     step(model, 0)
     step(model, 1)
@@ -136,7 +156,7 @@ def test_the_baseline_forwards_rgb_alone() -> None:
         ({"views": "v"}, "mined 5 with views 'v'"),
         ({"mined": -1}, "--mined -1"),
         ({"loss": "nce"}, "--loss nce: expected one of mil, masked, mean-log"),
-        ({"align_target": "max"}, "--align-target max: expected one of sum, equal"),
+        ({"align_target": "max"}, "--align-target max: expected one of sum, equal, raw"),
     ],
 )
 def test_methods_that_are_none_are_refused(wrong: dict, says: str) -> None:

@@ -23,6 +23,15 @@ def test_the_ring_wraps_at_any_batch_and_keeps_the_last(length: int, batch: int)
                 assert queue[ring][slot].tolist() == [queue.video_K[slot], queue.video_K[slot] + i]
 
 
+def test_the_ring_of_a_cue_moves_with_the_others() -> None:
+    queue = Queue(3, ("vv", "c"), dimensions=2, cue=5)
+    for step in range(2):
+        videos = torch.arange(2 * step, 2 * step + 2)
+        queue.enqueue({"vv": videos[:, None].expand(2, 2).float(), "c": videos[:, None].expand(2, 5).float()}, videos)
+    assert queue.rings == ("vv",) and queue["c"].shape == (3, 5) and queue["c"][:, 4].tolist() == queue["vv"][:, 1].tolist()
+    assert "cue_KE" not in Queue(3).state_dict()
+
+
 def test_only_valid_entries_of_other_videos_are_allowed() -> None:
     queue = Queue(4, dimensions=2)
     queue.enqueue({ring: torch.zeros(3, 2) for ring in RINGS}, torch.tensor([7, 8, 7]))

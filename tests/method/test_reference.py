@@ -35,6 +35,13 @@ VARIANTS = {
     "masked": {"method": {"loss": "masked"}},
     "mean-log": {"method": {"loss": "mean-log"}},
     "equal target": {"method": {"align_target": "equal"}},
+    "raw target": {"method": {"align_target": "raw"}},
+    "the key clip's maps": {"method": {"align_maps": "key"}},
+    "the key clip's raw maps, shared statistics": {
+        "method": {"align_target": "raw", "align_maps": "key"},
+        "statistics": {"views": "shared"},
+    },
+    "the key clip's maps, symmetric": {"method": {"align_maps": "key", "symmetric": True}},
     "shared statistics": {"statistics": {"views": "shared"}},
     "symmetric": {"method": {"symmetric": True}},
     "a momentum of 0.9": {"method": {"momentum": 0.9}},
@@ -47,11 +54,31 @@ VARIANTS = {
     "the same clip's motion": {"method": {"dynamic_key": "same"}},
     "the same clip's motion, without decoupling": {"method": {"dynamic_key": "same", "decoupling": False}},
     "five dimensions, the authors' heads": {"method": {"dim": 5, "head_init": "authors"}},
+    "a teacher for s": {"method": {"static_momentum": 0.5}},
+    "a teacher for d, and its own clip's motion": {"method": {"dynamic_momentum": 0.5, "dynamic_key": "same"}},
+    "a miner": {"method": {"mining_momentum": 0.5}},
+    "a miner, shared statistics": {"method": {"mining_momentum": 0.5}, "statistics": {"views": "shared"}},
+    "a miner that is d's teacher": {"method": {"static_momentum": 1.0, "dynamic_momentum": 0.5, "mining_momentum": 0.5}},
+    "mined by s": {"method": {"mine_by": "s"}},
+    "mined by d, a miner": {"method": {"mine_by": "d", "mining_momentum": 0.5}},
+    "mined by energy, symmetric": {"method": {"mine_by": "energy", "symmetric": True}},
+    "mined by flow": {"method": {"mine_by": "flow"}},
+    "mined by flow, a miner": {"method": {"mine_by": "flow", "mining_momentum": 0.5, "dynamic_key": "same"}},
+    "mined by flow without dynamic": {"method": {"mine_by": "flow", "views": "vs"}},
+    "mined by flow without static, shared": {"method": {"mine_by": "flow", "views": "vd"}, "statistics": {"views": "shared"}},
+    "three teachers, symmetric": {
+        "method": {"static_momentum": 0.3, "dynamic_momentum": 0.5, "mining_momentum": 0.7, "symmetric": True}
+    },
 }
 GROUPED = {  # on one rank two groups, on two ranks one a rank
     f"{mode}, {views}": {"statistics": {"mode": mode, "views": views}}
     for mode in ("local", "shuffle")
     for views in ("split", "shared")
+} | {
+    "shuffle, three teachers": {
+        "statistics": {"mode": "shuffle"},
+        "method": {"static_momentum": 0.3, "dynamic_momentum": 0.5, "mining_momentum": 0.7},
+    },
 }
 
 
@@ -59,30 +86,33 @@ def expected(case: steps.Case, groups: int) -> list[steps.Result]:
     """What reference.py makes of the same weights, queue and clips."""
     model = steps.make(case)
     method, mode = model.method, case.get("statistics", {}).get("mode", "sync")
-    f_q, f_k = (
-        {name: p.detach().clone().requires_grad_(trained) for name, p in encoder.named_parameters()}
-        for encoder, trained in ((model.f_q, True), (model.f_k, False))
+    f_q, f_k, *others = (
+        {name: p.detach().clone().requires_grad_(encoder is model.f_q) for name, p in encoder.named_parameters()}
+        for encoder in (model.f_q, model.f_k, *(model.follower(who) for who in "sdm" if method.momenta.get(who) is not None))
     )
     if method.flow_weight:
         f_q |= {f"predictor.{name}": p.detach().clone().requires_grad_() for name, p in model.predictor.named_parameters()}
+    momenta = {who: m for who, m in method.momenta.items() if m is not None}
+    followers = {who: (p, m) for p, (who, m) in zip(others, momenta.items(), strict=True)}
     queue = model.queue
     rings = reference.Rings(
         len(queue),
         int(queue.cursor),
         [int(video) if valid else None for video, valid in zip(queue.video_K, queue.valid_K, strict=True)],
-        {ring: list(queue[ring].clone()) for ring in queue.rings},
+        {ring: list(queue[ring].clone()) for ring in (*queue.rings, *(["c"] if method.cue else []))},
     )
     optimiser = torch.optim.SGD(f_q.values(), 0.01, momentum=0.9)
     results = []
     for step in range(2):
-        q, k, video = steps.batch(step)
+        q, k, video = steps.batch(step, cue=method.stored)
         videos = video.tolist()
         dropped = {v for v in videos if generator("masked", method.seed, step, v).random() < 0.9}
         options = reference.Options(
             method.views, method.mined, method.loss, dropped, method.decoupling, method.alignment,
-            method.align_target == "equal", case.get("statistics", {}).get("views") == "shared", method.momentum,
-            method.temperature, method.mining_temperature, {"s": method.static_weight, "d": method.dynamic_weight},
-            method.dynamic_key == "same", method.flow_weight,
+            method.align_target, method.align_maps == "key", case.get("statistics", {}).get("views") == "shared",
+            method.momentum, method.temperature, method.mining_temperature,
+            {"s": method.static_weight, "d": method.dynamic_weight}, method.dynamic_key == "same", method.mine_by, followers,
+            method.flow_weight,
         )  # fmt: skip
         size = steps.BATCH // groups
         order = generator("shuffle", method.seed, step).permutation(steps.BATCH).tolist()
@@ -98,8 +128,11 @@ def expected(case: steps.Case, groups: int) -> list[steps.Result]:
         result = {name if name.startswith("key") else f"loss {name}": x.detach().clone() for name, x in found.items()}
         result |= {f"gradient {name}": p.grad.clone() for name, p in f_q.items() if p.grad is not None}
         optimiser.step()
-        for name, parameters in (("f_q", f_q), ("f_k", f_k)):
+        of_others = [(f"followers.{who}", p) for who, (p, _) in followers.items() if who in model.followers]
+        for name, parameters in (("f_q", f_q), ("f_k", f_k), *of_others):
             result |= {n if "predictor" in n else f"{name}.{n}": p.detach().clone() for n, p in parameters.items()}
+        if "c" in rings.keys:
+            result["queue.cue_KE"] = torch.stack(rings.keys["c"])
         result["queue.keys_RKD"] = torch.stack([torch.stack(rings.keys[ring]) for ring in queue.rings])
         result["queue.video_K"] = torch.tensor([-1 if video is None else video for video in rings.video])
         result["queue.cursor"] = torch.tensor(rings.cursor)
@@ -109,11 +142,13 @@ def expected(case: steps.Case, groups: int) -> list[steps.Result]:
 
 def swapped(f_q: Any, f_k: Any, q: Any, k: Any, videos: list[int], rings: reference.Rings, *more: Any) -> dict[str, Any]:
     """Both directions from the same queue and the same f_k, averaged; the keys of both enqueued."""
-    before = {name: p.clone() for name, p in f_k.items()}
+    every = [f_k, *(p for p, _ in more[0].followers.values())]
+    before = [{name: p.clone() for name, p in one.items()} for one in every]
     halves = []
     for clips in ((q, k), (k, q)):
-        for name, p in f_k.items():
-            p.copy_(before[name])
+        for one, drawn in zip(every, before, strict=True):
+            for name, p in one.items():
+                p.copy_(drawn[name])
         aside = reference.Rings(rings.length, 0, list(rings.video), {ring: list(keys) for ring, keys in rings.keys.items()})
         halves.append(reference.step(f_q, f_k, *clips, videos, aside, *more))
     for half in halves:

@@ -223,10 +223,30 @@ def test_the_flow_view_is_u_v_and_their_length_in_pixels_of_the_crop() -> None:
     data = batch() | {"cue": levels, "scale": torch.rand(3, 2, 6, 2) - 0.5}
     found = views.make_views(data, 1, "flow", torch.device("cpu"))["d"]
     flow = (levels[:, 1].float() - 128) * data["scale"][:, 1, :, :, None, None]
-    torch.testing.assert_close(views.stored_flow(data, 1, torch.device("cpu"), slice(1, None)), flow.transpose(1, 2)[1:])
+    torch.testing.assert_close(views.make_views(data, 1, "flow", torch.device("cpu"), names="vc")["c"], flow.transpose(1, 2))
     for part in range(2):
         torch.testing.assert_close(found[:, part], flow[:, :, part])
     torch.testing.assert_close(found[:, 2], torch.hypot(flow[:, :, 0], flow[:, :, 1]))
+
+
+@pytest.mark.parametrize("dynamic", ["rgbdiff", "flow"])
+def test_the_flow_that_mines_is_u_and_v_beside_any_dynamic_view(dynamic: str) -> None:
+    levels = torch.randint(0, 256, (3, 2, 6, 2, 16, 16), dtype=torch.uint8)
+    data = batch() | {
+        "cue": levels,
+        "scale": torch.rand(3, 2, 6, 2) - 0.5,
+        "frames": torch.tensor([2, 4, 6, 0, 2, 4]).expand(3, 2, 6),
+    }
+    found = views.make_views(data, 1, dynamic, torch.device("cpu"), names="vsdc")
+    assert found["c"].shape == (3, 2, 6, 16, 16)
+    torch.testing.assert_close(found["c"], views.make_views(data, 1, "flow", torch.device("cpu"))["d"][:, :2])
+    torch.testing.assert_close(found["d"], views.make_views(data, 1, dynamic, torch.device("cpu"))["d"])
+
+
+def test_the_energy_that_mines_has_one_channel_of_cells() -> None:
+    data = batch() | {"cue": torch.rand(3, 2, 6, 8, 8)}
+    found = views.make_views(data, 1, "rgbdiff", torch.device("cpu"), names="vc")
+    assert list(found) == ["v", "c"] and torch.equal(found["c"], data["cue"][:, 1].unsqueeze(1))
 
 
 HEIGHT, WIDTH, RADIUS, SPEED = 96, 128, 11, 3

@@ -171,6 +171,10 @@ def test_a_run_says_where_its_teacher_will_hardly_follow(synthetic_set: Path, tm
     assert slow in succeed("train_pretrain.py", *flags, tmp_path / "slow")
     for name, value in (("fast", "0.9"), ("frozen", "1")):  # 0.9^8 is 0.43; frozen is what was asked for
         assert "as it was drawn" not in succeed("train_pretrain.py", *flags, tmp_path / name, "--momentum", value)
+    others = ("--momentum", "0.5", "--static-momentum", "0.95", "--dynamic-momentum", "1", "--mining-momentum", "0.5")
+    said = succeed("train_pretrain.py", *flags, tmp_path / "others", *others)
+    assert "warning: after 8 steps the encoder of --static-momentum is still 66% as it was drawn" in said
+    assert said.count("as it was drawn") == 1 and "lower --static-momentum, or" in said
 
 
 def test_every_step_is_taken_at_the_rate_of_its_place(
@@ -296,10 +300,15 @@ def test_precision_is_resolved_or_refused() -> None:
         ({"bn": "group"}, "sync, shuffle, local"),
         ({"bn": "shuffle", "batch": 9}, "batch 9 does not divide into 1 process"),
         ({"bn_groups": 2}, "sync has one"),
+        ({"static_momentum": 0.0, "bn_views": "shared"}, "--static-momentum 0.0 with --bn-views shared: there one encoder"),
+        ({"dynamic_momentum": 2.0}, "--dynamic-momentum 2.0: expected 0 to 1"),
+        ({"mine_by": "s", "without": ("static",)}, "--mine-by s: that view is left out"),
+        ({"mine_by": "sound"}, "--mine-by sound: expected one of both, s, d, energy, flow"),
+        ({"mine_by": "flow", "dynamic": "cue"}, "--mine-by flow with --dynamic cue: a clip has one stored cue"),
         ({"bn": "local", "bn_groups": 0}, "--bn-groups 0"),
         ({"objective": "moco", "without": ("static",)}, "moco has none of these parts"),
         ({"loss": "nce"}, "--loss nce"),
-        ({"flow_weight": 1.0, "dynamic": "cue"}, "--flow-weight with --dynamic cue: a batch has one stored cue"),
+        ({"flow_weight": 1.0, "dynamic": "cue"}, "--flow-weight with --dynamic cue: a clip has one stored cue"),
         ({"stride": 0}, "--stride 0: expected at least 1"),
         ({"workers": -1}, "workers -1"),
         ({"warmup": 300.0}, "expected fewer epochs than 200"),

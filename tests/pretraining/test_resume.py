@@ -309,6 +309,8 @@ LEVERS = (
     "--momentum", "0.9", "--momentum-end", "1", "--temperature", "0.2", "--mining-temperature", "1", "--dim", "16",
     "--static-weight", "0.5", "--dynamic-weight", "2", "--dynamic-key", "same", "--head-init", "authors",
     "--optimiser", "adamw", "--flow-weight", "1",
+    "--static-momentum", "0.99", "--dynamic-momentum", "0.5", "--mining-momentum", "0.7", "--mine-by", "flow",
+    "--align-maps", "key", "--align-target", "raw",
 )  # fmt: skip
 
 
@@ -321,7 +323,10 @@ def test_a_run_with_every_lever_goes_on_with_the_same_bits(synthetic_set: Path, 
     assert "resumed after step 16 of 24" in succeed(*command, tmp_path / "cut")
     assert_same_weights(tmp_path / "straight/last.pt", tmp_path / "cut/last.pt")
     kept = load(tmp_path / "cut/last.pt")
-    assert kept["model"]["queue.keys_RKD"].shape[2] == 16 and kept["config"]["momentum_end"] == 1
+    assert kept["model"]["queue.keys_RKD"].shape[::2] == (6, 16) and kept["config"]["momentum_end"] == 1
+    assert kept["model"]["queue.cue_KE"].shape == (16, 2 * 1 * 2 * 2) and kept["model"]["queue.cue_KE"].any()
+    first = [kept["model"][f"{encoder}.backbone.stem.0.weight"] for encoder in ("f_k", *(f"followers.{who}" for who in "dms"))]
+    assert not any(torch.equal(one, other) for n, one in enumerate(first) for other in first[:n])
     assert "--temperature 0.07" in refuse(*command, tmp_path / "cut", "--temperature", "0.07")
 
 

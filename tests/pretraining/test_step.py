@@ -28,6 +28,8 @@ SWITCHES = [
     {"dynamic": "flow", "accumulate": 2, "bn_views": "shared", "checkpoint_gradients": True},
     {"loss": "masked", "bn": "shuffle", "symmetric": True},
     {"objective": "moco"},
+    {"static_momentum": 0.9, "mining_momentum": 0.5},
+    {"mine_by": "flow", "accumulate": 2},
 ]
 
 
@@ -41,7 +43,8 @@ def made(config: PretrainConfig, device: torch.device = CPU, dtype: torch.dtype 
     model = place(DCLR(build("r2plus1d_10", 4), 8, config.method, config.statistics(1), dtype), device).train()
     model.f_q.checkpointed = config.checkpoint_gradients
     keys = F.normalize(torch.randn(8, 128), dim=1).to(device)
-    model.queue.enqueue({ring: keys for ring in model.queue.rings}, torch.arange(100, 108, device=device))
+    rings = {ring: keys for ring in model.queue.rings} | ({"c": keys[:, :2]} if config.method.cue else {})
+    model.queue.enqueue(rings, torch.arange(100, 108, device=device))
     return model
 
 
@@ -135,6 +138,26 @@ def test_a_view_that_the_method_has_not_is_not_made(more: dict, dynamic: str) ->
     scaler, bad, model = torch.amp.GradScaler("cpu", enabled=False), torch.zeros((), dtype=torch.int64), made(config)
     _, views, _ = train_step(config, model, make_optimiser(model, config), scaler, batch(config), 0, bad)
     assert "".join(views) == config.method.views and bad == 0
+
+
+def test_a_cue_that_mines_comes_beside_the_views() -> None:
+    """Of the dynamic view's own source or beside the RGB difference; where nothing is mined it does not come."""
+    for more in ({"mine_by": "flow"}, {"mine_by": "flow", "dynamic": "flow"}):
+        config = configured(**more)
+        model = made(config)
+        _, views, _ = train_step(
+            config,
+            model,
+            make_optimiser(model, config),
+            torch.amp.GradScaler("cpu", enabled=False),
+            batch(config),
+            0,
+            torch.zeros((), dtype=torch.int64),
+        )
+        assert config.clip.cue == "flow" and "".join(views) == "vsd"
+    assert configured(mine_by="energy").clip.cue == "energy"
+    for more in ({"mine_by": "energy", "without": ("mining",)}, {"mine_by": "flow", "objective": "moco"}, {"mine_by": "s"}):
+        assert configured(**more).clip.cue is None
 
 
 class Waits(TorchFunctionMode):
