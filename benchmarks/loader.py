@@ -8,7 +8,7 @@ rounds, medians with the spread:
 - stock: ``webdataset.WebDataset(...).shuffle().map()`` with the same cutting, one worker, on the same shards;
 - PyAV, decord, torchcodec, OpenCV: the same clips from the source videos, one thread, one core, a file opened for two clips.
 
-Then H.264 against JPEG shards, and the cost of resuming at 90 % of an epoch.
+Then H.264 against JPEG shards, the cost of resuming at 90 % of an epoch, and of starting a worker.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from unittest.mock import patch
 
 import av
 import cv2
@@ -32,7 +34,7 @@ import webdataset as wds
 from dclr.data.clips import ClipConfig, crop_resize, frame_indices, random_resized_crop, random_start, train_clips
 from dclr.data.loader import TrainLoader
 from dclr.data.manifest import ShardSet
-from dclr.data.workers import one_core
+from dclr.data.workers import one_core, worker_context
 from dclr.draws import generator
 from dclr.record import Record, parse, unpack
 
@@ -255,6 +257,7 @@ def main() -> None:
             show(f"{name}, loaders by codec", both, "JPEG, one worker", {"h264, one worker": "0.65"})
             if len(jpeg) > 10 * BATCH:
                 resume(jpeg)
+                start(jpeg)
 
 
 def resume(shards: ShardSet) -> None:
@@ -268,10 +271,27 @@ def resume(shards: ShardSet) -> None:
             loader.load_state_dict(state)
             next(iter(loader))
             some.append(time.perf_counter() - began)
-    told = ", ".join(
-        f"from {name} {statistics.median(some):.3f} s ({min(some):.3f}-{max(some):.3f})" for name, some in seconds.items()
+    print(f"\nfirst batch from {seconds_of(seconds)}")
+
+
+def start(shards: ShardSet) -> None:
+    """Seconds to the first batch of one worker: where this process has its server already, and where workers are spawned."""
+    contexts = {"a fork of the server": worker_context(), "a spawned worker": get_context("spawn")}
+    seconds: dict[str, list[float]] = {name: [] for name in contexts}
+    next(ours(shards, 1))
+    for _ in range(ROUNDS):
+        for name, context in contexts.items():
+            with patch("dclr.data.loader.worker_context", lambda context=context: context):
+                began = time.perf_counter()
+                next(ours(shards, 1))
+                seconds[name].append(time.perf_counter() - began)
+    print(f"first batch of {seconds_of(seconds)}")
+
+
+def seconds_of(seconds: dict[str, list[float]]) -> str:
+    return ", ".join(
+        f"{name} {statistics.median(some):.3f} s ({min(some):.3f}-{max(some):.3f})" for name, some in seconds.items()
     )
-    print(f"\nfirst batch {told}")
 
 
 if __name__ == "__main__":
