@@ -42,13 +42,22 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, 2**31 - 1)
 
 
-def pick_device() -> torch.device:
+def pick_device(deterministic: bool = False) -> torch.device:
     """This process's GPU where there is one, else the CPU. Freed memory is kept (:func:`keep_freed_memory`) beside a GPU too:
-    there each batch is copied out of a worker's pages."""
+    there each batch is copied out of a worker's pages.
+
+    On a GPU, cuDNN tries its kernels for each shape and keeps the fastest: the shapes of steps and of features stay the same.
+    Another start may keep other kernels. With ``deterministic`` every operation has the same bits each time, or torch raises
+    RuntimeError. Call it before anything computes on the GPU. A CPU gives the same bits either way."""
     keep_freed_memory()
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else torch refuses a product of matrices
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def place(module: M, device: torch.device) -> M:

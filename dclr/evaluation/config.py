@@ -77,6 +77,7 @@ class Computing:
     batch: int = setting(64, "clips a step, over all processes; also of --precise-bn", short="-b", least=1)
     seed: int = 0  # --seeds
     precision: str = again(Optimisation, "precision")
+    deterministic: bool = again(Optimisation, "deterministic")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ def everything(configs: Sequence[EvalConfig], folds: Sequence[int], seeds: Seque
         for config, folder in zip(configs, folders, strict=True):
             kept = config.features or str(out / "features")
             one = replace(config, out=str(folder), features=kept, seed=seeds[0])
-            distributed.setup(pick_device())
+            distributed.setup(pick_device(one.deterministic))
             if not distributed.from_first(finished(one, folds, seeds) if distributed.rank() == 0 else None):
                 repeat(one, folds, seeds, MODES[one.mode].run)
             distributed.wait()
@@ -82,7 +82,7 @@ def _several(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], eva
             {} if fold is None else {"train_split": (f"train{fold:02}",), "test_split": (f"test{fold:02}",)}
         )
         runs.append(replace(config, seed=seed, out=str(out / "-".join(parts)), features=features, **splits))
-    distributed.setup(pick_device())
+    distributed.setup(pick_device(config.deterministic))
     kept = distributed.from_first([finished(run) for run in runs] if distributed.rank() == 0 else None)
     shards = ShardSet(config.shards)
     for run in runs:  # before the first of them takes hours

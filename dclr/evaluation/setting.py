@@ -120,7 +120,7 @@ class Setting:
 
 def prepare(config: EvalConfig) -> Setting:
     """Check flags, then the checkpoint, then the shard set; raises InputError naming the first thing that is wrong."""
-    began, device = time.monotonic(), pick_device()
+    began, device = time.monotonic(), pick_device(config.deterministic)
     dtype = resolve_precision(config.precision, device)
     if not config.force:
         refuse_used(Path(config.out), RESULT)

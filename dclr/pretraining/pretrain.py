@@ -129,7 +129,7 @@ def train_step(
 def pretrain(config: PretrainConfig) -> Path:
     """Run it, or go on with it; returns the last checkpoint's path. Raises InputError for what cannot start, named and with the
     way out, and SystemExit with PREEMPTED where a signal ended it."""
-    device = pick_device()
+    device = pick_device(config.deterministic)
     dtype = resolve_precision(config.precision, device)
     config = replace(config, precision=precision_name(dtype))  # so that it is kept, and compared where the run is resumed
     shards, cache = open_set(config.shards, config.on_error, config.cache, config.cache_size)

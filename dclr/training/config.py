@@ -28,6 +28,9 @@ class Optimisation:
     clip_grad: float = setting(0.0, "of the whole gradient; 0: no clipping", metavar="NORM", least=0, before=0.0)
     seed: int = setting(0)
     precision: str = setting("auto", "auto (bf16 where the hardware has it), fp32, bf16, fp16", choices=PRECISIONS)
+    deterministic: bool = setting(
+        False, "the same bits each time on a GPU too, where it is slower; changes nothing on a CPU", free=True, before=False
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

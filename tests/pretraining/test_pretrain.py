@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -354,4 +355,24 @@ def test_freed_memory_is_kept_on_any_device(gpu: bool, monkeypatch: pytest.Monke
     kept = list[bool]()
     monkeypatch.setattr(hardware, "keep_freed_memory", lambda: kept.append(True))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     assert hardware.pick_device().type == ("cuda" if gpu else "cpu") and kept == [True]
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_gpu_tries_kernels_unless_the_bits_are_to_be_the_same(
+    gpu: bool, deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    for name in ("benchmark", "deterministic"):
+        monkeypatch.setattr(torch.backends.cudnn, name, False)
+    try:
+        hardware.pick_device(deterministic)
+        same = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+        assert same == (gpu and deterministic,) * 2 and torch.backends.cudnn.benchmark == (gpu and not deterministic)
+        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if gpu and deterministic else None)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)

@@ -160,6 +160,21 @@ def test_a_cue_that_mines_comes_beside_the_views() -> None:
         assert configured(**more).clip.cue is None
 
 
+@pytest.mark.parametrize("more", SWITCHES)
+def test_a_step_is_made_of_operations_that_can_be_deterministic(more: dict) -> None:
+    """They raise where they cannot. On the CPU they give the bits that they give anyway."""
+    found = []
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            model = made(config := configured(**more))
+            assert step(config, model)[0] == 0
+        finally:
+            torch.use_deterministic_algorithms(False)
+        found.append(model.state_dict())
+    assert all(torch.equal(x, found[1][name]) for name, x in found[0].items())
+
+
 class Waits(TorchFunctionMode):
     """Names what would make the host wait for a GPU, with torch's meta device in its place (where nothing can be read back at
     all): a copy from the host that blocks, and a tensor made of plain numbers."""
