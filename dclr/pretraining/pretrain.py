@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from dclr.files import run_folder
 from dclr.hardware import peak_memory_gb, pick_device, place, precision_name, resolve_precision
 from dclr.method.backbones import build
 from dclr.method.model import DCLR, Output
+from dclr.method.objective import Method
 from dclr.method.views import make_views
 from dclr.pretraining.config import MOMENTA, PretrainConfig
 from dclr.pretraining.watch import Videos, knn_setting, online_knn
@@ -73,6 +75,15 @@ def as_drawn(config: PretrainConfig, steps: int) -> dict[str, float]:
 def cells_of(trunk: nn.Module, config: PretrainConfig) -> tuple[int, int, int]:
     """T' H' W' of the feature map of a clip; the trunk is in evaluation mode afterwards."""
     return trunk.eval()(torch.zeros(1, 3, config.frames, config.size, config.size)).shape[2:]
+
+
+def guessing(scalars: Mapping[str, float], method: Method, entries: int) -> dict[str, tuple[float, float]]:
+    """The contrasts whose loss is within a twentieth of that of a guess among the own key and the queue's ``entries``, each
+    with its loss and the guess's; ``scalars`` are those of a step by their names in the curves."""
+    positives = 1 if method.loss == "mean-log" else 1 + scalars["contrast/mined"]
+    guess = math.log((1 + entries * scalars["contrast/queue_fill"]) / positives)
+    losses = {name: scalars[f"loss/L_{name}"] / weight for name in method.embeddings if (weight := method.weight(name))}
+    return {name: (loss, guess) for name, loss in losses.items() if loss >= 0.95 * guess}
 
 
 def make_optimiser(model: DCLR, config: PretrainConfig) -> torch.optim.Optimizer:
@@ -205,6 +216,7 @@ class Pretraining(Learner):
         self._parallel = distributed.parallel(self.model)
         self._neighbours = knn_setting(config, self.model, shards, cache, device, dtype) if config.knn_split else None
         self._videos = Videos(shards, samples_N)
+        self._step, self._judged = 0, False  # whether its contrasts were looked at after a tenth of the run
         self._bad, self._shown = (
             torch.zeros((), dtype=torch.int64, device=device),
             list[str](),
@@ -214,7 +226,7 @@ class Pretraining(Learner):
         return pretraining_rate(self.config, step / len(self.loader))
 
     def step(self, batch: dict[str, Any], step: int, look: bool) -> None:
-        self.model.momentum = momentum(self.config, step / len(self.loader))
+        self._step, self.model.momentum = step, momentum(self.config, step / len(self.loader))
         said = train_step(self.config, self._parallel, self.optimiser, self.scaler, batch, step, self._bad)
         self._outputs, self._views, self._gradient = said
         if look:  # before the entries change
@@ -239,6 +251,13 @@ class Pretraining(Learner):
 
     def scalars(self, rate: float) -> dict[str, float]:
         found = _scalars(self._outputs) | {"optimiser/lr": rate, "optimiser/gradient_norm": float(self._gradient)}
+        if not self._judged and self._step >= len(self.loader) * self.config.epochs / 10 and distributed.rank() == 0:
+            self._judged = True
+            for name, (loss, guess) in guessing(found, self.config.method, len(self.model.queue)).items():
+                tqdm.write(
+                    f"warning: after step {self._step + 1}, a tenth of the run, the contrast {name} is still at guessing (loss "
+                    f"{loss:.2f}, a guess {guess:.2f}): try another --lr, --optimiser or --temperature"
+                )
         return found | self._videos.alike(self._outputs[-1].mined, *self._mined)
 
     def epoch(self, done: int, curves: Curves | None) -> bool:

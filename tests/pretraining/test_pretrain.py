@@ -23,10 +23,10 @@ from dclr.errors import InputError
 from dclr.hardware import resolve_precision
 from dclr.method.backbones import build
 from dclr.method.model import DCLR
-from dclr.method.objective import DYNAMICS
+from dclr.method.objective import DYNAMICS, Method
 from dclr.pretraining import pretrain
 from dclr.pretraining.config import PretrainConfig
-from dclr.pretraining.pretrain import make_optimiser, momentum, pretraining_rate
+from dclr.pretraining.pretrain import guessing, make_optimiser, momentum, pretraining_rate
 from dclr.pretraining.watch import Videos
 from dclr.training.rate import learning_rate
 
@@ -199,6 +199,25 @@ def test_every_step_is_taken_at_the_rate_of_its_place(
     assert rates == pytest.approx([0, 0.0025, 0.005, 0.0075, *[0.01] * 4, *[0.001] * 4])
     assert momenta == pytest.approx([0.7 - 0.2 * math.cos(math.pi * step / 12) for step in range(12)])
     assert scalars(tmp_path / "run")["optimiser/lr"] == pytest.approx([rates[step] for step in (3, 7, 9, 11)])
+
+
+def test_contrasts_that_are_at_guessing_are_named() -> None:
+    """Loss by loss, without its weight; a mined positive makes a guess better, but not for the mean of logits."""
+    found = {"contrast/mined": 5.0, "contrast/queue_fill": 0.5, **{f"loss/L_{name}": 1.0 for name in ("vv", "sv", "dv", "vs")}}
+    guess = math.log(33 / 6)
+    method = Method(dynamic_weight=2.0)
+    assert guessing(found | {"loss/L_vd": 2 * 0.96 * guess}, method, 64) == {"vd": pytest.approx((0.96 * guess, guess))}
+    assert guessing(found | {"loss/L_vd": 2 * 0.94 * guess}, method, 64) == {}
+    mean_log = Method(loss="mean-log", dynamic_weight=0.0)
+    assert guessing(found | {"loss/L_vv": math.log(33), "loss/L_vd": 0.0}, mean_log, 64) == {"vv": (math.log(33),) * 2}
+
+
+def test_a_run_that_does_not_learn_is_warned_of_once(synthetic_set: Path, tmp_path: Path) -> None:
+    flags = ("--split", "train", *SMALL, "-b", "8", "--epochs", "3", "--temperature", "100", "--out", tmp_path / "run")
+    said = run("train_pretrain.py", "--shards", synthetic_set, *flags)
+    assert said.returncode == 0
+    told = said.stdout + said.stderr
+    assert told.count("the contrast vv is still at guessing") == 1 and "a tenth of the run" in told
 
 
 def test_weight_decay_can_spare_biases_and_batchnorm() -> None:
