@@ -58,17 +58,21 @@ LAB = World(
     "--config recipes/lab.yaml",
     "--train-split train --test-split test -cpv 2 --test-clips 2 --precision fp32",
     "--train-split train --test-split test --label motion -a r2plus1d_10 --width 8 --frames 8 --stride 1 --size 32 "
-    "--min-scale 0.6 --flip 0 -b 16 -cpv 1 --epochs 32 --schedule 24 --optimiser adamw --lr 0.003 --wd 0.05 "
+    "--min-scale 0.6 --flip 0 -b 16 -cpv 1 --epochs 32 --schedule 24 --optimiser adamw --lr 0.004 --wd 0.05 "
     "--dropout 0 --test-clips 2 --precision fp32",
 )
 WORLDS = {"lab": LAB}
 RANDOM, SUPERVISED = "random", "supervised"
-WITHOUT_FLOW = "--flow-weight 0"
+MOCO = "--objective moco --without --optimiser sgd --lr 0.05 --wd 0.0001"  # of the optimisers tried, that of its best scenes
 ROWS = {  # of a world: flags of train_pretrain.py beside the world's
     RANDOM: "",
     SUPERVISED: "",
-    "moco": f"--objective moco {WITHOUT_FLOW}",
+    "moco": f"{MOCO} --flow-weight 0",
     "dclr": "",
+    "published": "--without --flow-weight 0 --lr 0.003",
+    "dclr-noflow": "--flow-weight 0",
+    "moco-flow": "--objective moco --without",
+    "dclr-mining": "--without --static-weight 2 --flow-weight 20 --lr 0.003",
 }
 
 
