@@ -46,7 +46,7 @@ class Clips:
 class Ablations:
     title = "method: ablations and baseline"
     objective: str = setting("dclr", "dclr, or moco: MoCo-v2 on video, the baseline", choices=OBJECTIVES)
-    without: tuple[str, ...] = setting((), f"leave out: {', '.join(PARTS)}", metavar="PART", choices=PARTS)
+    without: tuple[str, ...] = setting((), f"leave out: {', '.join(PARTS)}", metavar="PART", nargs="*", choices=PARTS)
     mined: int = again(Method, "mined")
     loss: str = again(Method, "loss")
     align_target: str = again(Method, "align_target")
