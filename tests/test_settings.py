@@ -63,7 +63,7 @@ KEPT = """
 """
 OPTIONS = """mode shards out train_split test_split pretrained arch width precise_bn label frames stride size features average
     head bn probe probe_lr val patience shots draws cpv test_clips crops batch epochs lr schedule wd dropout min_scale flip seed
-    precision workers cache cache_size on_error max_skipped save_minutes force"""
+    precision deterministic optimiser workers cache cache_size on_error max_skipped save_minutes force"""
 
 
 def other(one: Flag) -> Any:
@@ -142,7 +142,7 @@ def test_a_resumed_run_may_change_what_it_could_change() -> None:
     from dclr.evaluation import finetune
     from dclr.evaluation.repeat import HELD
 
-    aside = {"out", "workers", "cache", "cache_size", "save_minutes"}
+    aside = {"out", "workers", "cache", "cache_size", "save_minutes", "deterministic"}
     assert free(PretrainConfig) == aside | {"epochs", "resume", "keep", "milestone", "knn_split", "knn_every"}
     assert {"epochs", "shards", "pretrained"} == HELD and aside | {"features", "force"} | HELD == finetune.FREE
 
