@@ -55,7 +55,8 @@ class Options:
     mine_by: str = "both"
     # of s, d and m, what mines: an encoder of its own in the place of f_k, and its momentum
     followers: dict[str, tuple[Parameters, float]] = field(default_factory=dict)
-    flow: float = 0.0  # weight of predicting the query clip's flow
+    flow: float = 0.0  # weight of predicting the query clip's flow, and its running mean square
+    flow_power: list[Tensor] = field(default_factory=list)
 
 
 def batch_norm(x: Clips, weight: Tensor, bias: Tensor, groups: Groups, shared: bool) -> Clips:
@@ -174,16 +175,18 @@ def cell(flow: Tensor, t: int, y: int, x: int, shape: tuple[int, int, int]) -> T
     return sum(vectors) / len(vectors)
 
 
-def flow_error(p: Parameters, features: Tensor, flows: Tensor) -> Tensor:
-    """The error of eight predicted vectors at each position of F(v), (N, C', T', H', W'), relative to their mean square."""
-    weight, error, power = p["predictor.weight"][:, :, 0, 0, 0], 0, 0
+def flow_error(p: Parameters, features: Tensor, flows: Tensor, power: list[Tensor]) -> Tensor:
+    """The squared error of eight predicted vectors at each position of F(v), (N, C', T', H', W'), where the mean square of the
+    flow is 1; ``power`` has the running mean square, if there was a batch before."""
+    weight, said, meant = p["predictor.weight"][:, :, 0, 0, 0], [], []
     shape = (8 * features.shape[2], features.shape[3], features.shape[4])
     for n, flow in enumerate(flows):
         for t, y, x in itertools.product(*map(range, shape)):
-            said = (weight @ features[n, :, t // 8, y, x] + p["predictor.bias"])[[t % 8, 8 + t % 8]]
-            meant = cell(flow, t, y, x, shape)
-            error, power = error + ((said - meant) ** 2).sum(), power + (meant**2).sum()
-    return error / power
+            said.append((weight @ features[n, :, t // 8, y, x] + p["predictor.bias"])[[t % 8, 8 + t % 8]])
+            meant.append(cell(flow, t, y, x, shape))
+    mean = sum((vector**2).sum() for vector in meant) / (2 * len(meant))
+    power[:] = [0.99 * power[0] + 0.01 * mean if power else mean]
+    return sum(((a - b / power[0].sqrt()) ** 2).sum() for a, b in zip(said, meant, strict=True)) / (2 * len(said))
 
 
 def step(
@@ -249,6 +252,6 @@ def step(
             error = ((own_map - goal) ** 2).sum() / goal.numel()
             losses["align"] = losses.get("align", 0) + o.alignment * error / len(videos)
     if o.flow:
-        losses["flow"] = o.flow * flow_error(f_q, features["v"], q["c"])
+        losses["flow"] = o.flow * flow_error(f_q, features["v"], q["c"], o.flow_power)
     rings.put(keys, videos)
     return losses | {"total": sum(losses.values())} | {f"key {ring}": torch.stack(rows) for ring, rows in keys.items()}

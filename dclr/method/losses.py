@@ -141,16 +141,12 @@ def map_entropy(map_BTHW: torch.Tensor) -> torch.Tensor:
     return torch.special.entr(share).sum(1).mean() / max(math.log(share.shape[1]), 1e-12)
 
 
-def flow_error(predicted_BCTHW: torch.Tensor, flow_B2THW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean squared error of predicted motion and the motion's own mean square, two scalars.
-
-    Args:
-        predicted_BCTHW: (B, 2 * FLOW_STEPS, T', H', W'), at each position of a feature map the vectors of its time steps.
-        flow_B2THW: the vectors (u, v) of the clip. They are averaged over the cells of the map and over the time steps.
-    """
-    predicted = predicted_BCTHW.unflatten(1, (2, FLOW_STEPS)).transpose(2, 3).flatten(2, 3)  # (B, 2, T' * FLOW_STEPS, H', W')
-    target = F.adaptive_avg_pool3d(flow_B2THW.to(predicted.dtype), predicted.shape[2:])
-    return (predicted - target).square().mean(), target.square().mean()
+def flow_cells(flow_B2THW: torch.Tensor, cells: Sequence[int]) -> torch.Tensor:
+    """The vectors (u, v) of a clip, averaged over the cells T' H' W' of a feature map and FLOW_STEPS steps of time in each:
+    (B, 2 * FLOW_STEPS, T', H', W')."""
+    time, height, width = cells
+    mean = F.adaptive_avg_pool3d(at_least_float32(flow_B2THW), (time * FLOW_STEPS, height, width))
+    return mean.unflatten(2, (time, FLOW_STEPS)).transpose(2, 3).flatten(1, 2)
 
 
 def alignment(query_BTHW: torch.Tensor, targets_BTHW: Sequence[torch.Tensor], form: str = "sum") -> torch.Tensor:

@@ -33,6 +33,7 @@ from dclr.method.queue import Queue
 Views = Mapping[str, torch.Tensor]  # v, s, d, each (B, 3, T, H, W)
 Embeddings = dict[str, torch.Tensor]  # each (B, D)
 Maps = dict[str, torch.Tensor]  # of views, each (B, T', H', W')
+FLOW_RATE = 0.01  # at which the mean square of the flow follows a batch's
 Keys = tuple[Embeddings, Embeddings, Maps, Maps]  # see DCLR.keys
 
 
@@ -173,7 +174,7 @@ class DCLR(nn.Module):
         """``cells`` are T' H' W', in which a cue that mines is pooled."""
         super().__init__()
         self.method, self.cells = method or Method(), cells
-        self.momentum = self.method.momentum  # of the next step: a schedule may set it
+        self.momentum, self.flow_weight = self.method.momentum, self.method.flow_weight  # of the next step: schedules set them
         self.f_q = Encoder(backbone, self.method.embeddings, statistics, self.method.dim, self.method.head_init)
         self.f_k = copy.deepcopy(self.f_q).requires_grad_(False)
         others = sorted({self.method.follower(who) for who in self.method.momenta} - {"v"})
@@ -182,6 +183,7 @@ class DCLR(nn.Module):
         self.queue = Queue(queue_length, self.method.rings, self.method.dim, descriptor)
         if self.method.flow_weight:
             self.predictor = nn.Conv3d(backbone.channels, 2 * losses.FLOW_STEPS, 1)
+            self.register_buffer("flow_power", torch.zeros(()))
         self.precision = precision
 
     @torch.no_grad()
@@ -272,10 +274,18 @@ class DCLR(nn.Module):
         if target and method.alignment:
             terms["align"] = method.alignment * losses.alignment(raw["v"], list(target.values()), method.align_target)
         if method.flow_weight:
-            error, power = losses.flow_error(self.predictor(losses.at_least_float32(features["v"])), q["c"])
-            terms["flow"] = method.flow_weight * error / (total(power) / world()).clamp(min=1e-6)
+            predicted = self.predictor(losses.at_least_float32(features["v"]))
+            terms["flow"] = self.flow_weight * (predicted - self.flow_target(q["c"], features["v"])).square().mean()
         stats["mined"] = alike_BK.float().sum(1).mean()
         return terms, stats, key, alike_BK
+
+    def flow_target(self, flow_B2THW: torch.Tensor, features_BCTHW: torch.Tensor) -> torch.Tensor:
+        """What is to be predicted at each position of the map, (B, 2 * FLOW_STEPS, T', H', W'), divided by its root mean square
+        over the batches so far: then neither the head's first weights nor AdamW's steps depend on the picture's size."""
+        target = losses.flow_cells(flow_B2THW, features_BCTHW.shape[2:])
+        power = total(target.square().mean()) / world()
+        self.flow_power.copy_(torch.where(self.flow_power > 0, self.flow_power.lerp(power, FLOW_RATE), power))
+        return target / self.flow_power.clamp(min=1e-6).sqrt()
 
     def keys(self, q: Views, k: Views, step: int) -> list[Keys]:
         """What f_k, or the view's own follower, gives for the query clip ``q``, and in a symmetric method then for ``k`` as the

@@ -71,6 +71,9 @@ class Levers:
     static_weight: float = again(Method, "static_weight")
     dynamic_weight: float = again(Method, "dynamic_weight")
     flow_weight: float = again(Method, "flow_weight")
+    flow_weight_end: float | None = setting(
+        None, "flow-weight falls to this by one factor a step over the whole run", above=0, before=None
+    )
     dynamic_key: str = again(Method, "dynamic_key")
     head_init: str = again(Method, "head_init")
 
@@ -112,6 +115,8 @@ class PretrainConfig(Checkpoints, Watching, Optimisation, Levers, Ablations, Net
                     f"{flag(MOMENTA[view])} {momentum} with --bn-views shared: there one encoder passes v, s and d together; "
                     "expected --bn-views split"
                 )
+        if self.flow_weight_end and not self.flow_weight:
+            raise InputError(f"--flow-weight-end {self.flow_weight_end} without a --flow-weight that it could come from")
         self.clip, self.method, self.statistics(1)
 
     @property
@@ -138,7 +143,7 @@ class PretrainConfig(Checkpoints, Watching, Optimisation, Levers, Ablations, Net
             align_maps=self.align_maps,
             symmetric=self.symmetric,
             seed=self.seed,
-            **{one.name: getattr(self, one.name) for one in fields(Levers) if one.name != "momentum_end"},
+            **{one.name: getattr(self, one.name) for one in fields(Levers) if not one.name.endswith("_end")},
         )
 
     def queue_length(self, videos: int) -> int:
@@ -164,7 +169,7 @@ class PretrainConfig(Checkpoints, Watching, Optimisation, Levers, Ablations, Net
 
     def check_resumed(self, saved: Mapping[str, Any]) -> None:
         """Raises InputError naming what differs from the run that is to be resumed, but for what is free to change."""
-        for name, what in (("cos", "learning rate"), ("momentum_end", "momentum")):
+        for name, what in (("cos", "learning rate"), ("momentum_end", "momentum"), ("flow_weight_end", "weight")):
             if getattr(self, name) and saved.get(name) and saved.get("epochs", self.epochs) != self.epochs:
                 raise InputError(
                     f"--epochs {self.epochs}: the run in {self.out} was made with {flag(name)} over {saved['epochs']}, which "

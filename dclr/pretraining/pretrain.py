@@ -62,6 +62,14 @@ def momentum(config: PretrainConfig, done: float) -> float:
     return config.momentum + (config.momentum_end - config.momentum) * share
 
 
+def flow_weight(config: PretrainConfig, done: float) -> float:
+    """The weight of the flow's prediction after ``done`` epochs (with a fraction): with ``flow_weight_end`` it goes from
+    ``flow_weight`` to that by the same factor each step, else it is the same throughout."""
+    if config.flow_weight_end is None:
+        return config.flow_weight
+    return config.flow_weight * (config.flow_weight_end / config.flow_weight) ** (done / config.epochs)
+
+
 def as_drawn(config: PretrainConfig, steps: int) -> dict[str, float]:
     """The share of its first draw that f_k, and each other encoder that follows, still holds after the run of so many steps:
     the product of their momenta. By the setting of its momentum; one that is frozen is not meant to follow."""
@@ -226,7 +234,8 @@ class Pretraining(Learner):
         return pretraining_rate(self.config, step / len(self.loader))
 
     def step(self, batch: dict[str, Any], step: int, look: bool) -> None:
-        self._step, self.model.momentum = step, momentum(self.config, step / len(self.loader))
+        self._step, done = step, step / len(self.loader)
+        self.model.momentum, self.model.flow_weight = momentum(self.config, done), flow_weight(self.config, done)
         said = train_step(self.config, self._parallel, self.optimiser, self.scaler, batch, step, self._bad)
         self._outputs, self._views, self._gradient = said
         if look:  # before the entries change

@@ -102,7 +102,8 @@ def expected(case: steps.Case, groups: int) -> list[steps.Result]:
         {ring: list(queue[ring].clone()) for ring in (*queue.rings, *(["c"] if method.cue else []))},
     )
     optimiser = torch.optim.SGD(f_q.values(), 0.01, momentum=0.9)
-    results = []
+    results: list[steps.Result] = []
+    power: list[torch.Tensor] = []
     for step in range(2):
         q, k, video = steps.batch(step, cue=method.stored)
         videos = video.tolist()
@@ -112,7 +113,7 @@ def expected(case: steps.Case, groups: int) -> list[steps.Result]:
             method.align_target, method.align_maps == "key", case.get("statistics", {}).get("views") == "shared",
             method.momentum, method.temperature, method.mining_temperature,
             {"s": method.static_weight, "d": method.dynamic_weight}, method.dynamic_key == "same", method.mine_by, followers,
-            method.flow_weight,
+            method.flow_weight, power,
         )  # fmt: skip
         size = steps.BATCH // groups
         order = generator("shuffle", method.seed, step).permutation(steps.BATCH).tolist()
@@ -131,6 +132,8 @@ def expected(case: steps.Case, groups: int) -> list[steps.Result]:
         of_others = [(f"followers.{who}", p) for who, (p, _) in followers.items() if who in model.followers]
         for name, parameters in (("f_q", f_q), ("f_k", f_k), *of_others):
             result |= {n if "predictor" in n else f"{name}.{n}": p.detach().clone() for n, p in parameters.items()}
+        if power:
+            result["flow_power"] = power[0].clone()
         if "c" in rings.keys:
             result["queue.cue_KE"] = torch.stack(rings.keys["c"])
         result["queue.keys_RKD"] = torch.stack([torch.stack(rings.keys[ring]) for ring in queue.rings])

@@ -5,6 +5,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from dclr.method.model import DCLR
 from dclr.method.objective import DYNAMICS, Method
 from dclr.pretraining import pretrain
 from dclr.pretraining.config import PretrainConfig
-from dclr.pretraining.pretrain import guessing, make_optimiser, momentum, pretraining_rate
+from dclr.pretraining.pretrain import flow_weight, guessing, make_optimiser, momentum, pretraining_rate
 from dclr.pretraining.watch import Videos
 from dclr.training.rate import learning_rate
 
@@ -164,6 +165,12 @@ def test_the_momentum_is_a_function_of_the_place_in_the_run() -> None:
 
     assert momenta(0, 100, 200) == [0.999] * 3
     assert momenta(0, 50, 100, 200, momentum=0.9, momentum_end=1.0) == pytest.approx([0.9, 0.95 - 0.05 * 0.5**0.5, 0.95, 1])
+
+
+def test_the_flows_weight_falls_by_the_same_factor() -> None:
+    config = PretrainConfig(shards="s", out="o", split=("train",), epochs=200, flow_weight=100.0, flow_weight_end=1.0)
+    assert [flow_weight(config, place) for place in (0, 50, 100, 200)] == pytest.approx([100, 10**1.5, 10, 1])
+    assert flow_weight(replace(config, flow_weight_end=None), 100) == 100
 
 
 def test_a_run_says_where_its_teacher_will_hardly_follow(synthetic_set: Path, tmp_path: Path) -> None:
@@ -328,6 +335,7 @@ def test_precision_is_resolved_or_refused() -> None:
         ({"bn": "local", "bn_groups": 0}, "--bn-groups 0"),
         ({"objective": "moco", "without": ("static",)}, "moco has none of these parts"),
         ({"loss": "nce"}, "--loss nce"),
+        ({"flow_weight_end": 1.0}, "--flow-weight-end 1.0 without a --flow-weight"),
         ({"flow_weight": 1.0, "dynamic": "cue"}, "--flow-weight with --dynamic cue: a clip has one stored cue"),
         ({"stride": 0}, "--stride 0: expected at least 1"),
         ({"workers": -1}, "workers -1"),

@@ -298,7 +298,7 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(synthetic_set: Path)
 def test_a_cosine_is_not_stretched(synthetic_set: Path, tmp_path: Path) -> None:
     """Its values depend on the length of the run, which therefore stays; without a cosine a run can be made longer."""
     flags = ("--shards", synthetic_set, *FLAGS, "--epochs", "1")
-    for name, *cosine in (("--cos",), ("--momentum-end", "1")):
+    for name, *cosine in (("--cos",), ("--momentum-end", "1"), ("--flow-weight-end", "1", "--flow-weight", "2")):
         out = tmp_path / name.strip("-")
         succeed("train_pretrain.py", *flags, name, *cosine, "--out", out)
         said = refuse("train_pretrain.py", *flags, name, *cosine, "--out", out, "--epochs", "2")
@@ -308,7 +308,7 @@ def test_a_cosine_is_not_stretched(synthetic_set: Path, tmp_path: Path) -> None:
 LEVERS = (
     "--momentum", "0.9", "--momentum-end", "1", "--temperature", "0.2", "--mining-temperature", "1", "--dim", "16",
     "--static-weight", "0.5", "--dynamic-weight", "2", "--dynamic-key", "same", "--head-init", "authors",
-    "--optimiser", "adamw", "--flow-weight", "1",
+    "--optimiser", "adamw", "--flow-weight", "2", "--flow-weight-end", "0.5",
     "--static-momentum", "0.99", "--dynamic-momentum", "0.5", "--mining-momentum", "0.7", "--mine-by", "flow",
     "--align-maps", "key", "--align-target", "raw",
 )  # fmt: skip
