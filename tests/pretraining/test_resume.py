@@ -309,7 +309,7 @@ LEVERS = (
     "--momentum", "0.9", "--momentum-end", "1", "--temperature", "0.2", "--mining-temperature", "1", "--dim", "16",
     "--static-weight", "0.5", "--dynamic-weight", "2", "--dynamic-key", "same", "--head-init", "authors",
     "--static-momentum", "0.99", "--dynamic-momentum", "0.5", "--mining-momentum", "0.7", "--mine-by", "flow",
-    "--align-maps", "key", "--align-target", "raw",
+    "--align-maps", "key", "--align-target", "raw", "--jitter", "authors",
 )  # fmt: skip
 
 
