@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Pretrain on shards: python train_pretrain.py ..., or on many processes torchrun --nproc-per-node N train_pretrain.py ..."""
 
+from pathlib import Path
+
 from dclr.data.workers import worker_context
 from dclr.errors import exit_on_input_error
 from dclr.settings import Parser, from_flags
@@ -10,7 +12,7 @@ from dclr.threads import settle
 def parser() -> Parser:
     from dclr.pretraining.config import PretrainConfig
 
-    return Parser(description=__doc__).add(PretrainConfig)
+    return Parser(description=__doc__).add(PretrainConfig, recipes=Path(__file__).parent / "recipes")
 
 
 def main() -> None:

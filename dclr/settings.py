@@ -13,6 +13,7 @@ import dataclasses
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -144,13 +145,18 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise InputError(f"{message}; {self.prog} --help says what there is")
 
-    def add(self, *settings: type, without: Collection[str] = ()) -> Parser:
-        """Flags for all settings of these dataclasses but ``without``, which are refused as other commands', and
-        ``--config``."""
+    def add(self, *settings: type, without: Collection[str] = (), recipes: Path | None = None) -> Parser:
+        """Flags for all settings of these dataclasses but ``without``, which are refused as other commands', and ``--config``;
+        with the folder ``recipes`` also ``--recipe``, a file there by its name."""
         self.add_argument(
             "--config", action=_FromFile, metavar="YAML", default=argparse.SUPPRESS,
             help="flags from a YAML table, such as a recipe or the config.yaml of a pretraining; flags beside it win",
         )  # fmt: skip
+        if recipes:
+            self.add_argument(
+                "--recipe", dest="config", action=_FromFile, metavar="NAME", default=argparse.SUPPRESS,
+                type=as_type(partial(recipe, recipes)), help="the --config of that name in recipes/, such as authors",
+            )  # fmt: skip
         groups: dict[str, Any] = {}
         for name, one in [item for part in settings for item in flags(part).items()]:
             names = [*([one.said.short] if one.said.short else []), flag(name)]
@@ -188,6 +194,14 @@ class _FromFile(argparse.Action):
 class _OfOthers(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
         parser.error(f"{option} is no flag of {parser.prog}, only of other commands")
+
+
+def recipe(folder: Path, name: str) -> str:
+    """The file of a recipe; raises InputError for one that is not there."""
+    there = {path.stem: str(path) for path in sorted(folder.glob("*.yaml"))}
+    if name not in there:
+        raise InputError(f"{plain(name, 80)} is none of {', '.join(there)}")
+    return there[name]
 
 
 def from_flags(settings: type[C], given: Mapping[str, Any], **more: Any) -> C:

@@ -184,7 +184,7 @@ def flow_error(p: Parameters, features: Tensor, flows: Tensor, power: list[Tenso
         for t, y, x in itertools.product(*map(range, shape)):
             said.append((weight @ features[n, :, t // 8, y, x] + p["predictor.bias"])[[t % 8, 8 + t % 8]])
             meant.append(cell(flow, t, y, x, shape))
-    mean = sum((vector**2).sum() for vector in meant) / (2 * len(meant))
+    mean = torch.stack([(vector**2).sum() for vector in meant]).sum() / (2 * len(meant))
     power[:] = [0.99 * power[0] + 0.01 * mean if power else mean]
     return sum(((a - b / power[0].sqrt()) ** 2).sum() for a, b in zip(said, meant, strict=True)) / (2 * len(said))
 

@@ -1,5 +1,6 @@
 """Configurations: from the command line, from a recipe, from a run's own file."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def parsed(path: Path, *more: str) -> dict:
 
 
 def test_there_are_recipes() -> None:
-    assert [path.stem for path in RECIPES] == ["kinetics400", "lab", "ucf101"]
+    assert [path.stem for path in RECIPES] == ["authors", "dclr", "kinetics400", "lab", "ucf101"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -34,6 +35,25 @@ def test_a_recipe_parses_and_starts(recipe: Path, synthetic_set: Path, tmp_path:
     succeed("train_pretrain.py", "--config", recipe, *small, *few, "--schedule")
     kept = load(tmp_path / "run" / "last.pt")["config"]
     assert kept["arch"] == table["arch"] and kept["lr"] == table["lr"] and kept["epochs"] == 6  # flags win over the recipe
+
+
+def test_a_recipe_is_the_config_of_its_name_and_flags_beside_it_win(tmp_path: Path) -> None:
+    given = train_pretrain.parser().given
+    assert given(["--recipe", "authors"]) == parsed(REPOSITORY / "recipes" / "authors.yaml")
+    assert given(["--lr", "0.5", "--recipe", "authors"])["lr"] == 0.5
+    (tmp_path / "mine.yaml").write_text("momentum: 0.9\nsplit: a")
+    both = given(["--recipe", "authors", "--config", str(tmp_path / "mine.yaml")])  # of two the later wins
+    assert both == given(["--recipe", "authors"]) | {"momentum": 0.9, "split": ("a",)}
+    said = refuse("train_pretrain.py", "--recipe", "moco")
+    assert "--recipe: moco is none of authors, dclr, kinetics400, lab, ucf101" in said
+
+
+def test_ours_and_the_authors_recipe_say_the_same_settings_and_the_method_where_they_differ() -> None:
+    theirs, ours = (yaml.safe_load((REPOSITORY / "recipes" / f"{name}.yaml").read_text()) for name in ("authors", "dclr"))
+    assert list(theirs) == list(ours)
+    rows = re.findall(r"^\| `--([\w-]+)` \| (\S+) \| (\S+) \|", (REPOSITORY / "docs" / "method.md").read_text(), re.M)
+    table = {name.replace("-", "_"): (yaml.safe_load(a), yaml.safe_load(b)) for name, a, b in rows}
+    assert table == {name: (theirs[name], ours[name]) for name in theirs if theirs[name] != ours[name]}
 
 
 def test_a_run_is_made_again_from_its_own_file(checkpoint: Path, tmp_path: Path) -> None:

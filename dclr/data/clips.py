@@ -20,6 +20,7 @@ from dclr.record import Record, video_id
 from dclr.settings import check_values, setting
 
 COLOURS = 10  # floats of one photometric draw: brightness, contrast, saturation, hue, their order (4), grey, blur sigma
+JITTERS = ("torchvision", "authors")  # whose formulas change the colours (dclr/method/views.py)
 RATIO = (3 / 4, 4 / 3)  # of RandomResizedCrop, width / height
 CENTRE = 112 / 128  # evaluation: short side 128, centre crop 112, for any clip size
 CROPS = (1, 3)  # evaluation: the middle, or the middle and both ends of the long side

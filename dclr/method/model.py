@@ -162,6 +162,8 @@ class DCLR(nn.Module):
 
     ``followers`` are the copies of f_q beside f_k, one for each momentum that the method names."""
 
+    flow_power: torch.Tensor
+
     def __init__(
         self,
         backbone: Backbone,

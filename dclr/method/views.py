@@ -70,6 +70,25 @@ def change_saturation(frames_CNHW: torch.Tensor, factor_N: torch.Tensor) -> None
     frames_CNHW.mul_(factor_N[:, None, None]).add_(rest_NHW).clamp_(0, 1)
 
 
+def add_brightness(frames_CNHW: torch.Tensor, factor_N: torch.Tensor) -> None:
+    """Plus the factor less 1, in place. This and the next two are the authors' formulas, those of kornia's ColorJiggle."""
+    frames_CNHW.add_((factor_N - 1)[:, None, None]).clamp_(0, 1)
+
+
+def scale_contrast(frames_CNHW: torch.Tensor, factor_N: torch.Tensor) -> None:
+    """Away from black, or towards it, in place."""
+    frames_CNHW.mul_(factor_N[:, None, None]).clamp_(0, 1)
+
+
+def scale_saturation(frames_CNHW: torch.Tensor, factor_N: torch.Tensor) -> None:
+    """HSV's saturation times the factor, at most 1, in place. Value and hue stay, so each channel keeps its share of the
+    distance from the value V, which grows by the factor, at most by V / (V - L) with the low L."""
+    value_NHW = frames_CNHW.amax(0)
+    most_NHW = value_NHW / (value_NHW - frames_CNHW.amin(0)).clamp_min_(1e-20)  # of grey, which stays, without a limit
+    torch.minimum(most_NHW, factor_N[:, None, None], out=most_NHW)
+    frames_CNHW.sub_(value_NHW).mul_(most_NHW).add_(value_NHW)
+
+
 def shift_hue(frames_CNHW: torch.Tensor, turn_N: torch.Tensor) -> None:
     """Turn the hue by ``turn_N`` of a circle, through HSV, in place: colours in 0..1, (3, N, H, W).
 
@@ -131,7 +150,10 @@ def blur(frames_CNHW: torch.Tensor, weight_NK: torch.Tensor) -> None:
 
 
 Change = Callable[[torch.Tensor, torch.Tensor], None]  # of frames, in place, each by its own values
-CHANGES: tuple[Change, ...] = (change_brightness, change_contrast, change_saturation, shift_hue)
+CHANGES: dict[str, tuple[Change, ...]] = {  # of each of JITTERS (dclr/data/clips.py)
+    "torchvision": (change_brightness, change_contrast, change_saturation, shift_hue),
+    "authors": (add_brightness, scale_contrast, scale_saturation, shift_hue),
+}
 
 
 def jitters(colours_NP: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -144,8 +166,9 @@ def jitters(colours_NP: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         yield step, np.flatnonzero(now & (colours_NP[:, step] != NEUTRAL[step]))
 
 
-def photometry(frames_CNHW: torch.Tensor, colours_NP: np.ndarray) -> torch.Tensor:
-    """Colour jitter, grey, blur and normalisation of frames in 0..1, each by its own draw.
+def photometry(frames_CNHW: torch.Tensor, colours_NP: np.ndarray, jitter: str = "torchvision") -> torch.Tensor:
+    """Colour jitter, grey, blur and normalisation of frames in 0..1, each by its own draw; with the authors' ``jitter`` grey
+    comes first.
 
     A frame's result does not depend on the other frames, but for the last bits: a sum or a product may be taken in another
     order where their number differs.
@@ -159,10 +182,11 @@ def photometry(frames_CNHW: torch.Tensor, colours_NP: np.ndarray) -> torch.Tenso
     device, count = frames_CNHW.device, len(colours_NP)
     kernel = max(3, frames_CNHW.shape[-1] // 10 // 2 * 2 + 1)  # about a tenth of the crop, odd
     work: list[tuple[Change, np.ndarray, np.ndarray]] = [
-        (CHANGES[step], rows, colours_NP[rows, step]) for step, rows in jitters(colours_NP)
+        (CHANGES[jitter][step], rows, colours_NP[rows, step]) for step, rows in jitters(colours_NP)
     ]
     greys, blurred = np.flatnonzero(colours_NP[:, 8]), np.flatnonzero(colours_NP[:, 9] > 0)
-    work += [(grey, greys, colours_NP[greys, 8]), (blur, blurred, gaussians(colours_NP[blurred, 9], kernel))]
+    work.insert(0 if jitter == "authors" else len(work), (grey, greys, colours_NP[greys, 8]))
+    work.append((blur, blurred, gaussians(colours_NP[blurred, 9], kernel)))
     every_row = sent(torch.from_numpy(np.concatenate([rows for _, rows, _ in work])), device)
     every_value = sent(torch.from_numpy(np.concatenate([values.ravel() for *_, values in work])), device)
     row = at = 0
@@ -234,9 +258,10 @@ def make_views(
     device: torch.device,
     part: slice = slice(None),
     names: str = "vsd",
+    jitter: str = "torchvision",
 ) -> dict[str, torch.Tensor]:
     """The views ``names`` (v, and any of s, d and c) of clip number ``clip`` of the videos ``part``, all by default, of a
-    training batch (dclr/data/loader.py).
+    training batch (dclr/data/loader.py). ``jitter`` is one of :data:`dclr.data.clips.JITTERS`.
 
     Returns:
         v, s, d: float32 (B, 3, T, H, W) on ``device``: the RGB clip; one of its frames T times, with colours of its own;
@@ -255,7 +280,7 @@ def make_views(
         still_B = sent(batch["still"][:, clip], device)
         frames[:, videos * length :] = rgb_BTHWC[torch.arange(videos, device=device), still_B].permute(3, 0, 1, 2)
         draws = np.concatenate([draws, colours[:, 1]])
-    made_NHWC = photometry(frames.div_(255), draws)
+    made_NHWC = photometry(frames.div_(255), draws, jitter)
     views = {"v": made_NHWC[: videos * length].unflatten(0, (videos, length)).permute(0, 4, 1, 2, 3)}
     if stills:
         views["s"] = made_NHWC[videos * length :].permute(0, 3, 1, 2).unsqueeze(2)

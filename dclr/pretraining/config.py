@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dclr.cues import DYNAMICS
-from dclr.data.clips import ClipConfig
+from dclr.data.clips import JITTERS, ClipConfig
 from dclr.data.config import Reading, Shards
 from dclr.data.manifest import split_list
 from dclr.data.plan import LAST_BATCH
@@ -40,6 +40,9 @@ class Clips:
     min_scale: float = again(ClipConfig, "min_scale")
     flip: float = again(ClipConfig, "flip")
     sample_motion: bool = again(ClipConfig, "sample_motion")
+    jitter: str = setting(
+        "torchvision", "of colours: torchvision's, or the authors' formulas", choices=JITTERS, before="torchvision"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

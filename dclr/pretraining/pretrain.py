@@ -129,7 +129,9 @@ def train_step(
     optimiser.zero_grad(set_to_none=True)
     for part in range(config.accumulate):
         mine = slice(part * share, (part + 1) * share)
-        q, k = (make_views(batch, clip, config.dynamic, bad.device, mine, config.method.inputs) for clip in (0, 1))
+        q, k = (
+            make_views(batch, clip, config.dynamic, bad.device, mine, config.method.inputs, config.jitter) for clip in (0, 1)
+        )
         with distributed.unsynchronised(parallel, part + 1 < config.accumulate):
             outputs.append(parallel(q, k, batch["video"][mine], step, part == 0))
             scaler.scale(outputs[-1].total / config.accumulate).backward()

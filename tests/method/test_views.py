@@ -10,7 +10,7 @@ import torch
 from conftest import stored
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dclr.data.clips import ClipConfig, draw_colours, train_clips
+from dclr.data.clips import JITTERS, ClipConfig, draw_colours, train_clips
 from dclr.method import still, views
 from dclr.record import Record
 from preprocess.synthetic import encode
@@ -18,26 +18,35 @@ from preprocess.synthetic import encode
 NEUTRAL = np.array([1, 1, 1, 0, 0, 1, 2, 3, 0, 0], np.float32)
 
 
-def photometry(clips: torch.Tensor, draws: np.ndarray) -> torch.Tensor:
+def photometry(clips: torch.Tensor, draws: np.ndarray, jitter: str = "torchvision") -> torch.Tensor:
     """:func:`views.photometry` of whole clips (B, 3, T, H, W), one draw each."""
     frames = clips.transpose(0, 1).flatten(1, 2).clone()
-    made = views.photometry(frames, draws.repeat(clips.shape[2], 0))
+    made = views.photometry(frames, draws.repeat(clips.shape[2], 0), jitter)
     return made.unflatten(0, (len(clips), -1)).permute(0, 4, 1, 2, 3)
 
 
-def kornias(clip: torch.Tensor, draw: np.ndarray) -> torch.Tensor:
+def kornias(clip: torch.Tensor, draw: np.ndarray, jitter: str) -> torch.Tensor:
     """The same for one clip (3, T, H, W), through kornia's functions one after the other, before it is normalised."""
     frames = clip.transpose(0, 1)
     factors, (grey, sigma) = draw[:4].tolist(), draw[8:].tolist()
-    changes = (
-        kornia.enhance.adjust_brightness_accumulative,
-        kornia.enhance.adjust_contrast_with_mean_subtraction,
-        kornia.enhance.adjust_saturation_with_gray_subtraction,
-        lambda x, turn: kornia.enhance.adjust_hue(x, turn * 2 * np.pi),
-    )
+    changes = {
+        "torchvision": (
+            kornia.enhance.adjust_brightness_accumulative,
+            kornia.enhance.adjust_contrast_with_mean_subtraction,
+            kornia.enhance.adjust_saturation_with_gray_subtraction,
+        ),
+        "authors": (
+            lambda x, factor: kornia.enhance.adjust_brightness(x, factor - 1),
+            kornia.enhance.adjust_contrast,
+            kornia.enhance.adjust_saturation,
+        ),
+    }[jitter]
+    changes = (*changes, lambda x, turn: kornia.enhance.adjust_hue(x, turn * 2 * np.pi))
+    if grey and jitter == "authors":
+        frames = kornia.color.rgb_to_grayscale(frames).expand_as(frames)
     for step in draw[4:8].astype(int):
         frames = changes[step](frames, factors[step])
-    if grey:
+    if grey and jitter == "torchvision":
         frames = kornia.color.rgb_to_grayscale(frames).expand_as(frames)
     if sigma > 0:
         kernel = max(3, clip.shape[-1] // 10 // 2 * 2 + 1)
@@ -45,8 +54,9 @@ def kornias(clip: torch.Tensor, draw: np.ndarray) -> torch.Tensor:
     return frames.transpose(0, 1)
 
 
+@pytest.mark.parametrize("jitter", JITTERS)
 @pytest.mark.parametrize("side", [(20, 20), (36, 32), (51, 51)])
-def test_a_batch_equals_kornias_functions_clip_by_clip(side: tuple[int, int]) -> None:
+def test_a_batch_equals_kornias_functions_clip_by_clip(side: tuple[int, int], jitter: str) -> None:
     """All 24 orders, drawn and extreme factors, each at its neutral value, grey and blur in any combination."""
     rng = np.random.default_rng(0)
     draws = np.stack([draw_colours(rng) for _ in range(72)])
@@ -61,19 +71,21 @@ def test_a_batch_equals_kornias_functions_clip_by_clip(side: tuple[int, int]) ->
     clips[:, :, :, 8:11] = clips[:, :, :, 8:11].round()  # pure colours
     std, mean = (torch.tensor(x).view(3, 1, 1, 1) for x in (views.STD, views.MEAN))
     for number in range(1, 73, 71):  # one clip, and all of them in one batch
-        found = photometry(clips[:number], draws[:number]) * std + mean
+        found = photometry(clips[:number], draws[:number], jitter) * std + mean
         for clip, draw, one in zip(clips, draws, found, strict=False):
-            torch.testing.assert_close(one, kornias(clip, draw), atol=1e-5, rtol=0)
+            torch.testing.assert_close(one, kornias(clip, draw, jitter), atol=1e-5, rtol=0)
 
 
-def test_jitter_equals_kornia_color_jitter() -> None:
+@pytest.mark.parametrize("jitter", JITTERS)
+def test_jitter_equals_kornia_color_jitter_or_the_older_one(jitter: str) -> None:
     x = torch.rand(1, 3, 4, 20, 20, generator=torch.Generator().manual_seed(0))
     for seed in range(20):
         torch.manual_seed(seed)
-        reference = kornia.augmentation.ColorJitter(0.4, 0.4, 0.4, 0.1, p=1.0, same_on_batch=True)
+        kind = kornia.augmentation.ColorJiggle if jitter == "authors" else kornia.augmentation.ColorJitter
+        reference = kind(0.4, 0.4, 0.4, 0.1, p=1.0, same_on_batch=True)
         expected, drawn = reference(x[0].transpose(0, 1)), reference._params
         factors = [float(drawn[f"{name}_factor"][0]) for name in ("brightness", "contrast", "saturation", "hue")]
-        got = photometry(x, np.array([[*factors, *drawn["order"].tolist(), 0, 0]], np.float32))
+        got = photometry(x, np.array([[*factors, *drawn["order"].tolist(), 0, 0]], np.float32), jitter)
         torch.testing.assert_close(got, views.normalise(expected.transpose(0, 1)[None]), atol=5e-5, rtol=0)
 
 
@@ -88,8 +100,9 @@ class Operators(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("videos", [2, 16, 64])
+@pytest.mark.parametrize("jitter", JITTERS)
 @pytest.mark.parametrize("dynamic", ["rgbdiff", "cue", "flow"])
-def test_the_operators_of_a_batch_do_not_grow_with_its_videos(videos: int, dynamic: str) -> None:
+def test_the_operators_of_a_batch_do_not_grow_with_its_videos(videos: int, dynamic: str, jitter: str) -> None:
     rng = np.random.default_rng(1)
     flow = (2,) if dynamic == "flow" else ()
     data = {
@@ -103,7 +116,7 @@ def test_the_operators_of_a_batch_do_not_grow_with_its_videos(videos: int, dynam
         data["scale"] = torch.ones(videos, 2, 4, 2)
     with Operators() as seen:
         for clip in (0, 1):
-            views.make_views(data, clip, dynamic, torch.device("cpu"))
+            views.make_views(data, clip, dynamic, torch.device("cpu"), jitter=jitter)
     assert 100 < seen.count <= 800
 
 
