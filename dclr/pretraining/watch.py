@@ -34,12 +34,15 @@ class Videos:
         return self._samples[np.searchsorted(self._ids, video.cpu().numpy()).clip(max=len(self._ids) - 1)]
 
     def alike(self, mined_BK: torch.Tensor, query_B: np.ndarray, entry_K: np.ndarray) -> dict[str, float]:
-        """The share of mined positives that have the query's label, over all ranks. Empty where none is mined or labelled."""
-        query_B1, entry_1K = self._label[query_B][:, None], self._label[entry_K][None]
-        mined = mined_BK.cpu().numpy() & (query_B1 >= 0) & (entry_1K >= 0)
-        counts = distributed.joined_objects((int((mined & (query_B1 == entry_1K)).sum()), int(mined.sum())))
-        same, total = (sum(column) for column in zip(*counts, strict=True))
-        return {"contrast/mined_same_label": same / total} if total else {}
+        """The share of mined positives that have the query's label, for each kind of label, over all ranks; without a kind that
+        no mined pair is labelled with."""
+        mined, labels, counts = mined_BK.cpu().numpy(), self._shards.labels, []
+        for label_N in labels.values():
+            query_B1, entry_1K = label_N[query_B][:, None], label_N[entry_K][None]
+            known = mined & (query_B1 >= 0) & (entry_1K >= 0)
+            counts.append((int((known & (query_B1 == entry_1K)).sum()), int(known.sum())))
+        sums = np.sum(distributed.joined_objects(counts), axis=0).tolist()
+        return {f"contrast/mined_same_{kind}": same / total for kind, (same, total) in zip(labels, sums, strict=True) if total}
 
     def pictures(self, mined_BK: torch.Tensor, query_B: np.ndarray, entry_K: np.ndarray) -> list[list[tuple[np.ndarray, str]]]:
         """A row for each of up to four queries: its middle frame and those of the videos mined for it, with their labels."""

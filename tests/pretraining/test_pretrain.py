@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -45,7 +46,8 @@ def test_a_run_leaves_checkpoint_curves_config_and_picture(checkpoint: Path) -> 
     assert {"speed/clips_per_second", "speed/data_wait", "optimiser/lr", "optimiser/gradient_norm"} <= set(found)
     assert {"contrast/top1_vs", "contrast/top5_dv", "contrast/entropy_v", "memory/peak_gb"} <= set(found)
     assert 0 < found["contrast/entropy_v"][-1] <= 1
-    assert all(0 <= share <= 1 for share in found["contrast/mined_same_label"])
+    for kind in ("motion", "scene"):
+        assert all(0 <= share <= 1 for share in found[f"contrast/mined_same_{kind}"])
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [8, 10, 16]
     assert [line["loss/total"] for line in lines] == pytest.approx(found["loss/total"])
@@ -62,15 +64,19 @@ def test_what_is_mined_is_held_against_labels(synthetic_set: Path) -> None:
     videos, samples = Videos(shards, shards.select(["train"])), shards.select(["train"])[:6]
     found = videos.sample(torch.from_numpy(shards.video_N[samples]))
     assert found.tolist() == samples.tolist()
-    label = shards.labels[next(iter(shards.manifest.classes))][samples]
     query, entries = samples[:2], samples[2:]
     mined = torch.tensor([[True, False, True, False], [False, True, False, False]])
-    same = [label[0] == label[2], label[0] == label[4], label[1] == label[3]]
-    assert videos.alike(mined, query, entries) == {"contrast/mined_same_label": pytest.approx(sum(same) / 3)}
+    shares = {}
+    for kind, label in ((kind, label_N[samples]) for kind, label_N in shards.labels.items()):
+        shares[f"contrast/mined_same_{kind}"] = sum([label[0] == label[2], label[0] == label[4], label[1] == label[3]]) / 3
+    assert list(shares)[:2] == ["contrast/mined_same_motion", "contrast/mined_same_scene"]
+    assert videos.alike(mined, query, entries) == pytest.approx(shares)
     assert videos.alike(mined & False, query, entries) == {}
     rows = videos.pictures(mined, query, entries)
     assert [len(row) for row in rows] == [3, 2] and rows[0][0][0].shape == (*shards.read(int(samples[0])).size, 3)
-    assert rows[1][1][1] == next(iter(shards.manifest.classes.values()))[label[3]]
+    assert rows[1][1][1] == shards.manifest.classes["motion"][shards.labels["motion"][samples[3]]]
+    shards.labels["motion"] = np.full_like(shards.labels["motion"], -1)
+    assert "contrast/mined_same_motion" not in videos.alike(mined, query, entries)
 
 
 def test_two_processes_make_the_run_of_one(synthetic_set: Path, tmp_path: Path) -> None:
