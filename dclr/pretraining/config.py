@@ -118,8 +118,6 @@ class PretrainConfig(Checkpoints, Watching, Optimisation, Levers, Ablations, Net
                     f"{flag(MOMENTA[view])} {momentum} with --bn-views shared: there one encoder passes v, s and d together; "
                     "expected --bn-views split"
                 )
-        if self.flow_weight_end and not self.flow_weight:
-            raise InputError(f"--flow-weight-end {self.flow_weight_end} without a --flow-weight that it could come from")
         self.clip, self.method, self.statistics(1)
 
     @property

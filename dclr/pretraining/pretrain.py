@@ -65,7 +65,7 @@ def momentum(config: PretrainConfig, done: float) -> float:
 def flow_weight(config: PretrainConfig, done: float) -> float:
     """The weight of the flow's prediction after ``done`` epochs (with a fraction): with ``flow_weight_end`` it goes from
     ``flow_weight`` to that by the same factor each step, else it is the same throughout."""
-    if config.flow_weight_end is None:
+    if config.flow_weight_end is None or not config.flow_weight:
         return config.flow_weight
     return config.flow_weight * (config.flow_weight_end / config.flow_weight) ** (done / config.epochs)
 

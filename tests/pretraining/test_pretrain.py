@@ -177,6 +177,7 @@ def test_the_flows_weight_falls_by_the_same_factor() -> None:
     config = PretrainConfig(shards="s", out="o", split=("train",), epochs=200, flow_weight=100.0, flow_weight_end=1.0)
     assert [flow_weight(config, place) for place in (0, 50, 100, 200)] == pytest.approx([100, 10**1.5, 10, 1])
     assert flow_weight(replace(config, flow_weight_end=None), 100) == 100
+    assert flow_weight(replace(config, flow_weight=0.0), 100) == 0
 
 
 def test_a_run_says_where_its_teacher_will_hardly_follow(synthetic_set: Path, tmp_path: Path) -> None:
@@ -341,7 +342,6 @@ def test_precision_is_resolved_or_refused() -> None:
         ({"bn": "local", "bn_groups": 0}, "--bn-groups 0"),
         ({"objective": "moco", "without": ("static",)}, "moco has none of these parts"),
         ({"loss": "nce"}, "--loss nce"),
-        ({"flow_weight_end": 1.0}, "--flow-weight-end 1.0 without a --flow-weight"),
         ({"flow_weight": 1.0, "dynamic": "cue"}, "--flow-weight with --dynamic cue: a clip has one stored cue"),
         ({"stride": 0}, "--stride 0: expected at least 1"),
         ({"workers": -1}, "workers -1"),
