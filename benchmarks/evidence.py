@@ -20,11 +20,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -113,6 +113,10 @@ class Cell:
             found[label] = top1(self._call(commands, [*probe, "--features", str(out / "features")], out / label))
         return found | {"seconds": round(time.monotonic() - began)}
 
+    def keep(self, found: dict[str, Any]) -> None:
+        self.kept.parent.mkdir(parents=True, exist_ok=True)
+        self.kept.write_text(json.dumps(found, indent=1) + "\n")
+
     def _call(self, commands: list[str], command: list[str], out: Path) -> Path:
         """Run a command that leaves its result in ``out``, unless that is there; its words go to a log beside it."""
         command = [*command, "--out", str(out)]
@@ -124,6 +128,9 @@ class Cell:
             if done.returncode:
                 raise SystemExit(f"{self.name}: exit code {done.returncode} of {commands[-1]}; see {log.name}")
         return out
+
+
+C = TypeVar("C", bound=Cell)
 
 
 def one_thread() -> dict[str, str]:
@@ -203,11 +210,24 @@ def outside(cell: Cell, found: dict[str, Any]) -> list[str]:
     return said
 
 
-def chosen(patterns: Iterable[str], seeds: int) -> list[Cell]:
+def chosen(every: Iterable[C], patterns: Sequence[str]) -> list[C]:
     """The cells that the patterns name; all of them without a pattern."""
-    every = [Cell(world, row, seed) for seed in range(1, seeds + 1) for world in WORLDS for row in ROWS]
-    wanted = list(patterns) or ["*"]
-    return [cell for cell in every if any(fnmatch.fnmatch(cell.name, one) for one in wanted)]
+    return [cell for cell in every if any(fnmatch.fnmatch(cell.name, one) for one in patterns or ["*"])]
+
+
+def make_set(world: World) -> None:
+    """Make the world's set, unless it is there."""
+    if not (ROOT / world.shards / "manifest.json").exists():
+        made = [sys.executable, "-m", "preprocess", *world.made.split(), "--out", world.shards]
+        subprocess.run(made, cwd=ROOT, check=True)
+
+
+def side_by_side(pool: Executor, run: Callable[[C], dict[str, Any]], cells: Sequence[C]) -> Iterator[tuple[C, dict[str, Any]]]:
+    """The cells, and what ``run`` finds of each, in order."""
+    with pool, tqdm(total=len(cells), unit="cell") as bar:
+        for cell, found in zip(cells, pool.map(run, cells), strict=True):
+            yield cell, found
+            bar.update()
 
 
 def main() -> None:
@@ -222,32 +242,27 @@ def main() -> None:
     if args.table:
         print(tables())
         return
-    cells = chosen(args.cells, args.seeds)
+    every = [Cell(world, row, seed) for seed in range(1, args.seeds + 1) for world in WORLDS for row in ROWS]
+    cells = chosen(every, args.cells)
     if not cells:
         names = f"{', '.join(WORLDS)}; {', '.join(ROWS)}"
         parser.error(f"no cell is named {' '.join(args.cells)}: expected WORLD/ROW/seedN of {names}")
     cells = [cell for cell in cells if args.fresh or not cell.kept.exists()]
     for world in {cell.world for cell in cells}:
-        its = WORLDS[world]
-        if not (ROOT / its.shards / "manifest.json").exists():
-            made = [sys.executable, "-m", "preprocess", *its.made.split(), "--out", its.shards]
-            subprocess.run(made, cwd=ROOT, check=True)
+        make_set(WORLDS[world])
 
-    def one(cell: Cell) -> tuple[Cell, dict[str, Any]]:
+    def one(cell: Cell) -> dict[str, Any]:
         out = args.out / ("fresh" if args.fresh else "") / cell.name
         if args.fresh:
             shutil.rmtree(ROOT / out, ignore_errors=True)
-        return cell, cell.run(out)
+        return cell.run(out)
 
     wrong = []
-    with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(cells), unit="cell", desc="evidence") as bar:
-        for cell, found in pool.map(one, cells):
-            if args.fresh:
-                wrong += outside(cell, found)
-            else:
-                cell.kept.parent.mkdir(parents=True, exist_ok=True)
-                cell.kept.write_text(json.dumps(found, indent=1) + "\n")
-            bar.update()
+    for cell, found in side_by_side(ThreadPoolExecutor(args.jobs), one, cells):
+        if args.fresh:
+            wrong += outside(cell, found)
+        else:
+            cell.keep(found)
     print(tables())
     if wrong:
         raise SystemExit(1)

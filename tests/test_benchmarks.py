@@ -1,4 +1,5 @@
-"""The benchmark of a training step at a tiny size, and those of its parts that only a GPU's run would show to be wrong."""
+"""The benchmark of a training step at a tiny size, and those of its parts that only a GPU's run would show to be wrong; the
+study's arithmetic."""
 
 from __future__ import annotations
 
@@ -6,8 +7,10 @@ import argparse
 import importlib.util
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
@@ -16,11 +19,18 @@ from torch.autograd.profiler_util import EventList, FunctionEvent
 
 from dclr.method.backbones import build
 
-spec = importlib.util.spec_from_file_location("step", REPOSITORY / "benchmarks" / "step.py")
-assert spec and spec.loader
-bench = importlib.util.module_from_spec(spec)
-sys.modules["step"] = bench
-spec.loader.exec_module(bench)
+
+def script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "benchmarks" / f"{name}.py")
+    assert spec and spec.loader
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+bench = script("step")
+evidence = script("evidence")
+study = script("study")
 
 
 @pytest.fixture
@@ -122,3 +132,65 @@ def test_batches_are_halved_and_doubled_to_what_fits(quick: None, monkeypatch: p
     assert way.batch == 4
     measured.largest(1, authors=1.0)
     assert measured.rows[-1].split(" | ")[2] == "4"
+
+
+def test_dimensions_answer_to_what_pairs_of_videos_share() -> None:
+    """Of nine dimensions six are the motion, two the scene, and one is constant."""
+    motion, scene, texture = np.indices((3, 3, 2)).reshape(3, -1)
+    keys = [f"test_{number:05d}" for number in range(18)]
+    here = study.Videos(torch.empty(0), {"motion": motion, "scene": scene, "texture": texture}, keys)
+    moved = (scene + 1) % 3
+    there = study.Videos(
+        torch.empty(0), {"motion": motion, "scene": moved, "texture": texture}, [f"swapped_{key}" for key in keys]
+    )
+    one, other = (np.stack([*[motion] * 6, *[of] * 2, 0 * motion], 1).astype(float) for of in (scene, moved))
+    pairs = {kind: study.alike(here, there, kind) for kind in ("motion", "scene")}
+    for kind, pair in pairs.items():
+        for label in here.labels:
+            same = here.labels[label][:, None] == there.labels[label]
+            assert pair.any(1).all() and (same[pair].all() if label == kind else not same[pair].any())
+    found = {kind: study.correlation(one, other, pair) for kind, pair in pairs.items()}
+    unlike = -1 / 2  # of three values that lie evenly and never meet themselves
+    assert found == pytest.approx({"motion": (6 + 2 * unlike) / 9, "scene": (2 + 6 * unlike) / 9})
+    assert study.correlation(one, other, study.twins(here, there)) == pytest.approx((6 + 2 * unlike) / 9)
+    assert study.shares(0, 0) == pytest.approx((21.194, 21.194), abs=1e-3)
+    static, dynamic = study.shares(found["scene"], found["motion"])
+    assert static < 21.2 < dynamic and study.shares(1, 0) == pytest.approx((42.232, 15.536), abs=1e-3)
+
+
+def test_the_studys_table_and_what_a_run_logged() -> None:
+    probes = {"motion": 50.0, "scene": 25.0, "texture": 12.5}
+    end = {"probes": {"f_q(v)": probes, "f_q(d)": probes | {"motion": 60.0}}, "correlations": {"scene": 0, "motion": 0}}
+    mined = end | {"logged": {"contrast/mined_same_motion": 0.5}}
+    *_, one, other = study.table({"dclr-m1": mined, "moco-m1": end | {"logged": {}}}).splitlines()
+    assert one == "| dclr-m1 | 50.0 | 25.0 | 12.5 | 60.0 | 25.0 | 50.0 | 21.2 | 21.2 |"
+    assert other == "| moco-m1 | 50.0 | 25.0 | 12.5 | 60.0 | 25.0 |  | 21.2 | 21.2 |"
+    lines = [{"step": step, "loss/total": float(step), "optimiser/lr": 1.0} for step in range(10, 130, 10)]
+    lines[-1]["contrast/top1_vv"] = 0.5
+    assert study.logged(lines, 120) == {"contrast/top1_vv": 0.5, "loss/total": 100.0} and study.logged(lines, 0) == {}
+
+
+def test_the_evidences_table_is_of_what_is_kept() -> None:
+    page = (REPOSITORY / "docs/evidence.md").read_text()
+    for line in evidence.tables().split("\n"):
+        assert line in page
+
+
+def test_a_fresh_cell_is_held_against_the_kept_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three seeds leave 50 +- 4.3 x 2 / sqrt(3) for their mean, twice that for another seed; one leaves what 512 videos do."""
+    monkeypatch.setattr(evidence, "KEPT", tmp_path)
+    for seed, motion in ((1, 48.0), (2, 50.0), (3, 52.0)):
+        evidence.Cell("lab", "moco", seed).keep({"motion": motion, "scene": 50.0} if seed == 1 else {"motion": motion})
+    assert evidence.spread([48.0, 50.0, 52.0]) == pytest.approx(4.3 * 2 / 3**0.5)
+    assert evidence.leaves([48.0, 50.0, 52.0], 512) == pytest.approx(2 * 4.3 * 2 / 3**0.5)
+    assert evidence.leaves([50.0], 512) == pytest.approx(196 * (0.25 / 512) ** 0.5)
+    cell = evidence.Cell("lab", "moco", 1)
+    assert evidence.outside(cell, {"motion": 59.5, "scene": 54.0, "texture": 0.0}) == []
+    assert evidence.outside(cell, {"motion": 60.5, "scene": 45.0}) == ["motion", "scene"]
+    assert capsys.readouterr().out.count("OUTSIDE") == 2
+    every = [evidence.Cell("lab", row, seed) for row in ("moco", "dclr") for seed in (1, 2)]
+    assert [cell.name for cell in evidence.chosen(every, ["lab/dclr/*", "*/seed2"])] == [
+        "lab/moco/seed2", "lab/dclr/seed1", "lab/dclr/seed2",
+    ]  # fmt: skip

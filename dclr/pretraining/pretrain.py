@@ -94,6 +94,15 @@ def guessing(scalars: Mapping[str, float], method: Method, entries: int) -> dict
     return {name: (loss, guess) for name, loss in losses.items() if loss >= 0.95 * guess}
 
 
+def make_model(config: PretrainConfig, length: int, dtype: torch.dtype) -> DCLR:
+    """The network of a run before its first step, with a queue of so many entries: its weights are drawn from the seed, and
+    everything else of the run from (seed, epoch, sample)."""
+    torch.manual_seed(config.seed)
+    trunk = build(config.arch, config.width)
+    cells = cells_of(trunk, config) if config.method.cue else (1, 1, 1)
+    return DCLR(trunk, length, config.method, config.statistics(distributed.world()), dtype, cells)
+
+
 def make_optimiser(model: DCLR, config: PretrainConfig) -> torch.optim.Optimizer:
     """The optimiser of what is trained, fused: it leaves a step out where ``found_inf`` says so, without asking the device."""
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -215,11 +224,7 @@ class Pretraining(Learner):
     ):  # fmt: skip
         self.config, self.loader, self.clips = config, loader, 2 * config.batch
         self.max_skipped = config.max_skipped if config.on_error == "skip" else None
-        torch.manual_seed(config.seed)  # the weights; everything else is drawn from (seed, epoch, sample)
-        trunk = build(config.arch, config.width)
-        cells = cells_of(trunk, config) if config.method.cue else (1, 1, 1)
-        model = DCLR(trunk, length, config.method, config.statistics(distributed.world()), dtype, cells)
-        self.model: DCLR = place(model, device).train()
+        self.model: DCLR = place(make_model(config, length, dtype), device).train()
         self.model.f_q.checkpointed = config.checkpoint_gradients
         self.optimiser = make_optimiser(self.model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
