@@ -1,4 +1,4 @@
-"""What the method learns: the cells of docs/evidence.md. ``make evidence``, ``make evidence CELL=lab/dclr/seed0 FRESH=1``
+"""What the method learns: the cells of docs/evidence.md. ``make evidence``, ``make evidence CELL=lab/dclr/seed1 FRESH=1``
 
 A cell is WORLD/ROW/seedN: a training with its own config, and linear probes of what it learnt. Its numbers are kept in
 docs/evidence/WORLD/ROW/seedN.json, and what is kept is not run again. Two cells run side by side with a thread each. A cell
@@ -41,7 +41,7 @@ class World:
     Attributes:
         shards: the set's folder. made: the arguments of ``python -m preprocess`` that make it.
         pretrain: of every row's train_pretrain.py. probe: of train_eval.py linear. supervised: of train_eval.py finetune.
-        labels: kinds of label; the first is what the supervised network learns.
+        labels: kinds of label; the first is what the supervised network learns. videos: how many are tested.
     """
 
     shards: str
@@ -50,6 +50,7 @@ class World:
     probe: str
     supervised: str
     labels: tuple[str, ...] = ("motion", "scene", "texture")
+    videos: int = 512
 
 
 LAB = World(
@@ -69,10 +70,10 @@ ROWS = {  # of a world: flags of train_pretrain.py beside the world's
     SUPERVISED: "",
     "moco": f"{MOCO} --flow-weight 0",
     "dclr": "",
-    "published": "--without --flow-weight 0 --lr 0.003",
+    "published": "--without --flow-weight 0",
     "dclr-noflow": "--flow-weight 0",
     "moco-flow": "--objective moco --without",
-    "dclr-mining": "--without --static-weight 2 --flow-weight 20 --lr 0.003",
+    "dclr-mining": "--without",
 }
 
 
@@ -178,7 +179,7 @@ def kept(world: str, row: str) -> list[dict[str, Any]]:
 
 
 def tables() -> str:
-    """Every world's kept rows: the mean over seeds and half of its 95 % interval, in percent."""
+    """Every world's kept rows: the mean over seeds and, of several, half of its 95 % interval, in percent."""
     lines = []
     for world, its in WORLDS.items():
         labels = its.labels
@@ -190,9 +191,12 @@ def tables() -> str:
             columns = []
             for label in labels:
                 values = [cell[label] for cell in cells if label in cell]
-                columns.append(f"{statistics.mean(values):.1f} ± {spread(values):.1f}" if values else "")
-            seconds = [cell.get("training_seconds", 0) for cell in cells]
-            lines.append(f"| {row} | {len(cells)} | {' | '.join(columns)} | {statistics.median(seconds):.0f} |")
+                error = f" ± {spread(values):.1f}" if len(values) > 1 else ""
+                columns.append(f"{statistics.mean(values):.1f}{error}" if values else "")
+            seconds = [cell["training_seconds"] for cell in cells if "training_seconds" in cell]
+            lines.append(
+                f"| {row} | {len(cells)} | {' | '.join(columns)} | {f'{statistics.median(seconds):.0f}' if seconds else ''} |"
+            )
         lines.append("")
     return "\n".join(lines)
 
@@ -203,7 +207,7 @@ def outside(cell: Cell, found: dict[str, Any]) -> list[str]:
     for label in WORLDS[cell.world].labels:
         values = [one[label] for one in kept(cell.world, cell.row) if label in one]
         if label in found and values:
-            mean, most = statistics.mean(values), leaves(values, 512)
+            mean, most = statistics.mean(values), leaves(values, WORLDS[cell.world].videos)
             agrees = abs(found[label] - mean) <= most
             print(f"{cell.name}: {label} {found[label]:.1f}, kept {mean:.1f} ± {most:.1f}{'' if agrees else ': OUTSIDE'}")
             said += [] if agrees else [label]

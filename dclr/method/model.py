@@ -33,8 +33,8 @@ from dclr.method.queue import Queue
 Views = Mapping[str, torch.Tensor]  # v, s, d, each (B, 3, T, H, W)
 Embeddings = dict[str, torch.Tensor]  # each (B, D)
 Maps = dict[str, torch.Tensor]  # of views, each (B, T', H', W')
-FLOW_RATE = 0.01  # at which the mean square of the flow follows a batch's
 Keys = tuple[Embeddings, Embeddings, Maps, Maps]  # see DCLR.keys
+FLOW_RATE = 0.01  # at which the mean square of the flow follows a batch's
 
 
 class Encoder(nn.Module):
