@@ -55,6 +55,7 @@ class Options:
     mine_by: str = "both"
     # of s, d and m, what mines: an encoder of its own in the place of f_k, and its momentum
     followers: dict[str, tuple[Parameters, float]] = field(default_factory=dict)
+    in_batch: bool = False  # the keys are enqueued before the contrasts, not after
     flow: float = 0.0  # weight of predicting the query clip's flow, and its running mean square
     flow_power: list[Tensor] = field(default_factory=list)
 
@@ -194,7 +195,8 @@ def step(
     key_groups: Groups,
 ) -> dict[str, Tensor]:  # fmt: skip
     """One step up to the losses, all N videos of the joined batch at once; ``total`` has the gradient of f_q. Follows, mines,
-    contrasts, aligns and enqueues in this order; ``f_k``, ``o.followers`` and ``rings`` are changed."""
+    contrasts, aligns and enqueues in this order, or enqueues before it mines (``in_batch``); ``f_k``, ``o.followers`` and
+    ``rings`` are changed."""
     encoder = {who: o.followers[who][0] if who in o.followers else f_k for who in "vsdm"}
     apart = {v: f"m{v}" for v in o.views if f"m{v}" in rings.keys}  # rings of what mines, where it is another encoder
     with torch.no_grad():
@@ -221,6 +223,8 @@ def step(
             keys["c"] = [descriptor(cue, cells) for cue in k["c"]]
         for v, ring in apart.items():
             keys[ring] = [embedding(encoder["m"], f"{v}v", mining_keys[v][n]) for n in every]
+    if o.in_batch:
+        rings.put(keys, videos)
     features = feature_maps(f_q, {v: q[v] for v in o.views}, groups, o.shared)
     query = embeddings({v: f_q for v in o.views}, features, query_maps, o.views)
 
@@ -253,5 +257,6 @@ def step(
             losses["align"] = losses.get("align", 0) + o.alignment * error / len(videos)
     if o.flow:
         losses["flow"] = o.flow * flow_error(f_q, features["v"], q["c"], o.flow_power)
-    rings.put(keys, videos)
+    if not o.in_batch:
+        rings.put(keys, videos)
     return losses | {"total": sum(losses.values())} | {f"key {ring}": torch.stack(rows) for ring, rows in keys.items()}

@@ -215,7 +215,10 @@ class DCLR(nn.Module):
             self.follow()
         q, k = ({name: views[name] for name in self.method.inputs} for views in (q, k))
         with self.autocast(q["v"].device), torch.no_grad():
-            sides = list(zip((q, k), self.keys(q, k, step), strict=False))  # one, or where it is symmetric two
+            found = self.keys(q, k, step)
+            sides = list(zip((q, k), found, strict=False))  # one, or where it is symmetric two
+            if self.method.in_batch:
+                self._put([keys for keys, *_ in found], video_B)
         terms, stats, keys, mined = zip(*(self.one_way(*side, video_B, step) for side in sides), strict=True)
         mean_terms, mean_stats = (
             {name: torch.stack([side[name] for side in found]).mean(0) for name in found[0]} for found in (terms, stats)
@@ -230,12 +233,20 @@ class DCLR(nn.Module):
         )
 
     def enqueue(self, parts: Sequence[Output]) -> None:
-        """Put the keys of a batch, taken whole or in parts, into the queue: in joined-batch order, rank 0's first."""
-        names = [(side, ring) for side, keys in enumerate(parts[0].keys) for ring in keys]
-        own = (torch.cat([part.keys[side][ring] for part in parts]) for side, ring in names)
-        video, *keys = joined_at_once(torch.cat([part.video for part in parts]), *own)
-        for side in range(len(parts[0].keys)):
-            self.queue.enqueue({ring: x for (of, ring), x in zip(names, keys, strict=True) if of == side}, video)
+        """Put the keys of a batch, taken whole or in parts, into the queue, unless ``in_batch`` had them put there before."""
+        if not self.method.in_batch:
+            sides = range(len(parts[0].keys))
+            keys = [
+                {ring: torch.cat([part.keys[side][ring] for part in parts]) for ring in parts[0].keys[side]} for side in sides
+            ]
+            self._put(keys, torch.cat([part.video for part in parts]))
+
+    def _put(self, keys: Sequence[Embeddings], video_B: torch.Tensor) -> None:
+        """Put the keys (B, D) of each side into the queue, in joined-batch order, rank 0's first."""
+        names = [(side, ring) for side, its in enumerate(keys) for ring in its]
+        video, *every = joined_at_once(sent(video_B, self.queue.valid_K.device), *(keys[side][ring] for side, ring in names))
+        for side in range(len(keys)):
+            self.queue.enqueue({ring: x for (of, ring), x in zip(names, every, strict=True) if of == side}, video)
 
     def autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)

@@ -52,9 +52,10 @@ class Method:
     shuffled keys and of ``masked``.
     ``mine_by`` says what mines: s and d each for its own embeddings, one of them for all, or a stored cue in the place of d.
     ``flow_weight`` above 0 also predicts the query clip's stored flow from F(v). ``dynamic_key`` says whose motion vd and dv
-    meet: the other clip's, or the query clip's own. ``static_momentum`` is that of an encoder which passes s in the place of
-    f_k, ``dynamic_momentum`` of one for d, ``mining_momentum`` of the one that mines; None: f_k does. Raises InputError for
-    what is no method.
+    meet: the other clip's, or the query clip's own. ``in_batch`` says that the queue takes a batch's keys before its contrasts,
+    not after: then the other videos of the batch are negatives too, or mined. ``static_momentum`` is that of an encoder which
+    passes s in the place of f_k, ``dynamic_momentum`` of one for d, ``mining_momentum`` of the one that mines; None: f_k does.
+    Raises InputError for what is no method.
     """
 
     views: str = "vsd"
@@ -74,6 +75,7 @@ class Method:
     dynamic_momentum: float | None = setting(None, "of keys and maps of d, where not f_k's", least=0, most=1, before=None)
     mining_momentum: float | None = setting(None, "of what mines, where not f_k's", least=0, most=1, before=None)
     temperature: float = setting(0.07, "of the contrasts", above=0, before=0.07)
+    in_batch: bool = setting(False, "the queue takes a batch's keys before its contrasts, not after", before=False)
     mine_by: str = setting("both", "what mines: s and d, one of them, or a stored cue for d", choices=MINERS, before="both")
     mining_temperature: float = setting(0.07, "of the mined; 1: the authors' plain cosine", above=0, before=0.07)
     dim: int = setting(128, "dimensions of an embedding", least=1, before=128)

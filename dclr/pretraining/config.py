@@ -68,6 +68,7 @@ class Levers:
     dynamic_momentum: float | None = again(Method, "dynamic_momentum")
     mining_momentum: float | None = again(Method, "mining_momentum")
     temperature: float = again(Method, "temperature")
+    in_batch: bool = again(Method, "in_batch")
     mine_by: str = again(Method, "mine_by")
     mining_temperature: float = again(Method, "mining_temperature")
     dim: int = again(Method, "dim")
@@ -112,6 +113,10 @@ class PretrainConfig(Checkpoints, Watching, Optimisation, Levers, Ablations, Net
             self.queue_length(0)
         if self.objective == "moco" and self.without:
             raise InputError(f"--objective moco --without {' '.join(self.without)}: moco has none of these parts")
+        if self.in_batch and self.accumulate > 1:
+            raise InputError(
+                f"--in-batch --accumulate {self.accumulate}: a part knows the keys of itself alone; expected one of them"
+            )
         for view, momentum in self.method.momenta.items():
             if momentum is not None and view in "sd" and self.bn_views == "shared":
                 raise InputError(

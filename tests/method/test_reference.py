@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,9 @@ VARIANTS = {
     "a frozen teacher": {"method": {"momentum": 1.0}},
     "temperatures": {"method": {"temperature": 0.2, "mining_temperature": 1.0}},
     "weights": {"method": {"static_weight": 0.5, "dynamic_weight": 2.0}},
+    "in-batch negatives": {"method": {"in_batch": True}},
+    "in-batch negatives, MoCo-v2": {"method": {"in_batch": True, "views": "v", "mined": 0}},
+    "in-batch negatives, symmetric": {"method": {"in_batch": True, "symmetric": True}},
     "flow": {"method": {"flow_weight": 0.7}},
     "flow, symmetric": {"method": {"flow_weight": 0.7, "symmetric": True}},
     "flow, MoCo-v2": {"method": {"flow_weight": 0.7, "views": "v", "mined": 0}},
@@ -113,7 +117,7 @@ def expected(case: steps.Case, groups: int) -> list[steps.Result]:
             method.align_target, method.align_maps == "key", case.get("statistics", {}).get("views") == "shared",
             method.momentum, method.temperature, method.mining_temperature,
             {"s": method.static_weight, "d": method.dynamic_weight}, method.dynamic_key == "same", method.mine_by, followers,
-            method.flow_weight, power,
+            method.in_batch, method.flow_weight, power,
         )  # fmt: skip
         size = steps.BATCH // groups
         order = generator("shuffle", method.seed, step).permutation(steps.BATCH).tolist()
@@ -143,19 +147,28 @@ def expected(case: steps.Case, groups: int) -> list[steps.Result]:
     return results
 
 
-def swapped(f_q: Any, f_k: Any, q: Any, k: Any, videos: list[int], rings: reference.Rings, *more: Any) -> dict[str, Any]:
-    """Both directions from the same queue and the same f_k, averaged; the keys of both enqueued."""
-    every = [f_k, *(p for p, _ in more[0].followers.values())]
+def swapped(
+    f_q: Any, f_k: Any, q: Any, k: Any, videos: list[int], rings: reference.Rings, options: reference.Options, *more: Any
+) -> dict[str, Any]:
+    """Both directions from the same queue and the same f_k, averaged; both enqueue, before or after the contrasts."""
+    every, early = [f_k, *(p for p, _ in options.followers.values())], options.in_batch
+    options = replace(options, in_batch=False)  # a direction alone would enqueue its own keys only
     before = [{name: p.clone() for name, p in one.items()} for one in every]
-    halves = []
-    for clips in ((q, k), (k, q)):
-        for one, drawn in zip(every, before, strict=True):
-            for name, p in one.items():
-                p.copy_(drawn[name])
-        aside = reference.Rings(rings.length, 0, list(rings.video), {ring: list(keys) for ring, keys in rings.keys.items()})
-        halves.append(reference.step(f_q, f_k, *clips, videos, aside, *more))
+
+    def both() -> list[dict[str, Any]]:
+        halves = []
+        for clips in ((q, k), (k, q)):
+            for one, drawn in zip(every, before, strict=True):
+                for name, p in one.items():
+                    p.copy_(drawn[name])
+            aside = reference.Rings(rings.length, 0, list(rings.video), {ring: list(keys) for ring, keys in rings.keys.items()})
+            halves.append(reference.step(f_q, f_k, *clips, videos, aside, options, *more))
+        return halves
+
+    halves = both()
     for half in halves:
         rings.put({ring: list(half[f"key {ring}"]) for ring in rings.keys}, videos)
+    halves = both() if early else halves
     together = {name: torch.cat([half[name] for half in halves]) for name in halves[0] if name.startswith("key")}
     return {name: (halves[0][name] + halves[1][name]) / 2 for name in halves[0]} | together
 

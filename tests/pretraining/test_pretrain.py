@@ -348,6 +348,7 @@ def test_precision_is_resolved_or_refused() -> None:
         ({"warmup": 300.0}, "expected fewer epochs than 200"),
         ({"clip_grad": -1.0}, "clip-grad -1.0"),
         ({"keep": 0}, "keep 0"),
+        ({"in_batch": True, "accumulate": 2, "batch": 8}, "--in-batch --accumulate 2: a part knows the keys of itself alone"),
     ],
 )
 def test_configurations_that_cannot_work_are_refused(wrong: dict, says: str) -> None:

@@ -307,7 +307,7 @@ def test_a_cosine_is_not_stretched(synthetic_set: Path, tmp_path: Path) -> None:
 
 LEVERS = (
     "--momentum", "0.9", "--momentum-end", "1", "--temperature", "0.2", "--mining-temperature", "1", "--dim", "16",
-    "--static-weight", "0.5", "--dynamic-weight", "2", "--dynamic-key", "same", "--head-init", "authors",
+    "--in-batch", "--static-weight", "0.5", "--dynamic-weight", "2", "--dynamic-key", "same", "--head-init", "authors",
     "--optimiser", "adamw", "--flow-weight", "2", "--flow-weight-end", "0.5",
     "--static-momentum", "0.99", "--dynamic-momentum", "0.5", "--mining-momentum", "0.7", "--mine-by", "flow",
     "--align-maps", "key", "--align-target", "raw", "--jitter", "authors",
