@@ -276,7 +276,7 @@ def main() -> None:
         parser.error(f"no cell is named {' '.join(args.cells)}: expected study/ROW/seed{SEED} of {', '.join(ROWS)}")
     whole = args.epochs == EPOCHS[-1]
     cells = [cell for cell in cells if not (whole and cell.kept.exists())]
-    make_set(LAB)
+    make_set(LAB, Path())
     os.environ.update(one_thread())
     pool = ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn"))  # the weights are drawn from the one generator
     for cell, result in side_by_side(pool, partial(Course.course, out=args.out, epochs=args.epochs), cells):

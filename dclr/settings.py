@@ -166,7 +166,7 @@ class Parser(argparse.ArgumentParser):
             self.flags[name] = one
             if one.title not in groups:
                 groups[one.title] = self.add_argument_group(one.title) if one.title else self
-            how: dict[str, Any] = {"action": "store_true"}
+            how: dict[str, Any] = {"action": argparse.BooleanOptionalAction}  # --no-NAME takes it back from a file
             if one.kind is not bool:
                 choices = f"{{{','.join(map(str, one.said.choices))}}}" if one.said.choices and not one.many else None
                 how = {"type": one.read, "metavar": one.said.metavar or choices}

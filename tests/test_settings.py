@@ -266,6 +266,10 @@ def test_a_run_that_was_made_before_starts_again_from_its_file(tmp_path: Path) -
     config.check_resumed(kept)
     later = given(train_pretrain.parser, KEPT, tmp_path, "--lr", "0.5", "--knn-split", "")
     assert from_flags(PretrainConfig, later).lr == 0.5 and from_flags(PretrainConfig, later).knn_split == ()
+    assert (
+        config.symmetric
+        and not from_flags(PretrainConfig, given(train_pretrain.parser, KEPT, tmp_path, "--no-symmetric")).symmetric
+    )
 
 
 @pytest.mark.parametrize(
