@@ -220,7 +220,7 @@ def correct(folder: Path) -> str:
     """Of each tested video of an evaluation, in the set's order, whether its best score is its label's: 1 or 0."""
     with safe_open(folder / "scores.safetensors", "numpy") as scores:
         right = scores.get_tensor("scores").argmax(1) == scores.get_tensor("label")
-    return "".join("01"[one] for one in right)
+    return "".join("01"[int(one)] for one in right)
 
 
 def spread(values: Sequence[float]) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
+from safetensors.numpy import save_file
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import EventList, FunctionEvent
 
@@ -194,3 +195,35 @@ def test_a_fresh_cell_is_held_against_the_kept_seeds(
     assert [cell.name for cell in evidence.chosen(every, ["lab/dclr/*", "*/seed2"])] == [
         "lab/moco/seed2", "lab/dclr/seed1", "lab/dclr/seed2",
     ]  # fmt: skip
+
+
+def test_paired_differences_are_of_the_same_videos() -> None:
+    """Of four videos ours is right on two more: 1, 0, 1 and 0 points apart, or with a second seed 1, 0, 1/2 and 0."""
+    ours, theirs = [{"right": {"class": "1110"}}], [{"right": {"class": "0100"}}]
+    assert evidence.paired(ours, theirs, "class") == "50.0 ± 56.6"  # 100 x 1.96 x sqrt(1/3) / 2
+    assert evidence.paired([*ours, {"right": {"class": "1100"}}], theirs, "class") == "37.5 ± 46.9"
+
+
+def test_a_worlds_random_network_is_that_of_its_pretraining() -> None:
+    said = " ".join(evidence.network(evidence.WORLDS["weizmann"]))
+    assert said == "-a r2plus1d_10 --width 16 --frames 8 --stride 2 --size 56"
+    assert {row for world in evidence.WORLDS.values() for row in world.rows} == set(evidence.ROWS)
+    assert all(one not in fit.split(",") for _, fit, one in evidence.WORLDS["weizmann"].folds)
+
+
+def test_a_worlds_own_list_has_a_split_for_each_actor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+    monkeypatch.setattr(evidence, "ROOT", tmp_path)
+    monkeypatch.setattr(evidence.subprocess, "run", lambda made, **_: calls.append(made))
+    (tmp_path / "data/weizmann/videos/walk").mkdir(parents=True)
+    (tmp_path / "data/weizmann/videos/walk/ira_walk.avi").touch()
+    evidence.make_set(evidence.WORLDS["weizmann"], tmp_path / "data")
+    listed = tmp_path / "shards/weizmann.csv"
+    assert listed.read_text() == "path,label,split\nwalk/ira_walk.avi,walk,ira\n"
+    assert calls[0][2:8] == ["preprocess", "csv", "--root", str(tmp_path / "data/weizmann/videos"), "--list", str(listed)]
+
+
+def test_what_was_right_is_read_from_the_scores(tmp_path: Path) -> None:
+    scores = {"scores": np.eye(3, dtype=np.float32), "label": np.array([0, 2, 2])}
+    save_file(scores, tmp_path / "scores.safetensors")
+    assert evidence.correct(tmp_path) == "101"
