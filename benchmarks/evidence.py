@@ -39,9 +39,9 @@ STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.
 FIRST_SEED = 11  # seeds below chose the settings
 RANDOM, SUPERVISED = "random", "supervised"
 MOCO = "--objective moco --without --flow-weight 0 --lr 0.001"  # of the rates and optimisers tried, that of its best scenes
-PUBLISHED = "--without --no-in-batch --flow-weight 0"
+PUBLISHED = "--without --no-in-batch --queue 256 --static-weight 1 --flow-weight 0"
 AUTHORS = (
-    "--without alignment --no-in-batch --flow-weight 0 --optimiser sgd --lr 0.01 --wd 0.0001 --momentum 0.999 --jitter authors "
+    "--without alignment --no-in-batch --queue 256 --static-weight 1 --flow-weight 0 --optimiser sgd --lr 0.01 --wd 0.0001 --momentum 0.999 --jitter authors "
     "--mining-temperature 1 --align-maps key --head-init authors --bn shuffle --bn-views shared"
 )
 ROWS = {  # flags of train_pretrain.py beside the world's
@@ -59,6 +59,7 @@ ROWS = {  # flags of train_pretrain.py beside the world's
     "dclr-noalignment": "--without dynamic mining alignment",
     "dclr-noflow": "--flow-weight 0",
     "dclr-noinbatch": "--no-in-batch",
+    "dclr-long-queue": "--queue 256",
 }
 PROBE = "-cpv 2 --test-clips 2 --precision fp32"
 NETWORK = {"arch": "-a", "width": "--width", "frames": "--frames", "stride": "--stride", "size": "--size"}
