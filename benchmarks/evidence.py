@@ -41,7 +41,7 @@ RANDOM, SUPERVISED = "random", "supervised"
 MOCO = "--objective moco --without --flow-weight 0 --lr 0.001"  # of the rates and optimisers tried, that of its best scenes
 PUBLISHED = "--without --no-in-batch --queue 256 --static-weight 1 --flow-weight 0"
 AUTHORS = (
-    "--without alignment --no-in-batch --queue 256 --static-weight 1 --flow-weight 0 --optimiser sgd --lr 0.01 --wd 0.0001 --momentum 0.999 --jitter authors "
+    f"{PUBLISHED} --without alignment --optimiser sgd --lr 0.01 --wd 0.0001 --momentum 0.999 --jitter authors "
     "--mining-temperature 1 --align-maps key --head-init authors --bn shuffle --bn-views shared"
 )
 ROWS = {  # flags of train_pretrain.py beside the world's
@@ -116,7 +116,7 @@ WORLDS = {
         "shards/weizmann",
         "csv --root {data}/weizmann/videos --list {list} --size 64 --cues diff,flow,energy",
         dict.fromkeys(THREE, 1),
-        pretrain=f"{REAL} --epochs 100 --schedule 75 --queue 64",
+        pretrain=f"{REAL} --epochs 100 --schedule 75",
         labels=("class",),
         videos=90,
         folds=tuple((others, others, one) for one in ACTORS for others in [",".join(a for a in ACTORS if a != one)]),
@@ -125,7 +125,7 @@ WORLDS = {
         "shards/ucf16",
         "ucf101 --root {data}/ucf101/videos --splits {data}/ucf101/splits16 --size 64 --cues diff,flow,energy",
         dict.fromkeys(THREE, 1),
-        pretrain=f"{REAL} --epochs 40 --schedule 30 --queue 128",
+        pretrain=f"{REAL} --epochs 40 --schedule 30",
         labels=("class",),
         videos=277,
         folds=tuple((f"train0{n}", f"train0{n}", f"test0{n}") for n in (1, 2, 3)),
