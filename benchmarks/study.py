@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from evidence import LAB, Cell, chosen, kept, make_set, one_thread, side_by_side
+from evidence import LAB, PUBLISHED, Cell, chosen, kept, make_set, one_thread, side_by_side
 
 from dclr import canvas, checkpoint, metrics
 from dclr.data.clips import ClipConfig
@@ -45,7 +45,6 @@ from dclr.training.saver import LAST, found, number
 
 STUDY, SEED = "study", 1
 EPOCHS = (0, 1, 2, 3, 6, 12, 18, 24, 32)  # after which it is probed; each has 64 steps, and the last ends the training
-PUBLISHED = "--without --flow-weight 0"
 COURSES = {  # objectives: flags of train_pretrain.py beside the laboratory's
     "dclr": PUBLISHED,
     "dclr-nomining": f"{PUBLISHED} --without mining",
