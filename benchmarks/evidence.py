@@ -47,6 +47,7 @@ ROWS = {  # flags of train_pretrain.py beside the world's
     SUPERVISED: "",
     "moco": MOCO,
     "moco-long": f"{MOCO} --epochs 56 --schedule 42",
+    "moco-sgd": f"{MOCO} --no-in-batch --queue 256 --optimiser sgd --lr 0.05 --wd 0.0001",
     "authors": AUTHORS,
     "published": PUBLISHED,
     "dclr": "",
@@ -87,7 +88,7 @@ class World:
     folds: tuple[tuple[str, str, str], ...] = (("train", "train", "test"),)
 
 
-MAIN = (RANDOM, SUPERVISED, "moco", "moco-long", "authors", "published", "dclr", "dclr-mining")
+MAIN = (RANDOM, SUPERVISED, "moco", "moco-long", "moco-sgd", "authors", "published", "dclr", "dclr-mining")
 WITH_LABELS = (RANDOM, SUPERVISED, "moco", "dclr")
 WITHOUT = (RANDOM, "moco", "dclr")
 MADE = "synthetic --size 40 --cues diff,flow,energy --swap-scenes --correlate 0.95"
