@@ -88,7 +88,7 @@ class World:
     folds: tuple[tuple[str, str, str], ...] = (("train", "train", "test"),)
 
 
-MAIN = (RANDOM, SUPERVISED, "moco", "moco-long", "moco-sgd", "authors", "published", "dclr", "dclr-mining")
+MAIN = (RANDOM, SUPERVISED, "moco", "moco-long", "moco-sgd", "authors", "dclr", "dclr-mining")
 WITH_LABELS = (RANDOM, SUPERVISED, "moco", "dclr")
 WITHOUT = (RANDOM, "moco", "dclr")
 MADE = "synthetic --size 40 --cues diff,flow,energy --swap-scenes --correlate 0.95"
