@@ -22,7 +22,7 @@ from preprocess.transcode import WHICH, Options
 from preprocess.verify import verify
 
 WARN_MISSING = 5  # percent of the listed videos
-PLACE = "a folder, or s3://bucket/prefix"
+PLACE = "a folder, s3://bucket/prefix, gs://, az:// or hf://"
 
 
 @dataclass(frozen=True, kw_only=True)

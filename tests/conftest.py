@@ -37,19 +37,21 @@ def needs(*modules: str) -> pytest.MarkDecorator:
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real clips are not at {REAL}")
 
 
-def run(*command: object, ranks: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a documented command (``train_pretrain.py``, ``-m preprocess``, ...) as a user would, from the repository."""
+def run(*command: object, ranks: int = 0, installed: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a documented command (``train_pretrain.py``, ``-m preprocess``, ...) as a user would, from the repository. Packages
+    in the folder ``installed`` are installed too."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    packages = os.pathsep.join(map(str, filter(None, (REPOSITORY, installed))))
+    environment = os.environ | {"PYTHONPATH": packages, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
         [sys.executable, *launch, *map(str, command)],
         cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
 
-def succeed(*command: object, ranks: int = 0) -> str:
+def succeed(*command: object, ranks: int = 0, installed: Path | None = None) -> str:
     """:func:`run`, which must succeed; returns what it printed."""
-    done = run(*command, ranks=ranks)
+    done = run(*command, ranks=ranks, installed=installed)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

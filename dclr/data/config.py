@@ -14,7 +14,9 @@ class Shards:
     """The set that is read."""
 
     title = "data"
-    shards: str = setting(help="what python -m preprocess made: a folder, http(s)://... or s3://...", metavar="SET", place=True)
+    shards: str = setting(
+        help="what python -m preprocess made: a folder, s3://, gs://, az://, hf:// or http(s)://", metavar="SET", place=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
