@@ -51,11 +51,6 @@ MATRICES = {  # of H.273, those that FFmpeg's scaler refuses
 }  # fmt: skip
 
 
-def cue_list(text: str) -> tuple[str, ...]:
-    """``"diff,flow"`` -> ``("diff", "flow")``; ``"none"`` -> ``()``. Names are checked by :class:`Options`."""
-    return () if text == "none" else tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 @dataclass(frozen=True)
 class Options:
     """What decides a sample's bytes, kept in the manifest. ``size``: stored short side in pixels. ``codec``: jpeg or h264.
@@ -68,7 +63,7 @@ class Options:
     codec: str = setting("jpeg", "jpeg reads fastest, h264 is a quarter of the bytes", choices=CODECS)
     quality: int | None = setting(None, f"JPEG quality ({QUALITY['jpeg'][0]}) or h264's crf ({QUALITY['h264'][0]})")
     cues: tuple[str, ...] = setting(
-        ("diff", "energy"), f"some of {','.join(CUES)}, or none", metavar="LIST", read=cue_list, choices=CUES
+        ("diff", "energy"), f"some of {','.join(CUES)}, or none", metavar="CUE", nargs="*", choices=CUES
     )
     stabilise: bool = setting(False, "take the camera's motion out of the cues")
     segment: float = setting(
