@@ -24,7 +24,7 @@ from dclr.record import FORMAT_VERSION
 from dclr.storage import Folder
 from preprocess.datasets import Video, VideoSet
 from preprocess.pool import Lost, Pool
-from preprocess.transcode import DEFAULT_FPS, QUALITY, OpenedVideo, Options, TranscodeError, stored_size
+from preprocess.transcode import DEFAULT_FPS, QUALITY, OpenedVideo, Options, Span, TranscodeError, stored_size
 
 PLAN = "plan.json"
 MISSING, LEFT_OUT = "missing", "left-out"  # stages of a failure that nothing was tried for
@@ -66,7 +66,7 @@ class Failure:
     seconds: float
     labels: dict[str, int] = field(default_factory=dict)
     splits: tuple[str, ...] = ()
-    span: tuple[int, int] | None = None
+    span: Span | None = None
 
     def dumps(self) -> str:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
@@ -74,7 +74,9 @@ class Failure:
 
 def parse_failure(fields: Any) -> Failure:
     """A failure from a line's JSON; raises ValueError, KeyError or TypeError where it is none."""
-    span = None if fields["span"] is None else (int(fields["span"][0]), int(fields["span"][1]))
+    span = None if fields["span"] is None else tuple(fields["span"])
+    if span is not None and (len(span) != 2 or not {type(one) for one in span} <= {int, float, type(None)} or span[0] is None):
+        raise TypeError(f"the span {span} is no two numbers")
     labels = {str(kind): int(label) for kind, label in dict(fields["labels"]).items()}
     path, stage, reason, splits = (fields[name] for name in ("path", "stage", "reason", "splits"))
     if not all(isinstance(text, str) for text in [path, stage, reason, *splits]):

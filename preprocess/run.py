@@ -110,7 +110,7 @@ def make_samples(task: Task, root: Folder, options: Options, spool: Path) -> Mad
                 meta = replace(
                     sample.meta,
                     video=video.id,
-                    label=next(iter(video.labels.values()), None),
+                    label=None if task.class_name is None else next(iter(video.labels.values())),
                     labels=video.labels,
                     class_name=task.class_name,
                     splits=tuple(video.splits),
@@ -407,7 +407,7 @@ def retry(out: Folder, how: How, root: Folder | None = None) -> Summary:
     source = VideoSet(
         plan.dataset,
         root,
-        sorted(videos, key=lambda v: (v.path, v.span or (0, 0))),
+        sorted(videos, key=lambda video: video.order),
         plan.classes,
         missing,
         plan.listed,
@@ -464,7 +464,7 @@ def dry_run(source: VideoSet, options: Options, how: How) -> str:
         f"on {how.workers} worker(s), as measured on {len(chosen)} of them"
     )
     empty = empty_classes(source.classes, (video.labels for video in source.videos))
-    return "\n".join([said, *left_out_lines(empty | source.left_out)])
+    return "\n".join([*source.notes, said, *left_out_lines(empty | source.left_out)])
 
 
 def left_out_lines(left_out: dict[str, str]) -> list[str]:

@@ -247,6 +247,44 @@ def test_append_keeps_the_numbers_of_classes(few: Path, tmp_path: Path) -> None:
     assert labels == {"A_0": 0, "B_1": 1, "A_2": 2, "B_3": 0, "A_4": 2}
 
 
+def test_a_list_with_kinds_of_label_and_seconds(few: Path, tmp_path: Path) -> None:
+    """Also of a video that was missing: retry knows its seconds and its labels."""
+    root, out, table = tmp_path / "root", tmp_path / "set", tmp_path / "list.tsv"
+    shutil.copytree(few, root)
+    (root / "A/2.avi").rename(tmp_path / "2.avi")
+    lines = ["clip\tmotion\tscene\tstart_seconds\tend_seconds", f"{root}/A/0.mp4\tleft\t2\t0.2\t0.8", "B/1.avi\t\t10\t\t"]
+    table.write_text("\n".join([*lines, "A/2.avi\tup\t10\t0.4\t"]))
+    command = (
+        "-m", "preprocess", "csv", "--root", root, "--list", table, "--out", out, "--size", "32",
+        "--path-column", "clip", "--label-column", "motion,scene",
+    )  # fmt: skip
+    said = succeed(*command, "--dry-run").splitlines()
+    assert said[:4] == [
+        f"{table}: a header, tabs; start_seconds in seconds",
+        "line 2: A/0.mp4[0.2:0.8], motion 'left', scene '2', split 'all'",
+        "line 3: B/1.avi, scene '10', split 'all'",
+        "line 4: A/2.avi[0.4:], motion 'up', scene '10', split 'all'",
+    ]
+    succeed(*command)
+    (tmp_path / "2.avi").rename(root / "A/2.avi")
+    succeed("-m", "preprocess", "retry", out)
+    shards, whole = ShardSet(out), len(ShardSet(made(few, tmp_path)).read(1))
+    assert shards.manifest.classes == {"motion": ["left", "up"], "scene": ["2", "10"]}
+    metas = [shards.read(number).meta for number in range(3)]
+    assert [(m.video, m.label, m.class_name, m.labels) for m in metas] == [
+        ("A/0.mp4[0.2:0.8]", 0, "left", {"motion": 0, "scene": 0}),
+        ("B/1.avi", None, None, {"scene": 1}),
+        ("A/2.avi[0.4:]", 1, "up", {"motion": 1, "scene": 1}),
+    ]
+    assert [(m.source.first, m.frames) for m in metas[::2]] == [(5, 15), (10, whole - 10)]
+    assert shards.labels["motion"].tolist() == [0, -1, 1] and shards.labels["scene"].tolist() == [0, 1, 1]
+
+
+def made(root: Path, place: Path) -> Path:
+    succeed(*FOLDER, root, "--out", place / "whole", "--size", "32")
+    return place / "whole"
+
+
 @needs_real_data
 def test_videos_with_rare_suffixes_become_a_set(tmp_path: Path) -> None:
     root = tmp_path / "root"
