@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import sys
@@ -11,11 +12,12 @@ from csv import Error as CsvError
 from csv import reader as csv_reader
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dclr.errors import InputError
 from preprocess.datasets.base import UNFIT
 
+E = TypeVar("E", list[Any], dict[str, Any])
 LAST_NUMBER = 10**9  # of a frame, a second or a label
 DEFAULT_KIND = "action"
 NOT_BOTH = "a video trains or tests, not both"
@@ -40,6 +42,17 @@ def read_text(path: Path) -> str:
 def read_lines(path: Path) -> list[tuple[int, str]]:
     """Numbered lines that say something; the official lists come with CRLF, trailing spaces and empty lines."""
     return [(number, line.strip()) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
+
+
+def read_entries(path: Path, kind: type[E]) -> E:
+    """The list or table that a JSON file holds; raises InputError where it is none, or empty."""
+    try:
+        entries = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+    if not isinstance(entries, kind) or not entries:
+        raise InputError(f"{path}: expected a {'list' if kind is list else 'table'} with entries in it")
+    return entries
 
 
 def read_rows(path: Path) -> tuple[str, Iterator[tuple[int, list[str]]]]:

@@ -23,6 +23,7 @@ from preprocess.datasets import (
     hmdb51,
     kinetics,
     sample_keys,
+    ssv2,
     ucf101,
 )
 from preprocess.found import ONE_FRAME
@@ -494,6 +495,92 @@ def test_the_official_diving48_lists(tmp_path: Path) -> None:
     assert rows(source) == [("-mmq0PT-u8k_00155.mp4[0:48]", 0, ("train",))]
     assert split_counts(source.videos + source.missing) == {"train": 15027, "test": 1970}
     assert len(source.classes["action"]) == 48 and source.classes["action"][0] == "Back-15som-05Twis-FREE"
+
+
+# --- Something-Something V2
+
+
+def clip(id: str, template: str = "Pulling [something] from [left to right]", **changes: Any) -> dict[str, Any]:
+    label = template.replace("[something]", "a cup").lower()
+    return {"id": id, "label": label, "template": template, "placeholders": ["a cup"]} | changes
+
+
+@pytest.fixture
+def things(tmp_path: Path) -> Callable[..., Path]:
+    """The official files in small, or with something else in one of them; None leaves one out."""
+
+    def write(prefix: str = "", **contents: object) -> Path:
+        files = {
+            "labels": {"Holding something": "1", "Pulling something from left to right": "0", "Tilting it": "2"},
+            "train": [clip("7"), clip("100", "Holding [something]")],
+            "validation": [clip("8", "Holding [something]")],
+            "test": [{"id": "9"}, {"id": "10"}],
+        } | contents
+        given = {f"{prefix}{name}__json": content for name, content in files.items() if content is not None}
+        said = {name: content if isinstance(content, str) else json.dumps(content) for name, content in given.items()}
+        return written(tmp_path / "lists", **said)
+
+    return write
+
+
+WEBMS = "20bn-something-something-v2/7.webm", "20bn-something-something-v2/8.webm", "9.mp4", "11.webm"
+
+
+@pytest.mark.parametrize("prefix", ["", "something-something-v2-"])
+def test_templates_without_brackets_are_the_classes(things: Callable[..., Path], prefix: str) -> None:
+    source = ssv2.find(Listing(*WEBMS), things(prefix))
+    assert source.classes == {"action": ["Pulling something from left to right", "Holding something", "Tilting it"]}
+    assert rows(source) == [
+        ("20bn-something-something-v2/7.webm", 0, ("train",)),
+        ("20bn-something-something-v2/8.webm", 1, ("validation",)),
+        ("9.mp4", None, ("test",)),
+    ]
+    assert {(v.path, v.splits) for v in source.missing} == {("100.webm", ("train",)), ("10.webm", ("test",))}
+    assert source.left_out == {"11.webm": UNLISTED}
+
+
+def test_answers_label_the_test_videos(things: Callable[..., Path], tmp_path: Path) -> None:
+    written(things(), **{"test-answers__csv": "10;Tilting it\r\n9;Holding something\r\n"})
+    source = ssv2.find(Listing(*WEBMS), tmp_path / "lists")
+    assert [row for row in rows(source) if row[2] == ("test",)] == [("9.mp4", 1, ("test",))]
+    assert [v.labels for v in source.missing if v.splits == ("test",)] == [{"action": 2}]
+    written(tmp_path / "lists", **{"test-answers__csv": "9;Holding a cup\n"})
+    with pytest.raises(InputError, match=r"test-answers.csv, line 1: '9;Holding a cup', expected 'id;class' with a class of"):
+        ssv2.find(Listing(*WEBMS), tmp_path / "lists")
+
+
+def test_some_of_the_splits_are_enough(things: Callable[..., Path]) -> None:
+    source = ssv2.find(Listing(*WEBMS), things(test=None, train=None))
+    assert rows(source) == [("20bn-something-something-v2/8.webm", 1, ("validation",))] and not source.missing
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"labels": None}, "labels.json: cannot be read"),
+        ({"labels": []}, "labels.json: expected a table with entries in it"),
+        ({"labels": {"a": "0", "b": "2"}}, "labels.json: expected class names with the numbers from 0 to 1, each once"),
+        ({"labels": {"a": "0", "b": "0"}}, "from 0 to 1, each once"),
+        ({"labels": {"a": [0]}}, "from 0 to 0, each once"),
+        ({"labels": {"a\x1b": "0"}}, "from 0 to 0, each once"),
+        ({"train": None, "validation": None, "test": None}, "no train.json, validation.json or test.json in it"),
+        ({"train": "{"}, "train.json: not JSON"),
+        ({"train": {}}, "train.json: expected a list with entries in it"),
+        ({"train": [7]}, "train.json, entry 0: 7, expected an id of letters and digits"),
+        ({"train": [clip("../7")]}, "entry 0: .*expected an id"),
+        ({"train": [clip("7"), clip("a.b")]}, "entry 1: .*expected an id"),
+        ({"train": [{"id": 7}]}, "entry 0: .*expected an id"),
+        ({"train": [clip("7", "Eating [something]")]}, r"template 'Eating \[something\]', expected a class of labels.json"),
+        ({"train": [{"id": "7"}]}, "template None, expected a class"),
+        ({"train": [{"id": "7", "template": ["x"]}]}, r"template \['x'\], expected a class"),
+        ({"validation": [clip("7")]}, "validation.json, entry 0: 7 is in train too or has two labels; a video trains or tests"),
+        ({"train": [clip("7"), clip("7", "Holding [something]")]}, "entry 1: 7 is in train too or has two labels"),
+        ({"something-something-v2-train": [clip("7")]}, "something-something-v2-train.json,train.json in it, expected one"),
+    ],
+)
+def test_wrong_something_something_lists(things: Callable[..., Path], changes: dict[str, object], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        ssv2.find(Listing(*WEBMS), things(**changes))
 
 
 # --- folders, and a list of one's own
