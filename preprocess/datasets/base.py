@@ -77,7 +77,7 @@ class DataSet:
     ``find(root, lists)`` says which videos it has: ``lists`` is what the command's ``flag`` names, such as ``--splits``. Where
     there is no ``flag`` it is ``find(root)``. ``help`` says in a line what the data set is; ``flag_help`` and ``metavar`` say
     what the flag takes. ``settings`` is a dataclass of further flags (:func:`dclr.settings.setting`), where there are any;
-    ``find`` gets them by their names.
+    ``find`` gets them by their names. ``opened`` makes of the root the folder of the videos, where these are no files of it.
     """
 
     name: str
@@ -87,6 +87,7 @@ class DataSet:
     flag_help: str = ""
     metavar: str = "LISTS"
     settings: type | None = None
+    opened: Callable[[Folder], Folder] | None = None
 
 
 def video_set(
@@ -129,6 +130,12 @@ def video_set(
     left_out = {path: others.get(path) or no_video(path) or UNLISTED for path in files if path not in taken} | unread
     printable = {UNFIT.sub(lambda at: ascii(at[0])[1:-1], path): reason for path, reason in sorted(left_out.items())}
     return VideoSet(name, root, videos, classes, missing, len(listed), printable, notes=notes or [])
+
+
+def no_videos(root: Folder, files: Collection[str], others: dict[str, str]) -> InputError:
+    """The error where none of ``files`` is a video; ``others`` has path -> reason of each."""
+    why = ", ".join(f"{count} {reason}" for reason, count in Counter(others.values()).most_common())
+    return InputError(f"--root {root}: no videos in it; of its {len(files)} files are {why}")
 
 
 def by_stem(root: Folder, files: dict[str, int], stems: Collection[str]) -> tuple[dict[str, list[str]], dict[str, str]]:

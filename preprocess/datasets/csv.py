@@ -15,12 +15,22 @@ from dclr.errors import InputError
 from dclr.settings import setting
 from dclr.storage import Folder
 from preprocess.datasets.base import DataSet, Video, VideoSet, video_set
-from preprocess.datasets.lists import LAST_NUMBER, Labels, inside, quoted, read_rows, read_table, whole_number
+from preprocess.datasets.lists import (
+    LAST_NUMBER,
+    ROWS_SHOWN,
+    Labels,
+    as_read,
+    inside,
+    quoted,
+    read_rows,
+    read_table,
+    split_name,
+    whole_number,
+)
 from preprocess.found import NO_VIDEO, VIDEO_SUFFIXES, suffix_of
 from preprocess.transcode import WHICH, Span
 
 Rows = list[tuple[int, dict[str, str]]]  # line number, column -> value
-SHOWN = 3  # rows that --dry-run shows
 # The columns of a span -> whether they are seconds. None: they are where one of them is no whole number
 SPANS: dict[tuple[str, str], bool | None] = {
     ("start", "end"): None,
@@ -61,22 +71,20 @@ def find(
     labels = Labels(label_column, file)
     form, rows = _read(file, path_column, label_column, split_column)
     start, end, seconds = _span_columns(rows, file)
+    places = root.place, os.path.abspath(root.place), os.path.realpath(root.place)  # what an absolute path may begin with
     splits: dict[tuple[str, Span | None], list[str]] = {}
     notes = [f"{file}: {form}" + f"; {start} in {'seconds' if seconds else 'frames'}" * bool(start)]
     for number, row in rows:
         at = f"{file}, line {number}"
-        path, span = _path(row[path_column or "path"], root, at), _span(row.get(start, ""), row.get(end, ""), seconds, at)
-        split = row.get(split_column or "split") or "all"
-        if "," in split or not split.isprintable():
-            raise InputError(f"{at}: split {quoted(split)}, expected a name without a comma; one line for each split")
+        path, span = _path(row[path_column or "path"], places, at), _span(row.get(start, ""), row.get(end, ""), seconds, at)
+        split = split_name(row.get(split_column or "split", ""), at)
         of = splits.setdefault((path, span), [])
         if split not in of:
             of.append(split)
         told = {kind: row[column] for kind, column in labels.kinds.items() if row.get(column)}
         labels.add((path, span), told, f"{at}: {path}")
-        if len(notes) <= SHOWN:
-            said = [f"{kind} {label!r}" for kind, label in told.items()] or ["no label"]
-            notes.append(f"line {number}: {', '.join([Video(path, {}, (), span).id, *said, f'split {split!r}'])}")
+        if len(notes) <= ROWS_SHOWN:
+            notes.append(f"line {number}: {as_read(Video(path, {}, (), span).id, told, split)}")
     openly = Counter(path for path, span in splits if span and span[1] is None)
     if several := [path for path, count in openly.items() if count > 1]:
         what = f"{len(several)} videos ({several[0]}, ...) have several starts without an end"
@@ -124,13 +132,13 @@ def _bare(values: list[str], at: str) -> dict[str, str]:
     return dict(zip(NO_HEADER[len(values)], values, strict=True))
 
 
-def _path(path: str, root: Folder, at: str) -> str:
+def _path(path: str, places: tuple[str, ...], at: str) -> str:
     """The path of a line, relative to the root and in its shortest form; raises InputError where it leaves the root or cannot
     be a video's."""
     below = path
     if path.startswith("/") or "://" in path:
-        places = (f"{place.rstrip('/')}/" for place in (root.place, os.path.abspath(root.place), os.path.realpath(root.place)))
-        below = next((path.removeprefix(place) for place in places if path.startswith(place)), path)
+        tops = (f"{place.rstrip('/')}/" for place in places)
+        below = next((path.removeprefix(top) for top in tops if path.startswith(top)), path)
     if not inside(below) or "://" in below:
         raise InputError(f"{at}: path {quoted(path)}, expected one that stays in --root: relative to it, or absolute")
     if suffix_of(path) in NO_VIDEO:

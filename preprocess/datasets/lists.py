@@ -18,6 +18,7 @@ from dclr.errors import InputError
 from preprocess.datasets.base import UNFIT
 
 E = TypeVar("E", list[Any], dict[str, Any])
+ROWS_SHOWN = 3  # rows that --dry-run shows
 LAST_NUMBER = 10**9  # of a frame, a second or a label
 DEFAULT_KIND = "action"
 NOT_BOTH = "a video trains or tests, not both"
@@ -170,6 +171,22 @@ def _numbered(labels: set[str], at: str) -> tuple[list[str], dict[str, int]]:
             raise InputError(f"{at} {quoted(label)}, expected 0 to {LAST_NUMBER}, or nothing for an unlabelled video")
     index = {number: at for at, number in enumerate(sorted({int(label) for label in labels}))}
     return [str(number) for number in index], {label: index[int(label)] for label in labels}
+
+
+def split_name(name: str, at: str) -> str:
+    """The name of a split, ``all`` where there is none; raises InputError, which begins with ``at``."""
+    if "," in name or not name.isprintable():
+        raise InputError(f"{at}: split {quoted(name)}, expected a name without a comma; one line for each split")
+    return name or "all"
+
+
+def as_read(id: str, labels: dict[str, str], split: str) -> str:
+    """How a video of a list was read, for ``--dry-run``.
+
+    >>> as_read("a.mp4", {"action": "walk"}, "all")
+    "a.mp4, action 'walk', split 'all'"
+    """
+    return ", ".join([id, *(f"{kind} {label!r}" for kind, label in labels.items()), f"split {split!r}"])
 
 
 def split_last(line: str) -> tuple[str, str]:
