@@ -14,9 +14,10 @@ from preprocess.datasets.base import DataSet, Video, VideoSet, no_videos, video_
 from preprocess.datasets.csv import Columns
 from preprocess.datasets.lists import ROWS_SHOWN, Labels, as_read, split_name
 from preprocess.datasets.tars import MOST, TEXTS, TarFolder
-from preprocess.found import find_files, suffix_of, tell_apart
+from preprocess.found import VIDEO_SUFFIXES, find_files, no_video, suffix_of, tell_apart
 
 ALONE = "no video of its name in the tar"
+BESIDE = "beside a video of its name"
 NO_TABLE = "not read: no table in JSON"
 NO_TEXT = "not read: its label or split is neither a text nor a whole number"
 TOO_LONG = f"not read: above {MOST} bytes"
@@ -40,9 +41,12 @@ def find(root: Folder, label_column: tuple[str, ...] = (), split_column: str | N
     tars = TarFolder(root, partial(_fields, {*labels.kinds.values(), split_column}))
     files, unread = find_files(tars)
     texts = {path for path in files if suffix_of(path) in TEXTS}
-    paths, others = tell_apart(tars, files, files.keys() - texts)
+    certain = {_key(path) for path in files if suffix_of(path) in VIDEO_SUFFIXES}
+    asked = [path for path in files.keys() - texts if suffix_of(path) in VIDEO_SUFFIXES or _key(path) not in certain]
+    paths, others = tell_apart(tars, files, asked)
     if not paths:
         raise no_videos(root, files, others)
+    others = {path: no_video(path) or BESIDE for path in files.keys() - texts - set(asked)} | others
     fields: dict[str, dict[str, str]] = {_key(path): {} for path in paths}
     for path in sorted(texts):  # what .json says counts before what .cls says
         said = tars.texts.get(path, TOO_LONG) if _key(path) in fields else ALONE

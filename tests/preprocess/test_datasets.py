@@ -846,6 +846,7 @@ def test_keys_are_safe_and_unique() -> None:
 
 def test_keys_of_spans_say_which() -> None:
     assert sample_keys(["a.avi[0:10]", "a.avi[10:20]", "a.avi", "b.c[1].avi"]) == ["a_0_10_", "a_10_20_", "a", "b_c_1_"]
+    assert sample_keys(["a.avi[0.5:10.25]", "a.avi[10:]", "a.avi[0.5:]"]) == ["a_0_5_10_25_", "a_10__", "a_0_5__"]
     assert len(set(sample_keys(["d" * 300 + ".avi[0:10]", "d" * 300 + ".avi[10:20]"]))) == 2
 
 

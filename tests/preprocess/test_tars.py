@@ -20,6 +20,7 @@ from dclr.errors import InputError
 from dclr.storage import Folder, RemoteFolder
 from preprocess.datasets import VideoSet, tars, wds
 from preprocess.datasets.tars import CUT, NO_FILE, OUTSIDE, TWICE, TarFolder
+from preprocess.found import ONE_FRAME
 from preprocess.synthetic import encode
 from preprocess.transcode import OpenedVideo
 
@@ -171,6 +172,14 @@ def test_labels_come_from_json_or_cls_and_splits_from_folders(tmp_path: Path) ->
     }
     assert source.left_out == {"train/a-000/k1.txt": "text", "train/a-000/k1.jpg": "a picture"}
     assert {v.bytes for v in source.videos} == {1}
+
+
+def test_members_are_looked_into_where_no_name_tells(tmp_path: Path, downloaded: Path) -> None:
+    video = (downloaded / "video.mp4").read_bytes()
+    tar(tmp_path / "a.tar", k1__mp4="x", k1__bin=video, k1__json='{"label": "run"}', k2__bin=video, k2__cls="walk", k3__bin="x")
+    source = found(tmp_path)
+    assert videos(source) == {"a/k1.mp4": ({"action": "run"}, ("all",)), "a/k2.bin": ({"action": "walk"}, ("all",))}
+    assert source.left_out == {"a/k1.bin": "beside a video of its name", "a/k3.bin": ONE_FRAME}
 
 
 def test_fields_of_ones_own(tmp_path: Path) -> None:

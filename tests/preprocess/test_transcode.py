@@ -287,7 +287,7 @@ def test_a_span_is_part_of_the_video(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("span", "first", "frames"),
-    [((0.12, 0.29), 3, 4), ((0.24, None), 6, 4), ((6, None), 6, 4), ((0.0, 9.0), 0, 10), ((0.12, 0.121), 3, 1), ((0, 1), 0, 1)],
+    [((0.15, 0.29), 4, 3), ((0.24, None), 6, 4), ((6, None), 6, 4), ((0.0, 9.0), 0, 10), ((0.12, 0.121), 3, 1), ((0, 1), 0, 1)],
 )
 def test_a_span_in_seconds_is_one_of_the_average_rate(tmp_path: Path, span: Span, first: int, frames: int) -> None:
     write(tmp_path / "v.mkv", moving_square(10), "ffv1", "yuv420p")
