@@ -155,10 +155,14 @@ class Folder:
             file.seek(start)
             return file.read(-1 if size is None else size)
 
+    def address(self, name: str) -> str:
+        """What :meth:`local` finds a file of the listing by in any process."""
+        return name
+
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
         """Yield a path of this machine that holds the file. Of a remote folder that is a copy, deleted afterwards."""
-        yield Path(self.place, name)
+        yield Path(self.place, name).absolute()  # a relative one may look like a URL
 
     @contextmanager
     def staging(self) -> Iterator[Path]:

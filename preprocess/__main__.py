@@ -66,6 +66,11 @@ def listing(dataset: DataSet) -> type:
     return make_dataclass("Listing", [(name, Path, where)], frozen=True, kw_only=True, namespace=more)
 
 
+def settings_of(dataset: DataSet) -> list[type]:
+    """What a data set has beside the settings of all."""
+    return ([listing(dataset)] if dataset.flag else []) + ([dataset.settings] if dataset.settings else [])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Retrying:
     root: Folder | None = setting(None, "where the videos are now (as before)", metavar="VIDEOS", read=open_folder)
@@ -108,7 +113,7 @@ def parser() -> Parser:
     drawn = "the embedded data set: made here, no download"
     command("synthetic", drawn, *made, synthetic.Drawing, without=("segment", "max_seconds", "part"))
     for dataset in DATASETS.values():
-        command(dataset.name, dataset.help, *read, *([listing(dataset)] if dataset.flag else []))
+        command(dataset.name, dataset.help, *read, *settings_of(dataset))
     tried = "try the failed videos again and add what comes of them"
     command("retry", tried, Retrying, run.How, Tolerance, existing=True, without=("part",))
     command("merge", "the one manifest of what several parts made", Tolerance, existing=True)
@@ -185,10 +190,8 @@ def _drawn(drawing: synthetic.Drawing, out: Folder, workers: int, stack: ExitSta
 
 def _found(given: Mapping[str, Any], reading: Selecting) -> VideoSet:
     dataset = DATASETS[given["command"]]
-    if dataset.flag:
-        found = dataset.find(reading.root, getattr(from_flags(listing(dataset), given), dataset.flag.removeprefix("--")))
-    else:
-        found = dataset.find(reading.root)
+    lists = vars(from_flags(listing(dataset), given)).values() if dataset.flag else ()
+    found = dataset.find(reading.root, *lists, **(vars(from_flags(dataset.settings, given)) if dataset.settings else {}))
     if reading.limit is None:
         return found
     return replace(found, videos=found.videos[: reading.limit], options=found.options | {"limit": reading.limit})

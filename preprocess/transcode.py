@@ -51,11 +51,6 @@ MATRICES = {  # of H.273, those that FFmpeg's scaler refuses
 }  # fmt: skip
 
 
-def cue_list(text: str) -> tuple[str, ...]:
-    """``"diff,flow"`` -> ``("diff", "flow")``; ``"none"`` -> ``()``. Names are checked by :class:`Options`."""
-    return () if text == "none" else tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 @dataclass(frozen=True)
 class Options:
     """What decides a sample's bytes, kept in the manifest. ``size``: stored short side in pixels. ``codec``: jpeg or h264.
@@ -68,7 +63,7 @@ class Options:
     codec: str = setting("jpeg", "jpeg reads fastest, h264 is a quarter of the bytes", choices=CODECS)
     quality: int | None = setting(None, f"JPEG quality ({QUALITY['jpeg'][0]}) or h264's crf ({QUALITY['h264'][0]})")
     cues: tuple[str, ...] = setting(
-        ("diff", "energy"), f"some of {','.join(CUES)}, or none", metavar="LIST", read=cue_list, choices=CUES
+        ("diff", "energy"), f"some of {','.join(CUES)}, or none", metavar="CUE", nargs="*", choices=CUES
     )
     stabilise: bool = setting(False, "take the camera's motion out of the cues")
     segment: float = setting(
@@ -91,6 +86,11 @@ class Options:
             raise InputError(
                 f"--stabilise: there are no cues to stabilise; add --cues {', '.join(list(CUES)[:-1])} or {list(CUES)[-1]}"
             )
+
+
+# A part of a video, from its first end to before its second: whole numbers are frames in decode order, others seconds. None as
+# the second is the video's end.
+Span = tuple[int, int | None] | tuple[float, float | None]
 
 
 class TranscodeError(Exception):
@@ -452,13 +452,21 @@ class Scaler:
         return [np.ascontiguousarray(plane) for plane in planes]  # rows in FFmpeg are padded, and its buffer is reused
 
 
-def transcode(
-    path: Path, options: Options, span: tuple[int, int] | None = None, spool: Path | None = None
-) -> Iterator[Transcoded]:
+def frames_of(span: Span | None, rate: float) -> tuple[int, int | None]:
+    """The frames [first, end) of a span, one at least, at ``rate`` frames a second.
+
+    >>> frames_of((1.5, 2.0), 30), frames_of((10, 20), 30), frames_of((0.5, None), 30)
+    ((45, 60), (10, 20), (15, None))
+    """
+    first, end = (one if one is None or isinstance(one, int) else round(one * rate) for one in span or (0, None))
+    return first or 0, end if end is None else max(end, (first or 0) + 1)
+
+
+def transcode(path: Path, options: Options, span: Span | None = None, spool: Path | None = None) -> Iterator[Transcoded]:
     """The samples of ``path``: one, or one a segment, each as soon as it is whole.
 
     Args:
-        span: frames [first, end) in decode order; None for all.
+        span: the part of it; None for all. Seconds are those of its average frame rate.
         spool: folder for members above :data:`SPOOL` bytes (the system's temporary one).
     Raises:
         TranscodeError: with the stage and the reason.
@@ -466,7 +474,7 @@ def transcode(
     with OpenedVideo(path) as opened:
         rate = opened.fps or DEFAULT_FPS
         most = max(1, round((options.segment or options.max_seconds) * rate))
-        first, end = span or (0, None)
+        first, end = frames_of(span, rate)
         sample: SampleEncoder | None = None
         scaler: Scaler | None = None
         seen = 0
@@ -495,6 +503,7 @@ def transcode(
         if sample is not None and scaler is not None:
             yield finished(sample, scaler)
         elif seen:
-            raise TranscodeError("span", f"frames {first} to {end} asked for, and the video has {seen}")
+            wanted = f"frames {first} to {'the end' if end is None else end}"
+            raise TranscodeError("span", f"{wanted} asked for, and the video has {seen}")
         else:
             raise TranscodeError("decode", "no frame in the video stream")

@@ -442,18 +442,6 @@ class ShardSet:
         return wanted
 
 
-def split_list(text: str) -> tuple[str, ...]:
-    """The splits that a flag names, with commas between them. Raises InputError where it names none.
-
-    >>> split_list("train01,train02")
-    ('train01', 'train02')
-    """
-    splits = tuple(part.strip() for part in text.split(",") if part.strip())
-    if not splits:
-        raise InputError(f"split {text!r}: expected names with commas between them, such as train01,train02")
-    return splits
-
-
 def require_size(shards: ShardSet, clip_size: int) -> None:
     """Refuse a crop that is larger than the stored frames."""
     stored: Mapping[str, Any] = shards.manifest.options

@@ -8,7 +8,6 @@ from typing import Any
 
 from dclr.data.clips import CROPS, ClipConfig
 from dclr.data.config import Reading, Shards
-from dclr.data.manifest import split_list
 from dclr.errors import InputError
 from dclr.evaluation.modes import MODES
 from dclr.method.objective import Network
@@ -22,8 +21,8 @@ ALL = "all"  # of the modes
 class Data:
     title = "data"
     shards: str = again(Shards, "shards", free=True)  # the set's hash stands for it
-    train_split: tuple[str, ...] = setting((), "splits to train on", metavar="A,B", read=split_list)
-    test_split: tuple[str, ...] = setting((), "splits to test on", metavar="A,B", read=split_list)
+    train_split: tuple[str, ...] = setting((), "splits to train on", metavar="SPLIT")
+    test_split: tuple[str, ...] = setting((), "splits to test on", metavar="SPLIT")
     val: float = setting(0.0, "of train, held out to choose epoch or probe-lr", metavar="SHARE", least=0, below=1)
     label: str | None = setting(None, "kind of label, such as motion or scene; the set's first by default")
     out: str = setting(help="folder for result.json, report.html and pictures", metavar="RUN", place=True, free=True)

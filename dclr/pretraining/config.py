@@ -9,7 +9,6 @@ from typing import Any
 from dclr.cues import DYNAMICS
 from dclr.data.clips import JITTERS, ClipConfig
 from dclr.data.config import Reading, Shards
-from dclr.data.manifest import split_list
 from dclr.data.plan import LAST_BATCH
 from dclr.errors import InputError
 from dclr.method.objective import Method, Network, Statistics, default_length
@@ -24,7 +23,7 @@ PARTS = ("static", "dynamic", "decoupling", "mining", "alignment")  # of dclr, e
 @dataclass(frozen=True, kw_only=True)
 class Split:
     title = "data"
-    split: tuple[str, ...] = setting(help="splits to train on, such as train01", metavar="A,B", read=split_list)
+    split: tuple[str, ...] = setting(help="splits to train on, such as train01", metavar="SPLIT")
     out: str = setting(help="folder for checkpoints, curves and pictures", metavar="RUN", place=True, free=True)
     last_batch: str = setting(
         "drop", "an epoch's last, partial batch: drop, or wrap (fill up from its beginning)", choices=LAST_BATCH
@@ -88,8 +87,8 @@ class Watching:
     knn_split: tuple[str, ...] = setting(
         (),
         "labelled split on whose videos k-NN is tried as it trains",
-        metavar="A,B",
-        read=lambda text: split_list(text) if text else (),
+        metavar="SPLIT",
+        nargs="*",
         free=True,
         before=(),
     )

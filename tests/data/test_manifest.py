@@ -20,7 +20,6 @@ from dclr.data.manifest import (
     read_index,
     require_cue,
     require_size,
-    split_list,
 )
 from dclr.errors import InputError
 from dclr.record import pack_array
@@ -54,8 +53,6 @@ def test_motion_and_scene_are_independent_labels(synthetic_set: Path) -> None:
 def test_a_split_that_does_not_exist_lists_those_that_do(synthetic_set: Path) -> None:
     with pytest.raises(InputError, match=r"no split 'train01'.*test \(32\), train \(64\)"):
         ShardSet(synthetic_set).select(["train01"])
-    with pytest.raises(InputError, match="expected names"):
-        split_list(" , ")
 
 
 def test_a_split_without_samples_is_refused(copied: Path) -> None:

@@ -2,14 +2,17 @@
 
 import errno
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import webdataset as wds
@@ -247,6 +250,79 @@ def test_append_keeps_the_numbers_of_classes(few: Path, tmp_path: Path) -> None:
     assert labels == {"A_0": 0, "B_1": 1, "A_2": 2, "B_3": 0, "A_4": 2}
 
 
+def test_a_list_with_kinds_of_label_and_seconds(few: Path, tmp_path: Path) -> None:
+    """Also of a video that was missing: retry knows its seconds and its labels."""
+    root, out, table = tmp_path / "root", tmp_path / "set", tmp_path / "list.tsv"
+    shutil.copytree(few, root)
+    (root / "A/2.avi").rename(tmp_path / "2.avi")
+    lines = ["clip\tmotion\tscene\tstart_seconds\tend_seconds", f"{root}/A/0.mp4\tleft\t2\t0.2\t0.8", "B/1.avi\t\t10\t\t"]
+    table.write_text("\n".join([*lines, "A/2.avi\tup\t10\t0.4\t"]))
+    command = (
+        "-m", "preprocess", "csv", "--root", root, "--list", table, "--out", out, "--size", "32",
+        "--path-column", "clip", "--label-column", "motion,scene",
+    )  # fmt: skip
+    said = succeed(*command, "--dry-run").splitlines()
+    assert said[:4] == [
+        f"{table}: a header, tabs; start_seconds in seconds",
+        "line 2: A/0.mp4[0.2:0.8], motion 'left', scene '2', split 'all'",
+        "line 3: B/1.avi, scene '10', split 'all'",
+        "line 4: A/2.avi[0.4:], motion 'up', scene '10', split 'all'",
+    ]
+    succeed(*command)
+    (tmp_path / "2.avi").rename(root / "A/2.avi")
+    succeed("-m", "preprocess", "retry", out)
+    shards, whole = ShardSet(out), len(ShardSet(made(few, tmp_path)).read(1))
+    assert shards.manifest.classes == {"motion": ["left", "up"], "scene": ["2", "10"]}
+    metas = [shards.read(number).meta for number in range(3)]
+    assert [(m.video, m.label, m.class_name, m.labels) for m in metas] == [
+        ("A/0.mp4[0.2:0.8]", 0, "left", {"motion": 0, "scene": 0}),
+        ("B/1.avi", None, None, {"scene": 1}),
+        ("A/2.avi[0.4:]", 1, "up", {"motion": 1, "scene": 1}),
+    ]
+    assert [(m.source.first, m.frames) for m in metas[::2]] == [(5, 15), (10, whole - 10)]
+    assert shards.labels["motion"].tolist() == [0, -1, 1] and shards.labels["scene"].tolist() == [0, 1, 1]
+
+
+def test_something_something_in_its_official_form(few: Path, tmp_path: Path) -> None:
+    """Drawn webm videos by their ids, and the JSON files."""
+    root, lists = tmp_path / "20bn-something-something-v2", tmp_path / "labels"
+    root.mkdir()
+    lists.mkdir()
+    for id, video in zip(("78687", "42326", "151201"), sorted(few.rglob("*.avi")), strict=False):
+        with av.open(str(video)) as source, av.open(str(root / f"{id}.webm"), "w") as container:
+            stream = container.add_stream("libvpx", rate=12)
+            stream.width, stream.height, stream.pix_fmt = 110, 110, "yuv420p"
+            for number, frame in enumerate(source.decode(video=0)):
+                frame = frame.reformat(110, 110, "yuv420p")
+                frame.pts, frame.time_base = number, Fraction(1, 12)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    classes = {"Holding [something] next to [something]": "1", "Putting [something similar to other things] on the table": "0"}
+    entries = [
+        {"id": id, "label": "a sentence", "template": template, "placeholders": ["a cup"]}
+        for id, template in zip(("78687", "42326"), classes, strict=True)
+    ]
+    (lists / "labels.json").write_text(json.dumps({re.sub(r"[\[\]]", "", name): number for name, number in classes.items()}))
+    (lists / "train.json").write_text(json.dumps(entries[:1]))
+    (lists / "validation.json").write_text(json.dumps(entries[1:]))
+    (lists / "test.json").write_text('[{"id": "151201"}]')
+    out = tmp_path / "set"
+    succeed("-m", "preprocess", "ssv2", "--root", tmp_path, "--splits", lists, "--out", out, "--size", "32")
+    shards = ShardSet(out)
+    assert shards.manifest.splits == {"test": 1, "train": 1, "validation": 1} and set(shards.fps_N) == {12}
+    metas = {shards.read(number).meta.video: shards.read(number).meta for number in range(3)}
+    assert {Path(video).name: (meta.class_name, meta.splits) for video, meta in metas.items()} == {
+        "78687.webm": ("Holding something next to something", ("train",)),
+        "42326.webm": ("Putting something similar to other things on the table", ("validation",)),
+        "151201.webm": (None, ("test",)),
+    }
+
+
+def made(root: Path, place: Path) -> Path:
+    succeed(*FOLDER, root, "--out", place / "whole", "--size", "32")
+    return place / "whole"
+
+
 @needs_real_data
 def test_videos_with_rare_suffixes_become_a_set(tmp_path: Path) -> None:
     root = tmp_path / "root"
@@ -453,7 +529,7 @@ def test_videos_out_of_time_are_killed_and_listed(few: Path, tmp_path: Path) -> 
 
 
 def test_a_long_video_spools_to_disk_and_no_byte_differs(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = Task(Video("A/0.mp4", {}, ("all",)), "k", None)
+    task = Task(Video("A/0.mp4", {}, ("all",)), "k", None, "A/0.mp4")
     options = Options(size=64, cues=("diff", "flow", "energy"))
     small = make_samples(task, open_folder(few), options, tmp_path)
     monkeypatch.setattr("preprocess.transcode.SPOOL", 20_000)

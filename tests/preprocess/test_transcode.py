@@ -17,7 +17,7 @@ from conftest import REAL, needs_real_data, stored, succeed
 from dclr.data.manifest import ShardSet
 from dclr.record import Source, pack, unpack
 from preprocess.synthetic import encode
-from preprocess.transcode import OpenedVideo, Options, TranscodeError, measured_rate, stored_size, transcode
+from preprocess.transcode import OpenedVideo, Options, Span, TranscodeError, measured_rate, stored_size, transcode
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -283,6 +283,23 @@ def test_a_span_is_part_of_the_video(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.frames(range(4)), whole.frames(range(3, 7)))
     with pytest.raises(TranscodeError, match="frames 20 to 30 asked for, and the video has 10"):
         list(transcode(tmp_path / "v.mkv", Options(), (20, 30)))
+
+
+@pytest.mark.parametrize(
+    ("span", "first", "frames"),
+    [((0.15, 0.29), 4, 3), ((0.24, None), 6, 4), ((6, None), 6, 4), ((0.0, 9.0), 0, 10), ((0.12, 0.121), 3, 1), ((0, 1), 0, 1)],
+)
+def test_a_span_in_seconds_is_one_of_the_average_rate(tmp_path: Path, span: Span, first: int, frames: int) -> None:
+    write(tmp_path / "v.mkv", moving_square(10), "ffv1", "yuv420p")
+    (part,) = transcode(tmp_path / "v.mkv", Options(size=32, cues=()), span)
+    assert (part.meta.source.first, part.meta.frames, part.meta.fps) == (first, frames, 25)
+
+
+def test_a_span_after_the_end_says_where_it_was_sought(tmp_path: Path) -> None:
+    write(tmp_path / "v.mkv", moving_square(10), "ffv1", "yuv420p")
+    for span, says in (((2.0, None), "frames 50 to the end asked for"), ((2.0, 3.0), "frames 50 to 75 asked for")):
+        with pytest.raises(TranscodeError, match=f"{says}, and the video has 10"):
+            list(transcode(tmp_path / "v.mkv", Options(), span))
 
 
 def test_stored_sizes() -> None:
