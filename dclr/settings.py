@@ -284,7 +284,8 @@ def check_values(settings: Any) -> None:
             if not isinstance(item, str) and not _inside(item, said):
                 raise InputError(f"{flag(field.name)} {item}: expected {_range(said)}")
         if said.place and value is not None:
-            object.__setattr__(settings, field.name, place(value, flag(field.name)))
+            where = [place(item, flag(field.name)) for item in (value if many else [value])]
+            object.__setattr__(settings, field.name, tuple(where) if many else where[0])
 
 
 def _inside(number: Any, said: Meta) -> bool:
@@ -315,7 +316,9 @@ def as_table(settings: Any) -> dict[str, Any]:
 
 
 def _kept(value: Any, is_place: bool) -> Any:
-    return list(value) if isinstance(value, tuple) else public(value) if is_place and isinstance(value, str) else value
+    if isinstance(value, tuple | list):
+        return [_kept(item, is_place) for item in value]
+    return public(value) if is_place and isinstance(value, str) else value
 
 
 def completed(settings: type, table: Mapping[str, Any]) -> dict[str, Any]:
@@ -330,5 +333,7 @@ def differences(settings: Any, table: Mapping[str, Any]) -> Iterator[tuple[str, 
     theirs, ours = completed(type(settings), table), as_table(settings)
     for name, one in flags(type(settings)).items():
         found = _kept(theirs.get(name), one.said.place)
+        if one.many and isinstance(found, str):  # what is a list now was one
+            found = [found]
         if not one.said.free and ours[name] != found:
             yield name, one.text(ours[name]), one.text(found)
