@@ -317,7 +317,8 @@ def as_table(settings: Any) -> dict[str, Any]:
 
 def _kept(value: Any, is_place: bool) -> Any:
     if isinstance(value, tuple | list):
-        return [_kept(item, is_place) for item in value]
+        kept = [_kept(item, is_place) for item in value]
+        return kept[0] if is_place and len(kept) == 1 else kept  # as before there could be several
     return public(value) if is_place and isinstance(value, str) else value
 
 
@@ -333,7 +334,5 @@ def differences(settings: Any, table: Mapping[str, Any]) -> Iterator[tuple[str, 
     theirs, ours = completed(type(settings), table), as_table(settings)
     for name, one in flags(type(settings)).items():
         found = _kept(theirs.get(name), one.said.place)
-        if one.many and isinstance(found, str):  # what is a list now was one
-            found = [found]
         if not one.said.free and ours[name] != found:
             yield name, one.text(ours[name]), one.text(found)

@@ -108,6 +108,8 @@ class PretrainConfig(
     InputError for values that do not fit."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.shards, str):
+            object.__setattr__(self, "shards", (self.shards,))
         check_values(self)
         if self.weights:
             whole_parts(self.weights, [1] * len(self.shards))
