@@ -177,9 +177,8 @@ class Entry:
     def of(cls, meta: SampleMeta, key: str, offset: int, size: int, crc32: int, motion: float | None = None) -> Entry:
         """The line of a sample of which this is ``KEY.json``."""
         labels, splits, content = meta.labels, list(meta.splits), meta.source.content if meta.source else None
-        return cls(
-            key, offset, size, crc32, meta.label, labels, splits, meta.frames, meta.fps, meta.video, motion, content
-        )  # fmt: skip
+        said = labels, splits, meta.frames, meta.fps, meta.video, motion, content
+        return cls(key, offset, size, crc32, meta.label, *said)
 
     def dumps(self) -> str:
         said = {field: getattr(self, field) for field in self.__slots__}
@@ -324,9 +323,9 @@ def parse_columns(file: IO[bytes], data: memoryview, samples: int, splits: int, 
                 start = info.header_offset + 30 + sum(struct.unpack_from("<HH", data, info.header_offset + 26))  # name, extra
                 return parse_array(data[start : start + info.file_size], dtype, shape, f"{name}: {field}")
 
-            there = {info.filename for info in archive.infolist()}
-            optional = {field: said for field, said in OPTIONAL_COLUMNS.items() if f"{field}.npy" in there}
-            for field, (dtype, shape) in (shapes | {f: (dtype, (samples,)) for f, dtype in optional.items()}).items():
+            there = set(archive.namelist())
+            shapes |= {field: (dtype, (samples,)) for field, dtype in OPTIONAL_COLUMNS.items() if f"{field}.npy" in there}
+            for field, (dtype, shape) in shapes.items():
                 columns[field] = column(field, dtype, shape)
             ends = columns["key_ends"]
             if np.any(np.diff(ends, prepend=0) < 1) or np.any(columns["size"] < 1) or np.any(columns["frames"] < 1):

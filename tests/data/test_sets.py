@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import needs
+from conftest import REPOSITORY, needs
 from hypothesis import given
 from hypothesis import strategies as st
 from servers import FileServer, serving
 from test_loader import CLIP, assert_same, take
 
+from dclr.data.clips import ClipConfig
 from dclr.data.config import Choice, share
 from dclr.data.fetch import Cache
 from dclr.data.loader import TrainLoader
@@ -226,6 +228,18 @@ def test_a_set_without_chosen_samples_is_refused(pair: tuple[ShardSet, ShardSet]
     both = JoinedSets(pair)
     with pytest.raises(InputError, match=f"no sample of {pair[1].root} is selected"):
         TrainLoader(both, pair[0].select(["train"]), CLIP, clips=1, batch=8, seed=0)
+
+
+def test_the_documented_example_runs(pair: tuple[ShardSet, ShardSet]) -> None:
+    text = (REPOSITORY / "docs" / "loader.md").read_text()
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "Selection" in block)
+    places = {"shards/mine": str(pair[0]), "shards/other": str(pair[1]), '"train01", "train"': '"test", "train"'}
+    for name, value in (places | {"min_motion=2": "min_motion=0.5", "ClipConfig()": "ClipConfig(size=32)"}).items():
+        assert name in example
+        example = example.replace(name, value)
+    known: dict[str, Any] = {"ShardSet": ShardSet, "TrainLoader": TrainLoader, "ClipConfig": ClipConfig}
+    exec(example.replace("batch=32", "batch=8"), known)
+    assert next(iter(known["loader"]))["rgb"].shape == (8, 2, 16, 32, 32, 3) and known["loader"].plan.source.parts == (7, 3)
 
 
 @needs("aiohttp")
