@@ -97,8 +97,9 @@ class Flag:
 
     def values(self, words: Sequence[str]) -> tuple[Any, ...]:
         """The list that a command line or a file says, as ``a b``, ``a,b`` or both. No value, or ``none``, is the empty list
-        where it may be empty. Raises ValueError for a value that is none of its kind, InputError where there must be one."""
-        parts = several(words)
+        where it may be empty. Places are told apart by spaces alone, because a path may have a comma. Raises ValueError for a
+        value that is none of its kind, InputError where there must be one."""
+        parts = list(words) if self.said.place else several(words)
         if parts in ([], [NONE]) and (self.said.nargs == "*" or (not self.required and self.default == ())):
             return ()
         if not parts:
@@ -177,7 +178,7 @@ class Parser(argparse.ArgumentParser):
                 "--recipe", dest="config", action=_FromFile, metavar="NAME", default=argparse.SUPPRESS,
                 type=as_type(partial(recipe, recipes)), help="the --config of that name in recipes/, such as authors",
             )  # fmt: skip
-        self.epilog = "A flag of several values takes them as A,B or as A B."
+        self.epilog = "A flag of several values takes them as A,B or as A B, paths as A B alone."
         groups: dict[str, Any] = {}
         for name, one in [item for part in settings for item in flags(part).items()]:
             names = [*([one.said.short] if one.said.short else []), flag(name)]
@@ -315,7 +316,8 @@ def check_values(settings: Any) -> None:
             if not isinstance(item, str) and not _inside(item, said):
                 raise InputError(f"{flag(field.name)} {item}: expected {_range(said)}")
         if said.place and value is not None:
-            object.__setattr__(settings, field.name, place(value, flag(field.name)))
+            where = [place(item, flag(field.name)) for item in (value if many else [value])]
+            object.__setattr__(settings, field.name, tuple(where) if many else where[0])
 
 
 def _inside(number: Any, said: Meta) -> bool:
@@ -346,7 +348,10 @@ def as_table(settings: Any) -> dict[str, Any]:
 
 
 def _kept(value: Any, is_place: bool) -> Any:
-    return list(value) if isinstance(value, tuple) else public(value) if is_place and isinstance(value, str) else value
+    if isinstance(value, tuple | list):
+        kept = [_kept(item, is_place) for item in value]
+        return kept[0] if is_place and len(kept) == 1 else kept  # as before there could be several
+    return public(value) if is_place and isinstance(value, str) else value
 
 
 def completed(settings: type, table: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dclr.data.manifest import MANIFEST, Manifest
+from dclr.data.manifest import MANIFEST, Manifest, ShardSet
+from dclr.data.sets import folds, leaks
 from dclr.errors import InputError, exit_on_input_error, path_flag
 from dclr.settings import Parser, again, as_type, check_values, from_flags, setting
 from dclr.storage import Folder, RemoteFolder, open_folder
@@ -213,6 +214,10 @@ def conclude(out: Folder, summary: run.Summary, tolerance: Tolerance) -> None:
     """Say what came of it; exit code 1 where more than ``--max-failures`` percent of the videos tried failed or more than
     ``--max-missing`` percent of those listed are missing."""
     print(report(out, summary))
+    shards = ShardSet(out, keep_damaged=True)
+    for train, test in folds(shards.splits):
+        for line in leaks(shards, [train], [test], shards.select([train]), shards.select([test])):
+            print(line, file=sys.stderr)
     said, failed = list[str](), len(summary.failed)
     if summary.tried and 100 * failed > tolerance.max_failures * summary.tried:
         said.append(f"{failed} of {summary.tried} videos failed, more than --max-failures {tolerance.max_failures:g} percent")

@@ -20,11 +20,11 @@ import numpy as np
 from dclr.cues import CUES
 from dclr.data.manifest import SHARD_NAME
 from dclr.errors import InputError
-from dclr.record import FORMAT_VERSION
+from dclr.record import DEFAULT_FPS, FORMAT_VERSION
 from dclr.storage import Folder
 from preprocess.datasets import Video, VideoSet
 from preprocess.pool import Lost, Pool
-from preprocess.transcode import DEFAULT_FPS, QUALITY, OpenedVideo, Options, Span, TranscodeError, stored_size
+from preprocess.transcode import QUALITY, OpenedVideo, Options, Span, TranscodeError, stored_size
 
 PLAN = "plan.json"
 MISSING, LEFT_OUT = "missing", "left-out"  # stages of a failure that nothing was tried for

@@ -38,6 +38,7 @@ from preprocess.write import (
     Made,
     MadeWriter,
     ShardWriter,
+    add_motion,
     clean,
     done,
     failures_name,
@@ -117,7 +118,7 @@ def make_samples(task: Task, root: Folder, options: Options, spool: Path) -> Mad
                     source=replace(sample.meta.source, path=video.path),
                 )
                 key = f"{task.key}_s{number:05d}" if options.segment else task.key  # no two keys of a set can meet
-                out.add(key, pack(key, sample.members, meta), meta)
+                out.add(key, pack(key, sample.members, meta), meta, sample.motion)
         return out.finish()
     except TranscodeError as error:
         out.discard()
@@ -338,8 +339,13 @@ def _write_failures(out: Folder, failures: list[Failure], left_out: dict[str, st
 
 
 def merge(out: Folder) -> Summary:
-    """The one manifest of what several parts made."""
-    return finish(out, _plan_of(out))
+    """The one manifest of what several parts made. Indexes of an older version learn the mean motion that the samples hold."""
+    plan, sizes = _plan_of(out), out.files()
+    if "energy" in plan.options.get("cues", []):
+        shards = [name for name in (*plan.keep, *plan.shards) if f"{name}.tar" in sizes and index_name(name) in sizes]
+        for name in tqdm(shards, "measuring motion", unit="shard", leave=False):
+            add_motion(out, name)
+    return finish(out, plan)
 
 
 def _plan_of(out: Folder) -> RunPlan:

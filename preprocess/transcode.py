@@ -13,10 +13,13 @@ none.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,7 +33,19 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from dclr.cues import CUES, STILL, Cue, FramePair, flow_size
 from dclr.errors import InputError
-from dclr.record import CODECS, MAX_SIDE, SampleMeta, Source, array_name, cue_codec, pack_array, pack_offsets, stream_names
+from dclr.record import (
+    CODECS,
+    DEFAULT_FPS,
+    MAX_SIDE,
+    SampleMeta,
+    Source,
+    array_name,
+    cue_codec,
+    mean_motion,
+    pack_array,
+    pack_offsets,
+    stream_names,
+)
 from dclr.settings import check_values, setting
 from preprocess.motion import Motion
 
@@ -39,7 +54,6 @@ QUALITY = {"jpeg": (90, 1, 100), "h264": (20, 0, 51)}  # codec -> default, least
 GOP = 16  # frames from one I to the next: what the first frame of a clip may cost
 SPOOL = 64_000_000  # bytes of a member that stay in memory
 MAX_WIDTH, MAX_HEIGHT = 8192, 4320  # their product bounds what a hostile header can make a decoder allocate
-DEFAULT_FPS = 25  # of a file that does not say: turns --max-seconds and --segment into frames
 TOLERANCE = 0.05  # share of the frames by which a header's rate may miss the timestamps' and still hold
 REORDER = 32  # places that a picture may be coded away from its place in time
 RARE = 0.01  # share of timestamps that may be missing or equal
@@ -104,10 +118,12 @@ class TranscodeError(Exception):
 @dataclass(frozen=True)
 class Transcoded:
     """A finished sample: its ``members`` (all of :func:`dclr.record.member_names` except json) and its ``meta``, in which the
-    file's name is the video's id and the source's path, and there is no label and no split."""
+    file's name is the video's id and the source's path, and there is no label and no split; ``motion`` is its mean motion, None
+    without the cue energy."""
 
     members: dict[str, bytes | IO[bytes]]
     meta: SampleMeta
+    motion: float | None
 
 
 def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
@@ -274,6 +290,7 @@ class OpenedVideo:
     stream: Any = field(init=False)
     fps: float = field(init=False)  # 0 where the file does not say
     rate: str | None = field(init=False)  # None: fps is the header's; "measured" or "contradictory" as shards/README.md says
+    _packets: Any = field(init=False, default_factory=partial(hashlib.blake2b, digest_size=16))  # those that were decoded
 
     def __enter__(self) -> OpenedVideo:
         self.container, self.stream = _opened(self.path)
@@ -291,11 +308,20 @@ class OpenedVideo:
         """Every decoded frame, in decode order; raises TranscodeError with the number of the frame."""
         count = 0
         try:
-            for frame in self.container.decode(self.stream):
-                count += 1
-                yield frame
+            for packet in self.container.demux(self.stream):
+                self._packets.update(packet)
+                for frame in packet.decode():
+                    count += 1
+                    yield frame
         except (av.error.FFmpegError, ValueError) as error:
             raise TranscodeError("decode", f"{_reason(error)}, after {count} frames") from None
+
+    def content(self, first: int) -> str:
+        """What the sample is that starts at frame ``first`` and ends with the packets read so far: hex digits that are the same
+        for the same packets in any file."""
+        digest = self._packets.copy()
+        digest.update(first.to_bytes(8, "little"))
+        return digest.hexdigest()
 
     def _rate(self) -> tuple[float, str | None]:
         """``fps`` and ``rate``. The header's holds where the container's timestamps agree with it. Where they do not, those of
@@ -303,7 +329,7 @@ class OpenedVideo:
         header = round(float(self.stream.average_rate or self.stream.guessed_rate or 0), 3)
         index = self.stream.index_entries
         indexed, measured = len(index) >= self.stream.frames > 1, None
-        for read in (lambda: [entry.timestamp for entry in index]) if indexed else self._packets, self._pictures:
+        for read in (lambda: [entry.timestamp for entry in index]) if indexed else self._packet_times, self._picture_times:
             if len(times := read()) < 2:
                 return header, None
             measured = measured_rate(times, self.stream.time_base)
@@ -311,12 +337,12 @@ class OpenedVideo:
                 return header, None
         return (round(measured, 3), "measured") if measured else (header, "contradictory")
 
-    def _packets(self) -> list[int | None]:
+    def _packet_times(self) -> list[int | None]:
         with _opened(self.path)[0] as container:  # once more: not every file can be wound back to its beginning
             packets = container.demux(container.streams[self.stream.index])
             return _timestamps(packet for packet in packets if packet.size)
 
-    def _pictures(self) -> list[int | None]:
+    def _picture_times(self) -> list[int | None]:
         with _opened(self.path)[0] as container:
             return _timestamps(container.decode(container.streams[self.stream.index]))
 
@@ -480,11 +506,13 @@ def transcode(path: Path, options: Options, span: Span | None = None, spool: Pat
         seen = 0
 
         def finished(sample: SampleEncoder, scaler: Scaler) -> Transcoded:
-            source = Source(path.name, *scaler.source, sample.first, opened.rate)
+            source = Source(path.name, *scaler.source, sample.first, opened.rate, opened.content(sample.first))
             meta = SampleMeta(
                 path.name, sample.frames, scaler.width, scaler.height, options.codec, options.cues, opened.fps, source=source
             )
-            return Transcoded(sample.members(), meta)
+            members = sample.members()
+            energy = members.get(array_name("energy"))
+            return Transcoded(members, meta, mean_motion(np.load(io.BytesIO(energy))) if isinstance(energy, bytes) else None)
 
         for number, frame in enumerate(opened.frames()):
             if end is not None and number >= end:

@@ -20,6 +20,7 @@ import preprocess.run
 import train_eval
 import train_pretrain
 from dclr.data.clips import ClipConfig
+from dclr.data.config import Choice
 from dclr.errors import InputError
 from dclr.evaluation.config import ALL, EvalConfig, Repeats, evaluation, others
 from dclr.evaluation.modes import MODES
@@ -147,7 +148,7 @@ def test_a_resumed_run_may_change_what_it_could_change() -> None:
     assert {"epochs", "shards", "pretrained"} == HELD and aside | {"features", "force"} | HELD == finetune.FREE
 
 
-LISTS = [(part, name) for part in EVERY for name, one in flags(part).items() if one.many]
+LISTS = [(part, name) for part in EVERY for name, one in flags(part).items() if one.many and not one.said.place]
 
 
 @pytest.mark.parametrize(("part", "name"), LISTS, ids=lambda value: value if isinstance(value, str) else value.__name__)
@@ -164,6 +165,11 @@ def test_every_list_is_said_in_the_same_ways(part: type, name: str) -> None:
     else:
         with pytest.raises(InputError, match=rf"argument {flag(name)}: expected at least one argument"):
             parser.given([flag(name)])
+
+
+def test_a_comma_in_a_path_is_a_part_of_it() -> None:
+    parser = Parser(prog="x").add(PretrainConfig)
+    assert parser.given(["--shards", "a,b", "http://host/c?sign=1,2"]) == {"shards": ("a,b", "http://host/c?sign=1,2")}
 
 
 def test_the_lists_are_those_that_users_know() -> None:
@@ -415,7 +421,7 @@ def test_a_newer_setting_says_what_runs_did_before_it() -> None:
 
 
 def test_what_a_result_keeps_is_what_it_kept() -> None:
-    assert set(as_table(EvalConfig(shards="s", out="o", pretrained="x", **NEEDED))) == set(OPTIONS.split())  # type: ignore[arg-type]
+    assert set(as_table(EvalConfig(shards="s", out="o", pretrained="x", **NEEDED))) == set(OPTIONS.split()) | set(flags(Choice))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

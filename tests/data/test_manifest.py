@@ -164,6 +164,10 @@ def test_the_joined_index_is_parsed_as_it_was_packed() -> None:
     found = parse(forged(lambda c: None))
     assert list(Names(found["keys"], found["key_ends"])) == ["one", "two"]
     assert found["size"].tolist() == [512, 1024] and found["labels"].tolist() == [[0, 1]]
+    assert not {"motion", "content", "path"} & set(found)
+    known = {"motion": np.array([0.5, np.nan]), "content": np.array([7, -1]), "path": np.array([3, 4])}
+    found = parse(forged(lambda c: c.update(known)))
+    assert all(np.array_equal(found[name], column, equal_nan=name == "motion") for name, column in known.items())
     assert Names.of(["a", "", "öä"])[-1] == "öä" and len(Names.of([])) == 0
     with pytest.raises(IndexError):
         Names.of(["a"])[1]
@@ -180,6 +184,10 @@ def test_the_joined_index_is_parsed_as_it_was_packed() -> None:
         (forged(lambda c: c.update(key_ends=np.array([3, 2**40]))), "keys"),
         (forged(lambda c: c.update(video=np.array(["a", "b"]))), "video"),
         (forged(lambda c: None, zipfile.ZIP_DEFLATED), "packed, expected it stored"),
+        (forged(lambda c: c.update(motion=np.array([1.0, -2]))), "a motion below 0"),
+        (forged(lambda c: c.update(motion=np.array([1.0, np.inf]))), "a motion below 0 or beyond all numbers"),
+        (forged(lambda c: c.update(motion=np.array([1.0]))), "motion"),
+        (forged(lambda c: c.update(content=np.array(["a", "b"]))), "content"),
     ],
 )
 def test_a_hostile_index_is_refused(data: bytes, says: str) -> None:
