@@ -1,7 +1,7 @@
 """Which rank reads which samples at which step: a pure function of (selection, seed, epoch, global batch).
 
-A set is a stream of its samples, pass after pass (:class:`Permutations`); several sets take turns in one (:class:`Mixture`). The
-epoch is a piece of that stream, as one list, cut into global batches (:class:`Plan`); rank r of n takes the r-th of n equal
+A set is a stream of its samples, pass after pass (:class:`Permutations`); several sets take turns in one (:class:`Mixture`).
+An epoch is a piece of that stream, as one list, cut into global batches (:class:`Plan`). Rank r of n takes the r-th of n equal
 slices of every batch, so each rank has the same number of steps by construction and the joined batch is the same for any n.
 Nothing here is kept between steps: step 1,000,000 is as quick to find as step 0, which is what makes resuming exact and free.
 """
