@@ -46,7 +46,8 @@ from preprocess.synthetic import Drawing
 from preprocess.transcode import Options
 
 LISTINGS = tuple(launcher.listing(DATASETS[name]) for name in ("ucf101", "csv"))
-LAUNCHER = (launcher.Tolerance, launcher.Making, launcher.Selecting, *LISTINGS, launcher.Retrying)
+COLUMNS = tuple(settings for dataset in DATASETS.values() if (settings := dataset.settings))
+LAUNCHER = (launcher.Tolerance, launcher.Making, launcher.Selecting, *LISTINGS, *COLUMNS, launcher.Retrying)
 LOOKING = (launcher.Verifying, launcher.Describing, launcher.Previewing)
 EVERY = (PretrainConfig, EvalConfig, Repeats, Options, preprocess.run.How, Drawing, *LAUNCHER, *LOOKING)
 NEEDED = {"mode": "linear", "train_split": ("a",), "test_split": ("b",)}  # by EvalConfig, which a command line says otherwise
@@ -173,7 +174,7 @@ def test_a_comma_in_a_path_is_a_part_of_it() -> None:
 
 
 def test_the_lists_are_those_that_users_know() -> None:
-    assert {"split", "without", "schedule", "knn_split", "train_split", "shots", "folds", "seeds", "cues"} <= {
+    assert {"split", "without", "schedule", "knn_split", "train_split", "shots", "folds", "seeds", "cues", "label_column"} <= {
         name for _, name in LISTS
     }
 

@@ -103,6 +103,8 @@ class TarFolder(Folder):
         try:
             for header in headers(file):
                 path, name = posixpath.normpath(f"{posixpath.splitext(tar)[0]}/{header.name}"), f"{tar}: {header.name}"
+                if header.isdir():
+                    continue
                 if not inside(header.name):
                     look.others[name] = OUTSIDE
                 elif header.offset_data + header.size > size:
@@ -113,7 +115,7 @@ class TarFolder(Folder):
                     look.members[path] = Member(tar, header.offset_data, header.size)
                     if self._read and suffix_of(path) in TEXTS and header.size <= MOST:
                         look.texts[path] = self._read(path, file.at(header.offset_data, header.size))
-                elif not header.isdir():
+                else:
                     look.others[name] = NO_FILE
         except OSError as error:
             look.others[tar] = f"cannot be read ({error.strerror})"

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 from dataclasses import dataclass
 from functools import partial
 
 from dclr.errors import InputError
 from dclr.settings import again
 from dclr.storage import Folder
-from preprocess.datasets.base import DataSet, Video, VideoSet, no_videos, video_set
+from preprocess.datasets.base import UNFIT, DataSet, Video, VideoSet, no_videos, video_set
 from preprocess.datasets.csv import Columns
-from preprocess.datasets.lists import ROWS_SHOWN, Labels, as_read, split_name
+from preprocess.datasets.lists import LAST_NUMBER, ROWS_SHOWN, Labels, as_read, split_name, whole_number
 from preprocess.datasets.tars import MOST, TEXTS, TarFolder
 from preprocess.found import VIDEO_SUFFIXES, find_files, no_video, suffix_of, tell_apart
 
 ALONE = "no video of its name in the tar"
 BESIDE = "beside a video of its name"
 NO_TABLE = "not read: no table in JSON"
-NO_TEXT = "not read: its label or split is neither a text nor a whole number"
+NO_TEXT = f"not read: its label or split is neither a text nor a whole number from 0 to {LAST_NUMBER}"
 TOO_LONG = f"not read: above {MOST} bytes"
 
 
@@ -87,9 +88,12 @@ def _fields(wanted: set[str | None], path: str, data: bytes) -> dict[str, str] |
     if not isinstance(table, dict):
         return NO_TABLE
     found = {name: value for name, value in table.items() if name in wanted and value is not None}
-    if not all(type(value) in (str, int) for value in found.values()):
-        return NO_TEXT
-    return {name: str(value).strip() for name, value in found.items()}
+    said = {name: str(value).strip() for name, value in found.items()}
+    for name, text in said.items():
+        number = re.fullmatch(r"-?[0-9]+", text) is not None
+        if type(found[name]) not in (str, int) or UNFIT.search(text) or (number and whole_number(text) is None):
+            return NO_TEXT
+    return said
 
 
 WDS = DataSet(

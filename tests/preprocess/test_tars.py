@@ -199,9 +199,13 @@ def test_fields_of_ones_own(tmp_path: Path) -> None:
         ("{", "not read: no table in JSON"),
         ("[" * 100_000, "not read: no table in JSON"),
         ('["run"]', "not read: no table in JSON"),
-        ('{"label": ["run"]}', "not read: its label or split is neither a text nor a whole number"),
-        ('{"label": 0.5}', "not read: its label or split is neither a text nor a whole number"),
-        ('{"label": true}', "not read: its label or split is neither a text nor a whole number"),
+        ('{"label": ["run"]}', wds.NO_TEXT),
+        ('{"label": 0.5}', wds.NO_TEXT),
+        ('{"label": true}', wds.NO_TEXT),
+        ('{"label": -1}', wds.NO_TEXT),
+        ('{"label": "1000000001"}', wds.NO_TEXT),
+        ('{"label": "\\ud800"}', wds.NO_TEXT),
+        ('{"label": "esc\\u001b"}', wds.NO_TEXT),
         ('{"label": "' + "a" * 5_000_000 + '"}', "not read: above 4194304 bytes"),
     ],
 )
@@ -239,7 +243,8 @@ def test_members_are_where_tarfile_has_them(tmp_path: Path, form: int) -> None:
     long = ("d" * 60 + "/") * (1 if form == tarfile.USTAR_FORMAT else 4) + "e" * 80 + ".mp4"
     contents = {"a.mp4": b"1" * 700, "./b.mp4": b"", "d/c.mp4": b"3" * 512, long: b"4" * 1025, "ü.mp4": b"5"}
     with tarfile.open(tmp_path / "s.tar", "w", format=form) as archive:
-        add(archive, "d", type=tarfile.DIRTYPE, data=b"")
+        for name in (".", "./", "d", "/", ".."):
+            add(archive, name, type=tarfile.DIRTYPE, data=b"")
         for name, data in contents.items():
             add(archive, name, data)
     folder = TarFolder(Folder(str(tmp_path)))
