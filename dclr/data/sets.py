@@ -36,6 +36,8 @@ def choose(shards: ShardSet, samples_N: np.ndarray, choice: Choice) -> np.ndarra
 
     Raises InputError where none is left, or the index does not hold what decides.
     """
+    if not choice.chosen_by:
+        return samples_N
     motion_N, seconds_N, video_N = shards.motion_N[samples_N], shards.seconds_N[samples_N], shards.video_N[samples_N]
     if choice.by_motion and np.isnan(motion_N).any():
         cues = shards.manifest.options.get("cues", [])

@@ -63,7 +63,7 @@ def test_frames_are_the_source_in_colour_and_order(tmp_path: Path, suffix: str, 
     encode(source, 25, tmp_path / f"v{suffix}")
     done = stored(tmp_path / f"v{suffix}", size=96, codec=codec)
     assert done.size == (96, 128) and done.meta.fps == 25
-    assert done.meta.source == Source(f"v{suffix}", 128, 96, 0)
+    assert done.meta.source == Source(f"v{suffix}", 128, 96, 0, content=done.meta.source.content)
     frames = done.frames(range(12))
     assert len(done) == 12 and all(psnr(a, b) > 28 for a, b in zip(frames, source, strict=True))
     assert psnr(frames[0], source[6]) < 20
@@ -188,7 +188,7 @@ def test_the_headers_rate_stays_where_timestamps_agree(tmp_path: Path, suffix: s
 
 def test_packets_that_are_fields_do_not_double_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "v.mkv", moving_square(20), "ffv1", "yuv420p")
-    monkeypatch.setattr(OpenedVideo, "_packets", lambda self: list(range(0, 800, 20)))  # milliseconds: 40 fields
+    monkeypatch.setattr(OpenedVideo, "_packet_times", lambda self: list(range(0, 800, 20)))  # milliseconds: 40 fields
     done = stored(tmp_path / "v.mkv", size=32)
     assert done.meta.fps == 25 and done.meta.source.rate is None
 

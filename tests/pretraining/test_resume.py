@@ -354,7 +354,7 @@ def test_a_run_of_two_sets_goes_on_within_an_epoch_with_the_same_bits(
     assert kept["config"]["share"] == 0.5 and kept["loader"]["parts"] == [7, 3]
     assert set((kept["model"]["queue.video_K"] % 2).tolist()) == {0, 1}  # ids of both
     other = refuse(*command, tmp_path / "cut", "--weights", "0.6", "0.4")
-    assert "--weights 0.6 0.4: the run in" in other and "was made with 0.7 0.3" in other
+    assert "--weights 0.6,0.4: the run in" in other and "was made with 0.7,0.3" in other
     assert "--share 0.25: the run in" in refuse(*command, tmp_path / "cut", "--share", "25%")
 
 
