@@ -144,6 +144,9 @@ def test_videos_of_two_sets_have_ids_of_their_own_and_classes_of_one_name_are_on
     assert both.labels["action"].reshape(3, 25, 2)[:, 7].tolist() == [[0, 1], [2, 0], [0, 1]]
     assert both.labels["scene"].tolist() == [-1] * 50 + [0] * 50 + [-1] * 50
     assert list(both.keys[n] for n in (0, 49, 50, 149)) == ["v0", "v49", "v0", "v49"]
+    seen = TrainLoader(both, np.arange(150), CLIP, clips=1, batch=150, seed=0).plan.rows(0)[1]
+    orders = [tuple(seen[seen // 50 == number] % 50) for number in range(3)]
+    assert len(set(orders)) == 3 and all(sorted(order) == list(range(50)) for order in orders)
     with pytest.raises(InputError, match=rf"--shards {tmp_path}/a: the same set twice; --weights says how much"):
         JoinedSets([sets[0], sets[1], ShardSet(tmp_path / "a", keep_damaged=True)])
 
@@ -259,19 +262,15 @@ def test_a_set_behind_a_url_beside_one_on_this_machine(pair: tuple[ShardSet, Sha
         mixed((other,), weights=(), cache=cache)
 
 
-@needs("aiohttp")
 def test_sets_share_a_cache_without_driving_each_other_out(pair: tuple[ShardSet, ShardSet], tmp_path: Path) -> None:
-    with (
-        serving(FileServer, folder=Path(pair[0].root.place)) as (first, port),
-        serving(FileServer, folder=Path(pair[1].root.place)) as (second, port2),
-    ):
-        sets = ShardSet(f"http://127.0.0.1:{port}"), ShardSet(f"http://127.0.0.1:{port2}")
-        size = int(sum(sum(shards.size_N[shards.select(["train"])]) for shards in sets))
-        cache = Cache(tmp_path / "cache", size // 2)  # full before all was seen
-        take(mixed(sets, weights=(), cache=cache), 24)
-        kept = {path.parent.name for path in (tmp_path / "cache").glob("*/*")}
-        assert all(kept & {tar.sha256[:32] for tar in shards.tars} for shards in sets)
-        assert first.requests and second.requests
+    """Each sample has a place of its own, also where both sets have one at the same byte of a shard of one name."""
+    both, cache = JoinedSets(pair), Cache(tmp_path / "cache", 20_000)
+    turns = [number for n in range(20) for number in (n, len(pair[0]) + n)]
+    for count, sample in enumerate(turns):
+        assert not cache.has(both, sample)
+        cache.write(both, sample, bytes(1000))
+        assert all(cache.has(both, one) for one in turns[: min(count + 1, 20)])
+    assert not cache.has(both, turns[20]) and cache.full
 
 
 def test_videos_that_train_and_test_are_named_with_both_keys(tmp_path: Path) -> None:
