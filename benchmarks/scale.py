@@ -79,12 +79,12 @@ def plans(folder: Path) -> None:
     import numpy as np
 
     from dclr.data.manifest import ShardSet
-    from dclr.data.plan import Plan, Stream
+    from dclr.data.plan import Permutations, Plan
 
     shards = ShardSet(folder)
     samples_N = shards.select(["train"])
     began = time.perf_counter()
-    plan = Plan(Stream(samples_N, shards.shard_N, 0), BATCH)
+    plan = Plan(Permutations(samples_N, shards.shard_N, 0), BATCH)
     seen = np.zeros(SAMPLES, np.int64)
     owners = 0
     for rank in range(RANKS):

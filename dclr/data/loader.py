@@ -29,7 +29,7 @@ from dclr.data.config import ON_ERROR
 from dclr.data.fetch import Arrivals, Cache, Row, fetch_ahead
 from dclr.data.manifest import ShardSet
 from dclr.data.pages import PREFETCH, Cut, Pages, Sample, Shapes, received, stack
-from dclr.data.plan import Mixture, Plan, Stream, whole_parts
+from dclr.data.plan import Mixture, Permutations, Plan, whole_parts
 from dclr.data.workers import signals_blocked, start_worker, worker_context
 from dclr.errors import InputError
 from dclr.record import FormatError, Record
@@ -335,7 +335,7 @@ class TrainLoader:
         self.step, self._batches = state["step"], None
 
 
-def _source(shards: ShardSet, samples_N: np.ndarray, seed: int, weights: Sequence[float]) -> Stream | Mixture:
+def _source(shards: ShardSet, samples_N: np.ndarray, seed: int, weights: Sequence[float]) -> Permutations | Mixture:
     """The samples of a set, or of several in turns, pass after pass."""
     set_N = np.searchsorted(shards.first_S, samples_N, side="right") - 1
     of_S = [samples_N[set_N == number] for number in range(len(shards.roots))]
@@ -344,8 +344,8 @@ def _source(shards: ShardSet, samples_N: np.ndarray, seed: int, weights: Sequenc
             raise InputError(f"no sample of {root} is selected: choose more splits, or leave the set out")
     parts = whole_parts(weights, [len(of) for of in of_S])
     if len(parts) == 1:
-        return Stream(samples_N, shards.shard_N[samples_N], seed)
-    return Mixture(tuple(Stream(of, shards.shard_N[of], f"{seed}, set {n}") for n, of in enumerate(of_S)), parts)
+        return Permutations(samples_N, shards.shard_N[samples_N], seed)
+    return Mixture(tuple(Permutations(of, shards.shard_N[of], f"{seed}, set {n}") for n, of in enumerate(of_S)), parts)
 
 
 def eval_loader(

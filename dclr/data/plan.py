@@ -1,7 +1,7 @@
 """Which rank reads which samples at which step: a pure function of (selection, seed, epoch, global batch).
 
-A set is a stream of its samples, pass after pass (:class:`Stream`); several sets take turns in one (:class:`Mixture`). The
-epoch is a piece of that stream, as one list, cut into global batches (:class:`Plan`); rank r of n takes the r-th of n equal
+A set is a stream of its samples, pass after pass (:class:`Permutations`); several sets take turns in one (:class:`Mixture`).
+An epoch is a piece of that stream, as one list, cut into global batches (:class:`Plan`). Rank r of n takes the r-th of n equal
 slices of every batch, so each rank has the same number of steps by construction and the joined batch is the same for any n.
 Nothing here is kept between steps: step 1,000,000 is as quick to find as step 0, which is what makes resuming exact and free.
 """
@@ -45,7 +45,7 @@ def epoch_order(samples_N: np.ndarray, shard_N: np.ndarray, seed: int | str, epo
 
 
 @dataclass(frozen=True, eq=False)
-class Stream:
+class Permutations:
     """The selected samples of a set, pass after pass without an end, each pass in an order of its own.
 
     Args:
@@ -138,7 +138,7 @@ class Mixture:
         streams: one a set; each has larger numbers of samples than those before it.
     """
 
-    streams: tuple[Stream, ...]
+    streams: tuple[Permutations, ...]
     parts: tuple[int, ...]
     endless = True  # each epoch begins where the one before it ended
 
@@ -167,7 +167,7 @@ class Mixture:
         return passes, samples
 
     def instead(self, number: int, sample: int, attempt: int) -> int:
-        """The sample of the same set that replaces a damaged one, as in :meth:`Stream.instead`."""
+        """The sample of the same set that replaces a damaged one, as in :meth:`Permutations.instead`."""
         stream = next(one for one in self.streams if sample <= one.samples_N.max())
         return stream.instead(number, sample, attempt)
 
@@ -185,7 +185,7 @@ class Plan:
         InputError: fewer samples than a batch, or an unknown ``last``.
     """
 
-    source: Stream | Mixture
+    source: Permutations | Mixture
     batch: int
     passes: int = 1
     last: str = "drop"
@@ -222,7 +222,7 @@ class Plan:
         the pass over the set and the sample. Raises InputError where the batch does not divide over the ranks.
 
         >>> samples = np.arange(8)
-        >>> plan = Plan(Stream(samples, np.zeros(8, np.int64), seed=0), batch=4)
+        >>> plan = Plan(Permutations(samples, np.zeros(8, np.int64), seed=0), batch=4)
         >>> whole, half = plan.rows(step=1)[1], plan.rows(step=1, rank=1, world=2)[1]
         >>> plan.steps, whole[2:].tolist() == half.tolist()
         (2, True)

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dclr.data import plan
-from dclr.data.plan import Mixture, Plan, Stream, turns, whole_parts
+from dclr.data.plan import Mixture, Permutations, Plan, turns, whole_parts
 from dclr.draws import generator
 from dclr.errors import InputError
 
 SAMPLES = np.arange(0, 500, 2)
 SHARDS = SAMPLES // 10
-STREAM = Stream(SAMPLES, SHARDS, 0)
+STREAM = Permutations(SAMPLES, SHARDS, 0)
 
 
 def joined(some: Plan, steps: range, world: int = 1) -> np.ndarray:
@@ -87,7 +87,7 @@ def test_batches_that_cannot_be_made_are_refused() -> None:
     with pytest.raises(InputError, match="does not divide over 3 processes"):
         Plan(STREAM, 8).rows(0, 0, 3)
     with pytest.raises(InputError, match="5 samples selected, fewer than one batch of 8"):
-        Plan(Stream(SAMPLES[:5], SHARDS[:5], 0), 8)
+        Plan(Permutations(SAMPLES[:5], SHARDS[:5], 0), 8)
     with pytest.raises(InputError, match="--last-batch pad: expected one of drop, wrap"):
         Plan(STREAM, 8, last="pad")
 
@@ -121,7 +121,7 @@ def mixture(lengths: list[int], weights: list[float] | None = None, seed: int = 
     """Sets of these lengths, whose samples are numbered one after another."""
     first_S = np.cumsum([0, *lengths])
     samples_S = [np.arange(first, last) for first, last in itertools.pairwise(first_S)]
-    streams = tuple(Stream(samples, samples // 10, f"{seed}, set {n}") for n, samples in enumerate(samples_S))
+    streams = tuple(Permutations(samples, samples // 10, f"{seed}, set {n}") for n, samples in enumerate(samples_S))
     return Mixture(streams, whole_parts(weights or [], lengths))
 
 

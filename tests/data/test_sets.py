@@ -280,6 +280,8 @@ def test_videos_that_train_and_test_are_named_with_both_keys(tmp_path: Path) -> 
         replace(ENTRY, key="copy", video="other/copy.mp4", content=same, splits=["test"]),
         replace(ENTRY, key="first", video="long.mp4[0:50]", content=part),
         replace(ENTRY, key="second", video="long.mp4[50:90]", content=part[::-1], splits=["test"]),
+        replace(ENTRY, key="early", video="hour.mp4[0.5:1e+16]"),
+        replace(ENTRY, key="late", video="hour.mp4[90.25:]", splits=["test"]),
         replace(ENTRY, key="older", video="older.mp4"),
         replace(ENTRY, key="oldest", video="oldest.mp4", splits=["test"]),
         replace(ENTRY, key="both", video="both.mp4", splits=["test", "train"]),
@@ -288,13 +290,13 @@ def test_videos_that_train_and_test_are_named_with_both_keys(tmp_path: Path) -> 
     train_N, test_N = shards.select(["train"]), shards.select(["test"])
     found = same_videos(shards, train_N, test_N)
     assert {what: sorted(pairs) for what, pairs in found.items()} == {
-        "of the same file": [("both", "both"), ("first", "second")],
+        "of the same file": [("both", "both"), ("early", "late"), ("first", "second")],
         "the same packets": [("one", "copy")],
     }
     assert "warning: 1 videos are in train and in test (the same packets): one and copy" in leaks(
         shards, ["train"], ["test"], train_N, test_N
     )
-    assert leaks(shards, ["train"], ["test"], train_N[2:3], test_N[:3]) == []
+    assert leaks(shards, ["train"], ["test"], train_N[3:4], test_N[:4]) == []
     shards = indexed(
         tmp_path / "many",
         [

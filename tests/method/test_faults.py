@@ -20,7 +20,7 @@ from dclr.data.clips import ClipConfig
 from dclr.data.config import Choice
 from dclr.data.loader import TrainLoader
 from dclr.data.manifest import ShardSet
-from dclr.data.plan import Plan, Stream
+from dclr.data.plan import Permutations, Plan
 from dclr.method import losses, norm, views
 from dclr.method.backbones import ARCHITECTURES, build
 from dclr.method.model import DCLR, Output
@@ -269,7 +269,7 @@ def test_fault_10_no_flag_is_dead_and_blur_is_drawn_for_every_clip(synthetic_set
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_fault_11_the_ranks_split_one_order(world: int) -> None:
     """No video twice in a batch, each exactly once in an epoch, on any number of ranks."""
-    plan = Plan(Stream(np.arange(120), np.zeros(120, np.int64), seed=0), batch=12)
+    plan = Plan(Permutations(np.arange(120), np.zeros(120, np.int64), seed=0), batch=12)
     seen = [plan.rows(at, rank, world)[1] for at in range(plan.steps) for rank in range(world)]
     assert sorted(np.concatenate(seen).tolist()) == list(range(120))
 
