@@ -55,7 +55,7 @@ FAILURES = "failures.jsonl"
 SHA256 = re.compile(r"[0-9a-f]{64}")  # it names folders of a cache
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")  # a manifest is hostile input: no path escapes the set's folder
 OPTIONAL_COLUMNS = {"path": "<i8", "motion": "<f8", "content": "<i8"}  # of the index, each with a row a sample
-SPAN = re.compile(r"\[\d+:\d+\]\Z")  # of frames, behind the path in the id of a video that is a part of a file
+SPAN = re.compile(r"\[[\d.e+-]+:[\d.e+-]*\]\Z")  # behind the path in the id of a video that is a part of a file
 
 
 @dataclass(frozen=True)

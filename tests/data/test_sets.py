@@ -262,19 +262,15 @@ def test_a_set_behind_a_url_beside_one_on_this_machine(pair: tuple[ShardSet, Sha
         mixed((other,), weights=(), cache=cache)
 
 
-@needs("aiohttp")
 def test_sets_share_a_cache_without_driving_each_other_out(pair: tuple[ShardSet, ShardSet], tmp_path: Path) -> None:
-    with (
-        serving(FileServer, folder=Path(pair[0].root.place)) as (first, port),
-        serving(FileServer, folder=Path(pair[1].root.place)) as (second, port2),
-    ):
-        sets = ShardSet(f"http://127.0.0.1:{port}"), ShardSet(f"http://127.0.0.1:{port2}")
-        size = int(sum(sum(shards.size_N[shards.select(["train"])]) for shards in sets))
-        cache = Cache(tmp_path / "cache", size // 2)  # full before all was seen
-        take(mixed(sets, weights=(), cache=cache), 24)
-        kept = {path.parent.name for path in (tmp_path / "cache").glob("*/*")}
-        assert all(kept & {tar.sha256[:32] for tar in shards.tars} for shards in sets)
-        assert first.requests and second.requests
+    """Each sample has a place of its own, also where both sets have one at the same byte of a shard of one name."""
+    both, cache = JoinedSets(pair), Cache(tmp_path / "cache", 20_000)
+    turns = [number for n in range(20) for number in (n, len(pair[0]) + n)]
+    for count, sample in enumerate(turns):
+        assert not cache.has(both, sample)
+        cache.write(both, sample, bytes(1000))
+        assert all(cache.has(both, one) for one in turns[: min(count + 1, 20)])
+    assert not cache.has(both, turns[20]) and cache.full
 
 
 def test_videos_that_train_and_test_are_named_with_both_keys(tmp_path: Path) -> None:
@@ -284,6 +280,8 @@ def test_videos_that_train_and_test_are_named_with_both_keys(tmp_path: Path) -> 
         replace(ENTRY, key="copy", video="other/copy.mp4", content=same, splits=["test"]),
         replace(ENTRY, key="first", video="long.mp4[0:50]", content=part),
         replace(ENTRY, key="second", video="long.mp4[50:90]", content=part[::-1], splits=["test"]),
+        replace(ENTRY, key="early", video="hour.mp4[0.5:1e+16]"),
+        replace(ENTRY, key="late", video="hour.mp4[90.25:]", splits=["test"]),
         replace(ENTRY, key="older", video="older.mp4"),
         replace(ENTRY, key="oldest", video="oldest.mp4", splits=["test"]),
         replace(ENTRY, key="both", video="both.mp4", splits=["test", "train"]),
@@ -292,13 +290,13 @@ def test_videos_that_train_and_test_are_named_with_both_keys(tmp_path: Path) -> 
     train_N, test_N = shards.select(["train"]), shards.select(["test"])
     found = same_videos(shards, train_N, test_N)
     assert {what: sorted(pairs) for what, pairs in found.items()} == {
-        "of the same file": [("both", "both"), ("first", "second")],
+        "of the same file": [("both", "both"), ("early", "late"), ("first", "second")],
         "the same packets": [("one", "copy")],
     }
     assert "warning: 1 videos are in train and in test (the same packets): one and copy" in leaks(
         shards, ["train"], ["test"], train_N, test_N
     )
-    assert leaks(shards, ["train"], ["test"], train_N[2:3], test_N[:3]) == []
+    assert leaks(shards, ["train"], ["test"], train_N[3:4], test_N[:4]) == []
     shards = indexed(
         tmp_path / "many",
         [

@@ -82,6 +82,13 @@ def test_the_difference_is_signed_and_starts_with_its_second_entry(tmp_path: Pat
     assert done.array("grid")[4].astype(float).mean() == pytest.approx(done.array("energy")[4], rel=0.01)
 
 
+def test_what_a_segment_is_depends_on_its_place_too(tmp_path: Path) -> None:
+    """When the first of them is found to be whole, the packets of both are read."""
+    encode(moving_square(11), 25, tmp_path / "v.mp4")
+    contents = [done.meta.source.content for done in transcode(tmp_path / "v.mp4", Options(size=32, segment=0.4))]
+    assert len(contents) == len(set(contents)) == 2
+
+
 @pytest.mark.parametrize("codec", ["jpeg", "h264"])
 def test_a_single_frame_is_still(tmp_path: Path, codec: str) -> None:
     encode(moving_square(1), 25, tmp_path / "v.avi")
