@@ -83,7 +83,7 @@ class TarFolder(Folder):
         """As :meth:`Folder.listing`, of the members. One that is not taken is told as ``TAR: NAME``."""
         found, others = self._folder.listing()
         tars = [path for path in sorted(found) if suffix_of(path) == ".tar" and no_video(path) != HIDDEN]
-        for path in found.keys() - set(tars):
+        for path in sorted(found.keys() - set(tars)):
             compressed = re.search(r"\.(tgz|tar\.(gz|bz2|xz|zst))\Z", path, re.I)
             others[path] = COMPRESSED if compressed else no_video(path) or IN_NO_TAR
         self._members, self.texts = {}, {}
