@@ -177,17 +177,28 @@ def cell(flow: Tensor, t: int, y: int, x: int, shape: tuple[int, int, int]) -> T
 
 
 def flow_error(p: Parameters, features: Tensor, flows: Tensor, power: list[Tensor]) -> Tensor:
-    """The squared error of eight predicted vectors at each position of F(v), (N, C', T', H', W'), where the mean square of the
-    flow is 1; ``power`` has the running mean square, if there was a batch before."""
-    weight, said, meant = p["predictor.weight"][:, :, 0, 0, 0], [], []
-    shape = (8 * features.shape[2], features.shape[3], features.shape[4])
-    for n, flow in enumerate(flows):
-        for t, y, x in itertools.product(*map(range, shape)):
-            said.append((weight @ features[n, :, t // 8, y, x] + p["predictor.bias"])[[t % 8, 8 + t % 8]])
-            meant.append(cell(flow, t, y, x, shape))
-    mean = torch.stack([(vector**2).sum() for vector in meant]).sum() / (2 * len(meant))
-    power[:] = [0.99 * power[0] + 0.01 * mean if power else mean]
-    return sum(((a - b / power[0].sqrt()) ** 2).sum() for a, b in zip(said, meant, strict=True)) / (2 * len(said))
+    """The mean of two errors where the mean square of what is predicted is 1: of eight vectors at each position of F(v),
+    (N, C', T', H', W'), and of their means over the positions of a picture. ``power`` has the two running mean squares, if
+    there was a batch before."""
+    weight, times, positions = (
+        p["predictor.weight"][:, :, 0, 0, 0],
+        8 * features.shape[2],
+        features.shape[3] * features.shape[4],
+    )
+    said, meant = [], []  # vectors in pixels, or to be, by picture and position
+    for n, t in itertools.product(range(len(features)), range(times)):
+        places = list(itertools.product(range(features.shape[3]), range(features.shape[4])))
+        said.append([(weight @ features[n, :, t // 8, y, x] + p["predictor.bias"])[[t % 8, 8 + t % 8]] for y, x in places])
+        meant.append([cell(flows[n], t, y, x, (times, *features.shape[3:])) for y, x in places])
+    squares = [sum((vector**2).sum() for one in meant for vector in one) / (2 * positions * len(meant))]
+    squares.append(sum(((sum(one) / positions) ** 2).sum() for one in meant) / (2 * len(meant)))
+    power[:] = [0.99 * old + 0.01 * new for old, new in zip(power, squares, strict=True)] if power else squares
+    cells, pictures = 0.0, 0.0
+    for a, b in zip(said, meant, strict=True):
+        errors = [one * power[0].sqrt() - other for one, other in zip(a, b, strict=True)]
+        cells += sum((error**2).sum() for error in errors) / positions
+        pictures += ((sum(errors) / positions) ** 2).sum()
+    return (cells / power[0] + pictures / power[1]) / (2 * 2 * len(said))
 
 
 def step(

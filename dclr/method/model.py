@@ -34,7 +34,7 @@ Views = Mapping[str, torch.Tensor]  # v, s, d, each (B, 3, T, H, W)
 Embeddings = dict[str, torch.Tensor]  # each (B, D)
 Maps = dict[str, torch.Tensor]  # of views, each (B, T', H', W')
 Keys = tuple[Embeddings, Embeddings, Maps, Maps]  # see DCLR.keys
-FLOW_RATE = 0.01  # at which the mean square of the flow follows a batch's
+FLOW_RATE = 0.01  # at which the mean squares of the flow follow a batch's
 
 
 class Encoder(nn.Module):
@@ -185,7 +185,7 @@ class DCLR(nn.Module):
         self.queue = Queue(queue_length, self.method.rings, self.method.dim, descriptor)
         if self.method.flow_weight:
             self.predictor = nn.Conv3d(backbone.channels, 2 * losses.FLOW_STEPS, 1)
-            self.register_buffer("flow_power", torch.zeros(()))
+            self.register_buffer("flow_power", torch.zeros(2))  # of a cell, and of the picture's mean
         self.precision = precision
 
     @torch.no_grad()
@@ -288,17 +288,21 @@ class DCLR(nn.Module):
             terms["align"] = method.alignment * losses.alignment(raw["v"], list(target.values()), method.align_target)
         if method.flow_weight:
             predicted = self.predictor(losses.at_least_float32(features["v"]))
-            terms["flow"] = self.flow_weight * (predicted - self.flow_target(q["c"], features["v"])).square().mean()
+            terms["flow"] = self.flow_weight * self.flow_error(predicted, q["c"])
         stats["mined"] = alike_BK.float().sum(1).mean()
         return terms, stats, key, alike_BK
 
-    def flow_target(self, flow_B2THW: torch.Tensor, features_BCTHW: torch.Tensor) -> torch.Tensor:
-        """What is to be predicted at each position of the map, (B, 2 * FLOW_STEPS, T', H', W'), divided by its root mean square
-        over the batches so far: then neither the head's first weights nor AdamW's steps depend on the picture's size."""
-        target = losses.flow_cells(flow_B2THW, features_BCTHW.shape[2:])
-        power = total(target.square().mean()) / world()
-        self.flow_power.copy_(torch.where(self.flow_power > 0, self.flow_power.lerp(power, FLOW_RATE), power))
-        return target / self.flow_power.clamp(min=1e-6).sqrt()
+    def flow_error(self, predicted_BCTHW: torch.Tensor, flow_B2THW: torch.Tensor) -> torch.Tensor:
+        """The mean square of what was predicted less the flow, and that of its means over the picture, averaged: a scalar.
+
+        Each is divided by the flow's own mean square over the batches so far, cell by cell or of its means. So it is 1 where no
+        motion is predicted, and neither the head's first weights nor AdamW's steps depend on the picture's size."""
+        cells = losses.flow_cells(flow_B2THW, predicted_BCTHW.shape[2:])
+        power_2 = total(torch.stack([cells.square().mean(), cells.mean((3, 4)).square().mean()])) / world()
+        self.flow_power.copy_(torch.where(self.flow_power > 0, self.flow_power.lerp(power_2, FLOW_RATE), power_2))
+        cell, picture = self.flow_power.clamp(min=1e-6)
+        error = predicted_BCTHW - cells / cell.sqrt()
+        return (error.square().mean() + error.mean((3, 4)).square().mean() * cell / picture) / 2
 
     def keys(self, q: Views, k: Views, step: int) -> list[Keys]:
         """What f_k, or the view's own follower, gives for the query clip ``q``, and in a symmetric method then for ``k`` as the

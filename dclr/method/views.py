@@ -22,6 +22,7 @@ STD = (0.229, 0.224, 0.225)
 GREY = (0.299, 0.587, 0.114)  # red's, green's and blue's part in it: ITU-R BT.601
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # as draw_colours numbers them
 NEUTRAL = (1, 1, 1, 0)  # their factors that change nothing
+PLAIN = np.array((*NEUTRAL, *range(4), 0, 0), np.float32)  # the draw that changes nothing
 # A shortest sequence out of which each of the 24 orders can be picked; hue, which costs most, comes only twice.
 EVERY_ORDER = (
     BRIGHTNESS, CONTRAST, SATURATION, HUE, BRIGHTNESS, CONTRAST, SATURATION, BRIGHTNESS, HUE, CONTRAST, BRIGHTNESS, SATURATION,
@@ -259,9 +260,11 @@ def make_views(
     part: slice = slice(None),
     names: str = "vsd",
     jitter: str = "torchvision",
+    plain: bool = False,
 ) -> dict[str, torch.Tensor]:
     """The views ``names`` (v, and any of s, d and c) of clip number ``clip`` of the videos ``part``, all by default, of a
-    training batch (dclr/data/loader.py). ``jitter`` is one of :data:`dclr.data.clips.JITTERS`.
+    training batch (dclr/data/loader.py). ``jitter`` is one of :data:`dclr.data.clips.JITTERS`; a ``plain`` clip keeps its
+    colours.
 
     Returns:
         v, s, d: float32 (B, 3, T, H, W) on ``device``: the RGB clip; one of its frames T times, with colours of its own;
@@ -271,6 +274,8 @@ def make_views(
     """
     batch = {name: value[part] for name, value in batch.items()}
     rgb_BTHWC, colours = sent(batch["rgb"][:, clip], device), batch["colours"][:, clip].numpy()
+    if plain:
+        colours = np.broadcast_to(PLAIN, colours.shape)
     videos, length, height, width = rgb_BTHWC.shape[:4]
     stills = videos if "s" in names else 0
     frames = torch.empty((3, videos * length + stills, height, width), device=device)  # those of v, then those of s

@@ -44,6 +44,7 @@ class Clips:
     jitter: str = setting(
         "torchvision", "of colours: torchvision's, or the authors' formulas", choices=JITTERS, before="torchvision"
     )
+    plain_query: bool = setting(False, "the query clip keeps its colours; the key clip's change", before=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,8 @@ class PretrainConfig(
             self.queue_length(0)
         if self.objective == "moco" and self.without:
             raise InputError(f"--objective moco --without {' '.join(self.without)}: moco has none of these parts")
+        if self.plain_query and self.symmetric:
+            raise InputError("--plain-query with --symmetric: there each clip is a query once; expected one of them")
         if self.in_batch and self.accumulate > 1:
             raise InputError(
                 f"--in-batch --accumulate {self.accumulate}: a part knows the keys of itself alone; expected one of them"

@@ -139,7 +139,8 @@ def train_step(
     for part in range(config.accumulate):
         mine = slice(part * share, (part + 1) * share)
         q, k = (
-            make_views(batch, clip, config.dynamic, bad.device, mine, config.method.inputs, config.jitter) for clip in (0, 1)
+            make_views(batch, clip, config.dynamic, bad.device, mine, config.method.inputs, config.jitter, plain)
+            for clip, plain in enumerate((config.plain_query, False))
         )
         with distributed.unsynchronised(parallel, part + 1 < config.accumulate):
             outputs.append(parallel(q, k, batch["video"][mine], step, part == 0))

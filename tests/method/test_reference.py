@@ -137,7 +137,7 @@ def expected(case: steps.Case, groups: int) -> list[steps.Result]:
         for name, parameters in (("f_q", f_q), ("f_k", f_k), *of_others):
             result |= {n if "predictor" in n else f"{name}.{n}": p.detach().clone() for n, p in parameters.items()}
         if power:
-            result["flow_power"] = power[0].clone()
+            result["flow_power"] = torch.stack(power)
         if "c" in rings.keys:
             result["queue.cue_KE"] = torch.stack(rings.keys["c"])
         result["queue.keys_RKD"] = torch.stack([torch.stack(rings.keys[ring]) for ring in queue.rings])

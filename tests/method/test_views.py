@@ -204,6 +204,16 @@ def test_seams_are_held_and_v_and_s_have_colours_of_their_own() -> None:
     torch.testing.assert_close(made["s"][0, :, 0], views.normalise(rgb * 0.7)[0, :, int(data["still"][0, 0])])
 
 
+def test_a_plain_clip_keeps_its_colours() -> None:
+    data = batch()
+    data["colours"][:] = torch.from_numpy(draw_colours(np.random.default_rng(1)))
+    rgb = views.normalise(views.to_clip(data["rgb"][:, 0]))
+    made = views.make_views(data, 0, "rgbdiff", torch.device("cpu"), plain=True)
+    torch.testing.assert_close(made["v"], rgb)
+    torch.testing.assert_close(made["s"][0, :, 0], rgb[0, :, int(data["still"][0, 0])])
+    assert not torch.allclose(views.make_views(data, 0, "rgbdiff", torch.device("cpu"))["v"], rgb, atol=0.1)
+
+
 @pytest.mark.parametrize(("dynamic", "first"), [("rgbdiff", 2), ("cue", 0), ("flow", 0)])
 def test_a_seam_at_the_second_frame_spoils_the_first_entry_only_where_it_is_the_seconds_copy(dynamic: str, first: int) -> None:
     """Differences within the clip have no entry 0 of their own, the stored cues have."""

@@ -337,6 +337,7 @@ def test_precision_is_resolved_or_refused() -> None:
         ({"static_momentum": 0.0, "bn_views": "shared"}, "--static-momentum 0.0 with --bn-views shared: there one encoder"),
         ({"dynamic_momentum": 2.0}, "--dynamic-momentum 2.0: expected 0 to 1"),
         ({"mine_by": "s", "without": ("static",)}, "--mine-by s: that view is left out"),
+        ({"plain_query": True, "symmetric": True}, "--plain-query with --symmetric"),
         ({"mine_by": "sound"}, "--mine-by sound: expected one of both, s, d, energy, flow"),
         ({"mine_by": "flow", "dynamic": "cue"}, "--mine-by flow with --dynamic cue: a clip has one stored cue"),
         ({"bn": "local", "bn_groups": 0}, "--bn-groups 0"),

@@ -310,7 +310,7 @@ LEVERS = (
     "--in-batch", "--static-weight", "0.5", "--dynamic-weight", "2", "--dynamic-key", "same", "--head-init", "authors",
     "--optimiser", "adamw", "--flow-weight", "2", "--flow-weight-end", "0.5",
     "--static-momentum", "0.99", "--dynamic-momentum", "0.5", "--mining-momentum", "0.7", "--mine-by", "flow",
-    "--align-maps", "key", "--align-target", "raw", "--jitter", "authors",
+    "--align-maps", "key", "--align-target", "raw", "--jitter", "authors", "--plain-query",
 )  # fmt: skip
 
 

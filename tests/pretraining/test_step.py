@@ -16,7 +16,7 @@ from dclr.data.clips import draw_colours
 from dclr.hardware import place
 from dclr.method.backbones import build
 from dclr.method.model import DCLR
-from dclr.method.views import make_views
+from dclr.method.views import make_views, normalise, to_clip
 from dclr.pretraining import pretrain
 from dclr.pretraining.config import PretrainConfig
 from dclr.pretraining.pretrain import make_optimiser, train_step
@@ -72,6 +72,20 @@ def step(config: PretrainConfig, model: DCLR, scale: float = 0.0) -> tuple[int, 
     bad = torch.zeros((), dtype=torch.int64)
     _, _, gradient = train_step(config, model, make_optimiser(model, config), scaler, batch(config), 0, bad)
     return int(bad), float(gradient), scaler
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_plain_query_is_the_clip_itself_and_the_key_never_is(plain: bool) -> None:
+    config = configured(plain_query=plain)
+    model, data, seen = (
+        mock.Mock(side_effect=StopIteration),
+        batch(config),
+        [normalise(to_clip(x)) for x in batch(config)["rgb"].unbind(1)],
+    )
+    with pytest.raises(StopIteration):
+        train_step(config, model, mock.Mock(), mock.Mock(), data, 0, torch.zeros(()))
+    alike = [torch.allclose(clip["v"], rgb, atol=1e-5) for clip, rgb in zip(model.call_args.args[:2], seen, strict=True)]
+    assert alike == [plain, False]
 
 
 def test_the_gradient_is_clipped_to_a_norm_and_told_as_it_was() -> None:
