@@ -263,8 +263,8 @@ def make_views(
     plain: bool = False,
 ) -> dict[str, torch.Tensor]:
     """The views ``names`` (v, and any of s, d and c) of clip number ``clip`` of the videos ``part``, all by default, of a
-    training batch (dclr/data/loader.py). ``jitter`` is one of :data:`dclr.data.clips.JITTERS`; a ``plain`` clip keeps its
-    colours.
+    training batch (dclr/data/loader.py). ``jitter`` is one of :data:`dclr.data.clips.JITTERS`; the RGB frames of a ``plain``
+    clip keep their colours.
 
     Returns:
         v, s, d: float32 (B, 3, T, H, W) on ``device``: the RGB clip; one of its frames T times, with colours of its own;
@@ -274,13 +274,11 @@ def make_views(
     """
     batch = {name: value[part] for name, value in batch.items()}
     rgb_BTHWC, colours = sent(batch["rgb"][:, clip], device), batch["colours"][:, clip].numpy()
-    if plain:
-        colours = np.broadcast_to(PLAIN, colours.shape)
     videos, length, height, width = rgb_BTHWC.shape[:4]
     stills = videos if "s" in names else 0
     frames = torch.empty((3, videos * length + stills, height, width), device=device)  # those of v, then those of s
     frames[:, : videos * length] = rgb_BTHWC.flatten(0, 1).permute(3, 0, 1, 2)
-    draws = colours[:, 0].repeat(length, 0)
+    draws = np.tile(PLAIN, (videos * length, 1)) if plain else colours[:, 0].repeat(length, 0)
     if stills:
         still_B = sent(batch["still"][:, clip], device)
         frames[:, videos * length :] = rgb_BTHWC[torch.arange(videos, device=device), still_B].permute(3, 0, 1, 2)

@@ -44,7 +44,9 @@ class Clips:
     jitter: str = setting(
         "torchvision", "of colours: torchvision's, or the authors' formulas", choices=JITTERS, before="torchvision"
     )
-    plain_query: bool = setting(False, "the query clip keeps its colours; the key clip's change", before=False)
+    plain_query: bool = setting(
+        False, "the query clip's RGB frames keep their colours; its static view's and the key clip's change", before=False
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -204,14 +204,16 @@ def test_seams_are_held_and_v_and_s_have_colours_of_their_own() -> None:
     torch.testing.assert_close(made["s"][0, :, 0], views.normalise(rgb * 0.7)[0, :, int(data["still"][0, 0])])
 
 
-def test_a_plain_clip_keeps_its_colours() -> None:
+def test_the_rgb_frames_of_a_plain_clip_keep_their_colours() -> None:
     data = batch()
     data["colours"][:] = torch.from_numpy(draw_colours(np.random.default_rng(1)))
     rgb = views.normalise(views.to_clip(data["rgb"][:, 0]))
     made = views.make_views(data, 0, "rgbdiff", torch.device("cpu"), plain=True)
     torch.testing.assert_close(made["v"], rgb)
-    torch.testing.assert_close(made["s"][0, :, 0], rgb[0, :, int(data["still"][0, 0])])
-    assert not torch.allclose(views.make_views(data, 0, "rgbdiff", torch.device("cpu"))["v"], rgb, atol=0.1)
+    torch.testing.assert_close(made["d"], views.rgb_difference(rgb))
+    changed = views.make_views(data, 0, "rgbdiff", torch.device("cpu"))
+    assert not torch.allclose(changed["v"], rgb, atol=0.1)
+    torch.testing.assert_close(made["s"], changed["s"])  # the static view's change all the same
 
 
 @pytest.mark.parametrize(("dynamic", "first"), [("rgbdiff", 2), ("cue", 0), ("flow", 0)])
