@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import math
+import operator
 import re
 import tarfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -83,6 +84,7 @@ class Source:
 @dataclass(frozen=True)
 class SampleMeta:
     """``KEY.json``: the fields of shards/README.md. ``label`` and ``class_name`` (``class`` there) are None where unlabelled.
+    ``cuts`` are the frames at which a shot begins, but for the first.
 
     A set may lack what has a default here. Raises FormatError naming the field, what it is and what was expected.
     """
@@ -99,6 +101,7 @@ class SampleMeta:
     labels: dict[str, int] = field(default_factory=dict)
     splits: tuple[str, ...] = ()
     source: Source | None = None
+    cuts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         labels = self.labels.values() if isinstance(self.labels, dict) else [None]
@@ -114,6 +117,9 @@ class SampleMeta:
         _expect(self, "labels", all(map(_whole, labels)), "a number of a class for each kind of label")
         _expect(self, "splits", _texts(self.splits), "names of splits")
         _expect(self, "source", isinstance(self.source, Source | None), "a table")
+        rising = isinstance(self.cuts, tuple) and all(_whole(cut, 1, self.frames - 1) for cut in self.cuts)
+        rising = rising and all(map(operator.lt, self.cuts, self.cuts[1:]))
+        _expect(self, "cuts", rising, f"ascending numbers of frames, 1..{self.frames - 1}")
 
     def dumps(self) -> bytes:
         """UTF-8 JSON; the same fields give the same bytes."""
@@ -121,6 +127,8 @@ class SampleMeta:
         table["class"] = table.pop("class_name")
         if self.source is not None and self.source.rate is None:
             del table["source"]["rate"]
+        if not self.cuts:
+            del table["cuts"]
         return json.dumps(table, sort_keys=True, ensure_ascii=False).encode()
 
     @classmethod
@@ -131,7 +139,7 @@ class SampleMeta:
         if not isinstance(table, dict) or version != FORMAT_VERSION:
             raise FormatError(f"format version {plain(repr(version), LETTERS_SHOWN)}, this code reads version {FORMAT_VERSION}")
         table["class_name"] = table.pop("class", None)
-        table |= {name: tuple(table[name]) for name in ("cues", "splits") if isinstance(table.get(name), list)}
+        table |= {name: tuple(table[name]) for name in ("cues", "splits", "cuts") if isinstance(table.get(name), list)}
         if isinstance(table.get("source"), dict):
             table["source"] = _from_table(Source, table["source"])
         return _from_table(cls, table)
@@ -160,7 +168,9 @@ def _expect(part: Any, name: str, good: bool, expected: str) -> None:
         value = getattr(part, name)
         value = plain(repr(list(value) if isinstance(value, tuple) else value), LETTERS_SHOWN)
         shown = {"class_name": "class"}.get(name, name) if isinstance(part, SampleMeta) else f"source's {name}"
-        raise FormatError(f"{shown} {'are' if name in ('cues', 'labels', 'splits') else 'is'} {value}, expected {expected}")
+        raise FormatError(
+            f"{shown} {'are' if name in ('cues', 'labels', 'splits', 'cuts') else 'is'} {value}, expected {expected}"
+        )
 
 
 def stream_names(codec: str, prefix: str = "") -> tuple[str, ...]:

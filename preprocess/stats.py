@@ -21,6 +21,7 @@ def describe(folder: Folder, picture: Path) -> str:
     seconds = shards.frames_N / np.where(shards.fps_N > 0, shards.fps_N, DEFAULT_FPS)
     longest, shortest = int(np.argmax(seconds)), int(np.argmin(seconds))
     options = manifest.options
+    cut = int((shards.cuts_N > 0).sum())
     lines = [
         f"{folder}: {manifest.dataset}, {len(np.unique(shards.video_N))} videos in {len(shards)} samples and "
         f"{len(manifest.shards)} shards",
@@ -28,6 +29,7 @@ def describe(folder: Folder, picture: Path) -> str:
         f"cues {', '.join(options.get('cues', [])) or 'none'}{', stabilised' if options.get('stabilise') else ''}",
         f"length   {seconds.sum() / 3600:.2f} hours, {shards.frames_N.sum()} frames, {seconds.mean():.1f} s a sample",
         f"fps      {shards.fps_N.min():g} to {shards.fps_N.max():g}, median {np.median(shards.fps_N):g}",
+        f"cuts     {shards.cuts_N.sum()} in {cut} samples" if cut else "cuts     none",
         f"longest  {shards.keys[longest]}, {shards.frames_N[longest]} frames, {seconds[longest]:.1f} s",
         f"shortest {shards.keys[shortest]}, {shards.frames_N[shortest]} frames, {seconds[shortest]:.1f} s",
         f"bytes    {shards.size_N.sum() / 1e6:.1f} MB, {shards.size_N.mean() / 1e6:.2f} MB a sample, "

@@ -32,6 +32,7 @@ from dclr.cues import CUES, STILL, Cue, FramePair, flow_size
 from dclr.errors import InputError
 from dclr.record import CODECS, MAX_SIDE, SampleMeta, Source, array_name, cue_codec, pack_array, pack_offsets, stream_names
 from dclr.settings import check_values, setting
+from preprocess.cuts import Cuts
 from preprocess.motion import Motion
 
 WHICH = "which videos"  # a group of --help
@@ -240,9 +241,11 @@ class SampleEncoder:
         self._motion = Motion(options.cues, options.stabilise) if options.cues else None
         self._rgb = ENCODERS[options.codec](options.quality or 0, "", spool)
         self._cues = [CueEncoder(CUES[name], options, spool) for name in options.cues]
+        self._cuts = Cuts()
 
     def add(self, planes: Sequence[np.ndarray]) -> None:
         self._rgb.add(planes)
+        self._cuts.add(planes[0])
         self.frames += 1
         if self._motion is not None:
             self._luma = planes[0]
@@ -255,6 +258,9 @@ class SampleEncoder:
     def _keep(self, pair: FramePair) -> None:
         for cue in self._cues:
             cue.add(pair)
+
+    def cuts(self) -> tuple[int, ...]:
+        return self._cuts.finish()
 
     def members(self) -> dict[str, bytes | IO[bytes]]:
         if self._motion is not None and self.frames == 1:  # nothing to compare with: still
@@ -474,8 +480,9 @@ def transcode(
         def finished(sample: SampleEncoder, scaler: Scaler) -> Transcoded:
             source = Source(path.name, *scaler.source, sample.first, opened.rate)
             meta = SampleMeta(
-                path.name, sample.frames, scaler.width, scaler.height, options.codec, options.cues, opened.fps, source=source
-            )
+                path.name, sample.frames, scaler.width, scaler.height, options.codec, options.cues, opened.fps, source=source,
+                cuts=sample.cuts(),
+            )  # fmt: skip
             return Transcoded(sample.members(), meta)
 
         for number, frame in enumerate(opened.frames()):

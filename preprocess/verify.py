@@ -80,8 +80,9 @@ def verify(folder: Folder, deep: bool, workers: int) -> list[str]:
 def _same(joined: ShardSet, at: int, entry: Entry) -> bool:
     """Whether the set's joined index and the shard's own index say the same of a sample."""
     _, offset, size = joined.where(at)
-    return (joined.keys[at], offset, size, joined.crc32_N[at], joined.frames_N[at], joined.fps_N[at], joined.video_N[at]) == (
-        entry.key, entry.offset, entry.size, entry.crc32, entry.frames, entry.fps, video_id(entry.video)
+    columns = joined.crc32_N, joined.frames_N, joined.fps_N, joined.video_N, joined.cuts_N
+    return (joined.keys[at], offset, size, *(column[at] for column in columns)) == (
+        entry.key, entry.offset, entry.size, entry.crc32, entry.frames, entry.fps, video_id(entry.video), len(entry.cuts)
     ) and all(joined.labels[kind][at] == entry.labels.get(kind, -1) for kind in joined.labels)  # fmt: skip
 
 
@@ -136,8 +137,8 @@ def _sample_faults(data: memoryview, entry: Entry, deep: bool, rates: Counter[st
     try:
         record = unpack(data)
         meta = record.meta
-        said = (record.key, len(record), meta.video, meta.labels, list(meta.splits))
-        if said != (entry.key, entry.frames, entry.video, entry.labels, entry.splits):
+        said = (record.key, len(record), meta.video, meta.labels, list(meta.splits), list(meta.cuts))
+        if said != (entry.key, entry.frames, entry.video, entry.labels, entry.splits, entry.cuts):
             return [f"holds {said}, and the index says otherwise"]
         if meta.source is not None and meta.source.rate is not None:
             rates[meta.source.rate] += 1

@@ -235,6 +235,11 @@ SOURCE = {"path": "a/b.avi", "width": 320, "height": 240, "first": 0}
         ("labels", {"action": "walk"}, "labels are {'action': 'walk'}"),
         ("splits", "train", "splits are 'train', expected names of splits"),
         ("splits", [1], "splits are [1]"),
+        ("cuts", "4", "cuts are '4', expected ascending numbers of frames, 1..4"),
+        ("cuts", [2, 2], "cuts are [2, 2]"),
+        ("cuts", [0], "cuts are [0]"),
+        ("cuts", [5], "cuts are [5]"),
+        ("cuts", [1.0], "cuts are [1.0]"),
         ("source", "a.avi", "source is 'a.avi', expected a table"),
         ("source", {}, "source's path is None, expected a text"),
         ("source", SOURCE | {"width": 0}, "source's width is 0"),
@@ -262,11 +267,12 @@ def test_the_json_is_read_as_it_was_written() -> None:
     source = record.Source("a/b.avi", 320, 240, 7, "measured")
     full = replace(
         least, fps=29.97, label=3, class_name="日本語", labels={"action": 3}, splits=("train01",),
-        source=source,
+        source=source, cuts=(2, 4),
     )  # fmt: skip
     for meta in (least, full):
         assert SampleMeta.loads(meta.dumps()) == meta
     assert "rate" not in json.loads(replace(full, source=replace(source, rate=None)).dumps())["source"]
+    assert "cuts" not in json.loads(least.dumps())
     table = json.loads(full.dumps())
     assert (table["version"], table["class"], table["splits"], table["source"]["rate"]) == (
         2,

@@ -8,6 +8,7 @@ clip, shared by its RGB frames, its static frame and its stored cue.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -32,7 +33,8 @@ class ClipConfig:
     """What a clip is. ``frames`` T, ``stride`` between them, ``size`` S in pixels, ``min_scale`` the least share of the
     frame's area that RandomResizedCrop keeps, ``flip`` the probability of a horizontal flip, ``cue`` which of the stored
     cues comes with it (one of pictures, or energy), ``sample_motion`` whether a clip's start is drawn by the stored energy of
-    its frames. Raises InputError for what is none."""
+    its frames, ``cross_cuts`` whether a clip may show several shots where one is long enough. Raises InputError for what is
+    none."""
 
     frames: int = setting(16, "frames a clip", short="-fpc", least=1)
     stride: int = setting(2, "stored frames from one frame of a clip to the next", least=1)
@@ -41,6 +43,7 @@ class ClipConfig:
     flip: float = setting(0.5, "probability of a flip; 0 where left and right are labels", least=0, most=1)
     cue: str | None = None
     sample_motion: bool = setting(False, "draw starts by the stored motion energy")
+    cross_cuts: bool = setting(False, "let clips cross the cuts between shots", before=False)
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -68,31 +71,60 @@ def frame_indices(start: int, total: int, clip: ClipConfig) -> np.ndarray:
     return (start + np.arange(clip.frames) * clip.stride) % total
 
 
-def random_start(total: int, clip: ClipConfig, rng: np.random.Generator, energy_N: np.ndarray | None = None) -> int:
-    """A random start among those that fit. In a video that is shorter than the clip, and loops, any frame is a start.
+def clip_starts(total: int, clip: ClipConfig, cuts: Sequence[int] = ()) -> np.ndarray:
+    """The starts from which a clip fits into ``total`` frames and crosses no cut, ascending: int64 (S,).
+
+    Where no shot is long enough, all that fit. None fits in a video that is shorter than the clip.
+
+    >>> clip_starts(12, ClipConfig(frames=3, stride=2), cuts=[4, 6]).tolist()
+    [6, 7]
+    """
+    fit = np.arange(max(total - clip.span + 1, 0))
+    within = fit[np.searchsorted(cuts, fit, "right") == np.searchsorted(cuts, fit + clip.span - 1, "right")] if cuts else fit
+    return within if len(within) else fit
+
+
+def random_start(
+    total: int, clip: ClipConfig, rng: np.random.Generator, energy_N: np.ndarray | None = None, cuts: Sequence[int] = ()
+) -> int:
+    """A random one of :func:`clip_starts`. In a video that is shorter than the clip, and loops, any frame is a start.
 
     The draw is uniform. With ``energy_N``, float32 (total,), a start's probability is proportional to the energy of the frames
     that the clip spans; a video that loops or never moves stays uniform.
     """
-    starts = total - clip.span + 1
-    if starts < 1:
+    start_S = clip_starts(total, clip, cuts)
+    if not len(start_S):
         return int(rng.integers(total))
     if energy_N is not None:
         sums = np.concatenate([[0], np.cumsum(np.nan_to_num(energy_N, nan=0, posinf=0, neginf=0).clip(0), dtype=np.float64)])
-        reached = np.cumsum(sums[clip.span :] - sums[:starts])
+        reached = np.cumsum(sums[start_S + clip.span] - sums[start_S])
         if reached[-1] > 0:
-            return min(int(np.searchsorted(reached, rng.random() * reached[-1], side="right")), starts - 1)
-    return int(rng.integers(starts))
+            chosen = int(np.searchsorted(reached, rng.random() * reached[-1], side="right"))
+            return int(start_S[min(chosen, len(start_S) - 1)])
+    return int(start_S[rng.integers(len(start_S))])
 
 
-def uniform_starts(total: int, clip: ClipConfig, clips: int) -> list[int]:
-    """``clips`` evenly spaced starts, from the first that fits to the last. A single clip starts in the middle.
+def uniform_starts(total: int, clip: ClipConfig, clips: int, cuts: Sequence[int] = ()) -> list[int]:
+    """``clips`` evenly spaced ones of :func:`clip_starts`, from the first to the last. A single clip starts in the middle.
 
     >>> uniform_starts(100, ClipConfig(frames=16, stride=2), clips=4)
     [0, 23, 46, 69]
     """
-    last = max(total - clip.span, 0)
-    return [last // 2] if clips == 1 else [round(i * last / (clips - 1)) for i in range(clips)]
+    start_S = clip_starts(total, clip, cuts)
+    if not len(start_S):
+        return [0] * clips
+    last = len(start_S) - 1
+    places = [last // 2] if clips == 1 else [round(i * last / (clips - 1)) for i in range(clips)]
+    return start_S[places].tolist()
+
+
+def cue_entries(indices: np.ndarray, total: int, cuts: Sequence[int]) -> np.ndarray:
+    """The entries of the stored cues for these frames, of any shape.
+
+    The entry of a shot's first frame compares it with another shot. The next one takes its place, as a video's entry 0 equals
+    its entry 1.
+    """
+    return np.minimum(indices + np.isin(indices, cuts), total - 1) if cuts else indices
 
 
 def random_resized_crop(height: int, width: int, min_scale: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -229,15 +261,18 @@ def eval_shapes(clip: ClipConfig, clips: int, crops: int, moving: bool = False) 
     return {"rgb": (*shape, 3)} | ({"moving": shape} if moving else {})
 
 
-def moving_cells(grid_NGG: np.ndarray, indices_T: np.ndarray, stride: int) -> np.ndarray:
+def moving_cells(grid_NGG: np.ndarray, indices_T: np.ndarray, stride: int, cuts: Sequence[int] = ()) -> np.ndarray:
     """The cells of each frame of a clip in which something moves, by the stored energy: bool (T, G, G).
 
-    The energy of a cell in a frame is its mean over the stored frames between the clip's frame before and the one after. A cell
+    The energy of a cell in a frame is its mean over the stored frames of its shot between the clip's frame before and the one
+    after. A cell
     moves where that is above Otsu's threshold of all cells of the clip (the split into two classes of least variance; Otsu
     1979). In a clip without energy none moves.
     """
-    around = indices_T[:, None] + np.arange(1 - stride, stride + 1)
-    energy = np.nan_to_num(grid_NGG[around.clip(0, len(grid_NGG) - 1)].astype(np.float32), posinf=0, neginf=0).clip(0).mean(1)
+    bounds, shot_T1 = np.array([0, *cuts, len(grid_NGG)]), np.searchsorted(cuts, indices_T, "right")[:, None]
+    around = (indices_T[:, None] + np.arange(1 - stride, stride + 1)).clip(bounds[shot_T1], bounds[shot_T1 + 1] - 1)
+    around = cue_entries(around, len(grid_NGG), cuts)
+    energy = np.nan_to_num(grid_NGG[around].astype(np.float32), posinf=0, neginf=0).clip(0).mean(1)
     if not energy.max() > 0:
         return np.zeros(energy.shape, bool)
     levels = np.rint(energy * (255 / energy.max())).astype(np.uint8)
@@ -283,16 +318,21 @@ def train_clips(
         out["cue"] = np.empty((clips, clip.frames, GRID, GRID), np.float32)
     elif clip.cue and CUES[clip.cue].vectors:
         out["scale"] = np.empty((clips, clip.frames, 2), np.float32)
+    total, cuts = len(record), () if clip.cross_cuts else record.meta.cuts
+    energy_N = record.array("energy")[cue_entries(np.arange(total), total, cuts)] if clip.sample_motion else None
     for n in range(clips):
         rng = generator(seed, epoch, record.key, n)
-        start = random_start(len(record), clip, rng, record.array("energy") if clip.sample_motion else None)
-        start -= start % record.rgb.grain(clip.stride)
-        out["frames"][n] = indices = frame_indices(start, len(record), clip)
+        start = random_start(total, clip, rng, energy_N, cuts)
+        shot = max((cut for cut in cuts if cut <= start), default=0)  # where it begins
+        start = max(start - start % record.rgb.grain(clip.stride), shot)
+        out["frames"][n] = indices = frame_indices(start, total, clip)
         box = random_resized_crop(*record.size, clip.min_scale, rng)
         flip = bool(rng.random() < clip.flip)
         crop_resize(record.frames(indices), box, flip, out["rgb"][n])
-        if clip.cue and (scale_T2 := crop_cue(record, clip.cue, indices, box, flip, out["cue"][n])) is not None:
-            out["scale"][n] = scale_T2
+        if clip.cue:
+            scale_T2 = crop_cue(record, clip.cue, cue_entries(indices, total, cuts), box, flip, out["cue"][n])
+            if scale_T2 is not None:
+                out["scale"][n] = scale_T2
         out["still"][n] = rng.integers(clip.frames)
         out["colours"][n] = draw_colours(rng), draw_colours(rng)
     return out | identity(record)
@@ -309,13 +349,14 @@ def eval_clips(
     """``clips`` uniform clips of a video, no flip, each cut ``crops`` times: rgb uint8 (clips * crops, T, S, S, 3), all of a
     clip side by side. With ``moving`` also that, uint8 (clips * crops, T, S, S), 1 where something moves
     (:func:`moving_cells`); raises FormatError for a sample without the cue "energy"."""
-    indices = np.concatenate([frame_indices(s, len(record), clip) for s in uniform_starts(len(record), clip, clips)])
+    total, cuts = len(record), () if clip.cross_cuts else record.meta.cuts
+    indices = np.concatenate([frame_indices(s, total, clip) for s in uniform_starts(total, clip, clips, cuts)])
     frames = record.frames(indices)  # a frame in two clips is decoded once
     if pictures is None:
         pictures = {name: np.empty(shape, np.uint8) for name, shape in eval_shapes(clip, clips, crops, moving).items()}
     for n in range(clips):
         part = slice(n * clip.frames, (n + 1) * clip.frames)
-        cells = moving_cells(record.array("grid"), indices[part], clip.stride) if moving else None
+        cells = moving_cells(record.array("grid"), indices[part], clip.stride, cuts) if moving else None
         for number, box in enumerate(eval_crops(*record.size, crops)):
             crop_resize(frames[part], box, False, pictures["rgb"][n * crops + number])
             if cells is not None:

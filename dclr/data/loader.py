@@ -286,7 +286,9 @@ class TrainLoader:
             ReadRecords(shards, on_error == "skip", self.plan, cache),
             CutClips(shards, kind, train_shapes(clip, clips), partial(train_clips, clip=clip, clips=clips, seed=seed)),
         )
-        self._clip = zlib.crc32(repr((clip, clips)).encode())
+        said = repr((clip, clips)).replace(f", cross_cuts={clip.cross_cuts}", "")  # so that states of before it stay good
+        within = shards.cuts_N[samples_N].any() and not clip.cross_cuts
+        self._clip = zlib.crc32(f"{said}{' within shots' if within else ''}".encode())
         self._batches: Iterator[Sample] | None = None
         if workers:
             worker_context()  # so that its server may be ready when the first batch is asked for

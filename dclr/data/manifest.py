@@ -155,15 +155,17 @@ class Entry:
     frames: int
     fps: float  # 0 where the source does not say
     video: str  # the video's id; segments of one video share it
+    cuts: list[int] = dataclasses.field(default_factory=list)  # frames at which a further shot begins; left out where none
 
     @classmethod
     def of(cls, meta: SampleMeta, key: str, offset: int, size: int, crc32: int) -> Entry:
         """The line of a sample of which this is ``KEY.json``."""
-        labels, splits = meta.labels, list(meta.splits)
-        return cls(key, offset, size, crc32, meta.label, labels, splits, meta.frames, meta.fps, meta.video)
+        labels, splits, cuts = meta.labels, list(meta.splits), list(meta.cuts)
+        return cls(key, offset, size, crc32, meta.label, labels, splits, meta.frames, meta.fps, meta.video, cuts)
 
     def dumps(self) -> str:
-        return json.dumps({field: getattr(self, field) for field in self.__slots__}, ensure_ascii=False)
+        said = {field: getattr(self, field) for field in self.__slots__ if field != "cuts" or self.cuts}
+        return json.dumps(said, ensure_ascii=False)
 
 
 def read_index(folder: Folder, name: str) -> tuple[Header, list[Entry]]:
@@ -177,7 +179,7 @@ def read_index(folder: Folder, name: str) -> tuple[Header, list[Entry]]:
             raise TypeError(f"format version {header.version!r}, this code reads version {FORMAT_VERSION}")
         for number, line in enumerate(lines[1:], 2):  # noqa: B007
             entry = Entry(**json.loads(line))
-            numbers = (entry.offset, entry.size, entry.frames, *entry.labels.values())
+            numbers = (entry.offset, entry.size, entry.frames, *entry.labels.values(), *entry.cuts)
             if not isinstance(entry.key, str) or not isinstance(entry.video, str):
                 raise TypeError(f"key {entry.key!r}, video {entry.video!r}")
             if not all(isinstance(n, int) and n >= 0 for n in numbers):
@@ -251,6 +253,8 @@ def pack_columns(entries: Sequence[Entry], splits: Sequence[str], kinds: Sequenc
             len(splits), len(entries)
         ),
     }
+    if any(entry.cuts for entry in entries):
+        columns["cuts"] = np.array([len(entry.cuts) for entry in entries], "<i8")
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for name, column in columns.items():
@@ -268,6 +272,7 @@ def parse_columns(file: IO[bytes], data: memoryview, samples: int, splits: int, 
         "frames": ("<i8", (samples,)),
         "fps": ("<f8", (samples,)),
         "video": ("<i8", (samples,)),
+        "cuts": ("<i8", (samples,)),
         "labels": ("<i8", (kinds, samples)),
         "splits": ("|u1", (splits, samples)),
     }
@@ -282,11 +287,16 @@ def parse_columns(file: IO[bytes], data: memoryview, samples: int, splits: int, 
                 start = info.header_offset + 30 + sum(struct.unpack_from("<HH", data, info.header_offset + 26))  # name, extra
                 return parse_array(data[start : start + info.file_size], dtype, shape, f"{name}: {field}")
 
+            if "cuts.npy" not in archive.namelist():
+                del shapes["cuts"]  # of a set without cuts, or made before they were found
             for field, (dtype, shape) in shapes.items():
                 columns[field] = column(field, dtype, shape)
+            columns.setdefault("cuts", np.zeros(samples, np.int64))
             ends = columns["key_ends"]
             if np.any(np.diff(ends, prepend=0) < 1) or np.any(columns["size"] < 1) or np.any(columns["frames"] < 1):
                 raise FormatError(f"{name}: a key, size or number of frames below 1")
+            if np.any((columns["cuts"] < 0) | (columns["cuts"] >= columns["frames"])):
+                raise FormatError(f"{name}: a number of cuts that is none of 0 to the frames")
             columns["keys"] = column("keys", "|u1", (int(ends[-1]) if samples else 0,))
     except (zipfile.BadZipFile, KeyError, ValueError, EOFError, struct.error) as error:
         raise error if isinstance(error, FormatError) else FormatError(f"{name}: {error}") from None
@@ -305,6 +315,7 @@ class ShardSet:
     Attributes:
         keys: N names. shard_N, offset_N, size_N, frames_N: int64 (N,). crc32_N uint32 (N,). fps_N float64 (N,).
         video_N: int64 (N,), the 63-bit id of the video that a sample is (a segment of): :func:`dclr.record.video_id`.
+        cuts_N: int64 (N,), the number of cuts in a sample.
         labels: kind -> int64 (N,), -1 where unlabelled.
         damaged: the error of each shard that ``keep_damaged`` let pass.
         digest: the manifest's sha256 as hex digits, which stands for every byte of the set.
@@ -322,7 +333,7 @@ class ShardSet:
         columns = self._columns()
         self.keys = Names(columns["keys"], columns["key_ends"])
         self.size_N, self.frames_N, self.fps_N = columns["size"], columns["frames"], columns["fps"]
-        self.crc32_N, self.video_N = columns["crc32"], columns["video"]
+        self.crc32_N, self.video_N, self.cuts_N = columns["crc32"], columns["video"], columns["cuts"]
         self.labels = dict(zip(self.manifest.classes, columns["labels"], strict=True))
         self._splits = dict(zip(self.manifest.splits, columns["splits"], strict=True))  # uint8 (N,), 1 for its samples
         count_S = [shard.samples for shard in self.manifest.shards]

@@ -53,6 +53,7 @@ class EvalClips:
     average: str = setting("probabilities", "of a video's clips", choices=("probabilities", "logits"))
     min_scale: float = again(ClipConfig, "min_scale", help="least share of the area that a training crop keeps")
     flip: float = again(ClipConfig, "flip")
+    cross_cuts: bool = again(ClipConfig, "cross_cuts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ class EvalConfig(Tuning, Computing, Frozen, EvalClips, Pretrained, Reading, Data
         frames, stride, size = (
             learned.get(name, getattr(default, name)) if value is None else value for name, value in given.items()
         )
-        return ClipConfig(frames, stride, size, self.min_scale, self.flip)
+        return ClipConfig(frames, stride, size, self.min_scale, self.flip, cross_cuts=self.cross_cuts)
 
 
 @dataclass(frozen=True, kw_only=True)

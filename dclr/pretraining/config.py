@@ -40,6 +40,7 @@ class Clips:
     min_scale: float = again(ClipConfig, "min_scale")
     flip: float = again(ClipConfig, "flip")
     sample_motion: bool = again(ClipConfig, "sample_motion")
+    cross_cuts: bool = again(ClipConfig, "cross_cuts")
     jitter: str = setting(
         "torchvision", "of colours: torchvision's, or the authors' formulas", choices=JITTERS, before="torchvision"
     )
@@ -132,7 +133,9 @@ class PretrainConfig(Checkpoints, Watching, Optimisation, Levers, Ablations, Net
         if cue and needed not in (None, cue):
             flags = "--flow-weight" if self.flow_weight else f"--mine-by {needed}"
             raise InputError(f"{flags} with --dynamic {self.dynamic}: a clip has one stored cue, expected --dynamic rgbdiff")
-        return ClipConfig(self.frames, self.stride, self.size, self.min_scale, self.flip, cue or needed, self.sample_motion)
+        return ClipConfig(
+            self.frames, self.stride, self.size, self.min_scale, self.flip, cue or needed, self.sample_motion, self.cross_cuts
+        )
 
     @property
     def method(self) -> Method:
