@@ -41,6 +41,8 @@ BLOCK = 512  # tar's unit
 MAX_NUMBER = 1 << 40  # of anything that KEY.json counts
 LETTERS_SHOWN = 80  # letters of a wrong value that an error shows
 MAX_SIDE = 4096  # of a stored frame, in pixels: a bound on what a hostile header can make us allocate
+TRAITS = ("non-square pixels", "odd rotation", "interlaced")  # of a source, that ``stats`` counts
+SAR = re.compile(r"[1-9]\d{0,9}:[1-9]\d{0,9}")
 OCTAL = re.compile(rb"[0-7]{1,11}")
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a letter, which JSON can hold and UTF-8 cannot
 KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")  # no dots: webdataset ends the key at the first one
@@ -65,13 +67,21 @@ def video_id(video: str) -> int:
 @dataclass(frozen=True)
 class Source:
     """The file that a sample was made of: its ``path`` below the root, its ``width`` and ``height`` in pixels, ``first``, the
-    source frame that frame 0 is, and ``rate``, one of :data:`RATES`, where the header's frame rate does not hold."""
+    source frame that frame 0 is, and ``rate``, one of :data:`RATES`, where the header's frame rate does not hold.
+
+    ``sar`` is its sample aspect ratio where pixels are not square. It is shown turned clockwise by ``rotation`` degrees, and
+    then mirrored left to right where ``mirror`` says so. ``interlaced``: pictures are flagged as two fields.
+    """
 
     path: str
     width: int
     height: int
     first: int
     rate: str | None = None
+    sar: str | None = None
+    rotation: float = 0
+    mirror: bool = False
+    interlaced: bool = False
 
     def __post_init__(self) -> None:
         _expect(self, "path", _text(self.path), "a text")
@@ -79,6 +89,17 @@ class Source:
         _expect(self, "height", _whole(self.height, 1), f"1..{MAX_NUMBER}")
         _expect(self, "first", _whole(self.first), f"0..{MAX_NUMBER}")
         _expect(self, "rate", self.rate in (None, *RATES), f"one of {', '.join(RATES)}")
+        ratio = self.sar is None or (isinstance(self.sar, str) and SAR.fullmatch(self.sar))
+        _expect(self, "sar", bool(ratio), "a ratio, such as 4:3")
+        _expect(self, "rotation", type(self.rotation) in (int, float) and 0 <= self.rotation < 360, "degrees, 0 up to 360")
+        _expect(self, "mirror", isinstance(self.mirror, bool), "true or false")
+        _expect(self, "interlaced", isinstance(self.interlaced, bool), "true or false")
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        """Those of :data:`TRAITS` that the file has."""
+        has = self.sar is not None, self.rotation % 90 != 0, self.interlaced
+        return tuple(trait for trait, there in zip(TRAITS, has, strict=True) if there)
 
 
 @dataclass(frozen=True)
@@ -125,8 +146,9 @@ class SampleMeta:
         """UTF-8 JSON; the same fields give the same bytes."""
         table = {"version": FORMAT_VERSION, **asdict(self)}
         table["class"] = table.pop("class_name")
-        if self.source is not None and self.source.rate is None:
-            del table["source"]["rate"]
+        if self.source is not None:
+            usual = {field.name: field.default for field in fields(Source)}
+            table["source"] = {name: value for name, value in table["source"].items() if value != usual[name]}
         if not self.cuts:
             del table["cuts"]
         return json.dumps(table, sort_keys=True, ensure_ascii=False).encode()

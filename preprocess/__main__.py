@@ -210,6 +210,9 @@ def conclude(out: Folder, summary: run.Summary, tolerance: Tolerance) -> None:
     """Say what came of it; exit code 1 where more than ``--max-failures`` percent of the videos tried failed or more than
     ``--max-missing`` percent of those listed are missing."""
     print(report(out, summary))
+    for trait, videos in summary.odd.items():
+        if videos:
+            print(f"warning: {len(videos)} videos are {run.TOLD[trait]}: {run.some(videos)}", file=sys.stderr)
     said, failed = list[str](), len(summary.failed)
     if summary.tried and 100 * failed > tolerance.max_failures * summary.tried:
         said.append(f"{failed} of {summary.tried} videos failed, more than --max-failures {tolerance.max_failures:g} percent")

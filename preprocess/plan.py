@@ -21,6 +21,7 @@ from dclr.cues import CUES
 from dclr.data.manifest import SHARD_NAME
 from dclr.errors import InputError
 from dclr.record import FORMAT_VERSION
+from dclr.settings import flags
 from dclr.storage import Folder
 from preprocess.datasets import Video, VideoSet
 from preprocess.pool import Lost, Pool
@@ -132,7 +133,13 @@ class RunPlan:
 
 def manifest_options(options: Options, source: VideoSet) -> dict[str, Any]:
     """What a set was made with, as its manifest says it."""
-    return dataclasses.asdict(options) | {"cues": list(options.cues)} | source.options
+    return options_table(options) | {"cues": list(options.cues)} | source.options
+
+
+def options_table(options: Options) -> dict[str, Any]:
+    """Options by name. One that did not always exist is left out at its default, so that older sets and plans still agree."""
+    later = {name: one.default for name, one in flags(Options).items() if one.said.before is not ...}
+    return {name: value for name, value in dataclasses.asdict(options).items() if name not in later or value != later[name]}
 
 
 def output_ratio(source: VideoSet, options: Options) -> float:
@@ -149,7 +156,8 @@ def _probe(video: Video, root: Folder, options: Options) -> tuple[float, float]:
     try:
         with root.local(video.path) as path, OpenedVideo(path) as opened:
             stream, container = opened.stream, opened.container
-            width, height = stored_size(max(stream.width, 1), max(stream.height, 1), options.size)
+            sar = opened.sar if options.sar == "square" else 1
+            width, height = stored_size(max(stream.width, 1) * sar, max(stream.height, 1), options.size)
             seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
             frames = min(seconds, 1e6 if options.segment else options.max_seconds) * (opened.fps or DEFAULT_FPS)
     except (TranscodeError, InputError, OSError, ValueError):
@@ -196,5 +204,5 @@ def jobs(source: VideoSet, keys: Sequence[str], options: Options, ratio: float, 
 
 def recipe(name: str, tasks: Sequence[Task], options: Options) -> str:
     """Hash of everything that decides a shard's bytes: options, and each video's path, size, span, labels, splits and key."""
-    document = [name, FORMAT_VERSION, dataclasses.asdict(options), [dataclasses.asdict(task) for task in tasks]]
+    document = [name, FORMAT_VERSION, options_table(options), [dataclasses.asdict(task) for task in tasks]]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

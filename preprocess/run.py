@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -47,6 +47,9 @@ from preprocess.write import (
 
 NOT_ON_DISK = "in the lists, not on disk"
 Tell = Callable[[int, bool], None]  # hears of every video: its frames (0 where it failed) and whether it failed
+TOLD = {  # trait of a source that a run warns of -> what it is
+    "odd rotation": "by their metadata turned by another angle than quarter turns, which is left aside",
+}
 SAMPLED = 8  # videos that a dry run transcodes to measure
 
 
@@ -85,6 +88,7 @@ class Summary:
     left_out: dict[str, str]
     listed: int
     tried: int
+    odd: dict[str, list[str]] = field(default_factory=dict)  # one of TOLD -> the videos just made that have it
 
     @property
     def missing(self) -> list[Failure]:
@@ -290,7 +294,7 @@ def finish(out: Folder, plan: RunPlan) -> Summary:
             f"{out}: {len(absent)} of {len(plan.shards)} shards are not made yet ({some(absent)}); run the parts that make them"
         )
     shards, everything, splits, tried = list[Shard](), list[Entry](), Counter[str](), 0
-    failures = list(plan.failures)
+    failures, odd = list(plan.failures), dict[str, list[str]]()
     for name in [*plan.keep, *plan.shards]:
         header, entries = read_index(out, index_name(name))
         for entry in entries:
@@ -302,6 +306,9 @@ def finish(out: Folder, plan: RunPlan) -> Summary:
             failed = read_failures(out, failures_name(name)) if failures_name(name) in sizes else []
             failures += failed
             tried += len({entry.video for entry in entries}) + len(failed)
+            for trait in TOLD:
+                having = dict.fromkeys(entry.video for entry in entries if trait in entry.traits)
+                odd.setdefault(trait, []).extend(having)
     left_out = empty_classes(plan.classes, (entry.labels for entry in everything)) | plan.left_out
     _write_failures(out, failures, left_out)
     if not shards:
@@ -318,7 +325,7 @@ def finish(out: Folder, plan: RunPlan) -> Summary:
     out.write(INDEX, index)
     out.write(MANIFEST, manifest.dumps().encode())
     listed = plan.listed or len({entry.video for entry in everything}) + len(failures)  # an older plan does not say
-    return Summary(manifest, failures, left_out, listed, tried)
+    return Summary(manifest, failures, left_out, listed, tried, odd)
 
 
 def empty_classes(classes: dict[str, list[str]], labels: Iterable[dict[str, int]]) -> dict[str, str]:
@@ -356,10 +363,11 @@ def append(source: VideoSet, out: Folder, options: Options, how: How) -> Summary
     New classes get the numbers after the old ones.
     """
     have = ShardSet(out)
-    made_with, wanted = have.manifest.options, manifest_options(options, source)
-    for name in asdict(options):
-        if made_with.get(name) != wanted[name]:
-            flag, old = name.replace("_", "-"), made_with.get(name)
+    usual = asdict(Options())
+    made_with, wanted = usual | have.manifest.options, usual | manifest_options(options, source)
+    for name in usual:
+        if made_with[name] != wanted[name]:
+            flag, old = name.replace("_", "-"), made_with[name]
             raise InputError(f"--{flag} {wanted[name]}: {out} was made with --{flag} {old}; give the same to append to it")
     if have.manifest.dataset != source.name:
         raise InputError(f"{out} holds {have.manifest.dataset}, not {source.name}: name another folder")

@@ -6,13 +6,14 @@ encoded spools to disk above 64 MB.
 
 Rules. Frames are counted in decode order, never by pts (a quarter of real files lie about it); every decoded frame is kept, so
 a variable frame rate stays as it is and ``fps`` is the file's average: its header's or, where that lies, its timestamps'. The
-first picture's size decides the stored one; quarter turns and mirrors in the metadata are applied, pixels count as square,
-alpha is dropped, fields stay interlaced. Of several video streams FFmpeg's choice is taken (the largest); a cover picture is
-none.
+first picture's size decides the stored one; quarter turns and mirrors in the metadata are applied, pixels become square unless
+``--sar keep`` says otherwise, alpha is dropped, fields stay interlaced without ``--deinterlace``. Of several video streams
+FFmpeg's choice is taken (the largest); a cover picture is none.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -42,9 +43,14 @@ SPOOL = 64_000_000  # bytes of a member that stay in memory
 MAX_WIDTH, MAX_HEIGHT = 8192, 4320  # their product bounds what a hostile header can make a decoder allocate
 DEFAULT_FPS = 25  # of a file that does not say: turns --max-seconds and --segment into frames
 TOLERANCE = 0.05  # share of the frames by which a header's rate may miss the timestamps' and still hold
+ORDER = Fraction(1, DEFAULT_FPS)  # time base where only the order counts
 REORDER = 32  # places that a picture may be coded away from its place in time
 RARE = 0.01  # share of timestamps that may be missing or equal
 PAUSE = 10  # seconds between two frames: pauses that long may not make up half of a video
+SARS = ("square", "keep")
+TURNS: dict[float, tuple[bool, bool, bool]] = {  # clockwise degrees -> transposed, then upside down, then mirrored
+    0: (False, False, False), 90: (True, False, True), 180: (False, True, True), 270: (True, True, False),
+}  # fmt: skip
 EXPANDED = np.clip(np.rint((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)  # limited range -> full
 MATRICES = {  # of H.273, those that FFmpeg's scaler refuses
     3: "reserved", 8: "YCgCo", 10: "BT.2020 constant luminance", 11: "SMPTE ST 2085", 12: "chromaticity-derived",
@@ -61,7 +67,8 @@ def cue_list(text: str) -> tuple[str, ...]:
 class Options:
     """What decides a sample's bytes, kept in the manifest. ``size``: stored short side in pixels. ``codec``: jpeg or h264.
     ``quality``: JPEG quality or h264's crf. ``cues``: some of :data:`dclr.cues.CUES`. ``stabilise``: the
-    camera's motion is removed from cues. ``segment``: seconds of a sample, 0 for whole videos, of ``max_seconds`` at most.
+    camera's motion is removed from cues. ``sar``: pixels become square or are kept. ``deinterlace``: interlaced pictures become
+    whole ones, by FFmpeg's bwdif. ``segment``: seconds of a sample, 0 for whole videos, of ``max_seconds`` at most.
     ``shard_size``: estimated megabytes (10**6) of a shard."""
 
     title = "what is stored"
@@ -72,6 +79,10 @@ class Options:
         ("diff", "energy"), f"some of {','.join(CUES)}, or none", metavar="LIST", read=cue_list, choices=CUES
     )
     stabilise: bool = setting(False, "take the camera's motion out of the cues")
+    sar: str = setting(
+        "square", "sample aspect ratios: square pixels, or keep pixels as they are", choices=SARS, before="square"
+    )
+    deinterlace: bool = setting(False, "make whole pictures of interlaced ones", before=False)
     segment: float = setting(
         0, "cut videos into samples of this length (0: not)", metavar="SECONDS", least=0, most=1e6, group=WHICH
     )
@@ -111,7 +122,7 @@ class Transcoded:
     meta: SampleMeta
 
 
-def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
+def stored_size(width: float | Fraction, height: int, short_side: int) -> tuple[int, int]:
     """(width, height) with the short side ``short_side`` and the long side to the nearest even number of pixels.
 
     >>> stored_size(320, 240, 128), stored_size(720, 1280, 128)
@@ -120,6 +131,10 @@ def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     scale = short_side / min(width, height)
     long_side = 2 * round(max(width, height) * scale / 2)
     return (long_side, short_side) if width >= height else (short_side, long_side)
+
+
+def _ratio(ratio: Fraction) -> str:
+    return f"{ratio.numerator}:{ratio.denominator}"
 
 
 class JpegEncoder:
@@ -280,6 +295,7 @@ class OpenedVideo:
     stream: Any = field(init=False)
     fps: float = field(init=False)  # 0 where the file does not say
     rate: str | None = field(init=False)  # None: fps is the header's; "measured" or "contradictory" as shards/README.md says
+    interlaced: bool = False  # a picture that was decoded so far is
 
     def __enter__(self) -> OpenedVideo:
         self.container, self.stream = _opened(self.path)
@@ -299,9 +315,15 @@ class OpenedVideo:
         try:
             for frame in self.container.decode(self.stream):
                 count += 1
+                self.interlaced |= frame.interlaced_frame
                 yield frame
         except (av.error.FFmpegError, ValueError) as error:
             raise TranscodeError("decode", f"{_reason(error)}, after {count} frames") from None
+
+    @property
+    def sar(self) -> Fraction:
+        """How wide a pixel is for its height; 1 where the file does not say."""
+        return Fraction(self.stream.sample_aspect_ratio or 1)
 
     def _rate(self) -> tuple[float, str | None]:
         """``fps`` and ``rate``. The header's holds where the container's timestamps agree with it. Where they do not, those of
@@ -401,36 +423,74 @@ def _known_side_data(frame: av.VideoFrame) -> av.VideoFrame:
     return kept
 
 
-def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """(transposed, then upside down, then mirrored): what the metadata asks for, of the eight symmetries of a square. Any other
-    display matrix is left alone."""
+def displayed(frame: av.VideoFrame) -> tuple[float, bool]:
+    """(clockwise degrees that the picture is shown turned by, 0 up to 360; then mirrored left to right): its display matrix.
+    Of another angle than quarter turns a mirror is left aside, and a matrix that shears is as a whole."""
     try:
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
         matrix = _known_side_data(frame).side_data.get("DISPLAYMATRIX")
     if matrix is None:
-        return False, False, False
+        return 0, False
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y
-    if 100 * max(abs(b), abs(c)) <= min(abs(a), abs(d)):
-        return False, d < 0, a < 0
-    if 100 * max(abs(a), abs(d)) <= min(abs(b), abs(c)):
-        return True, b < 0, c < 0
-    return False, False, False
+    mirror = a * d < b * c
+    angle = math.degrees(math.atan2(b, -a if mirror else a)) % 360
+    if 100 * max(abs(b), abs(c)) <= min(abs(a), abs(d)) or 100 * max(abs(a), abs(d)) <= min(abs(b), abs(c)):
+        return 90 * round(angle / 90) % 360, mirror
+    return round(angle, 1) % 360 if abs(a * c + b * d) < abs(a * d - b * c) / 50 else 0, False
+
+
+def deinterlaced(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    """As many frames: those that are flagged as interlaced are made whole by FFmpeg's bwdif, the others are left as they are.
+
+    Raises TranscodeError where the filter does not take them."""
+    graph: av.filter.Graph | None = None
+    size: tuple[int, int, str] | None = None
+
+    def pulled(frame: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
+        if graph is None:
+            return
+        try:
+            graph.push(frame)
+            while True:
+                yield graph.vpull()
+        except (av.error.BlockingIOError, av.error.EOFError):
+            return
+        except (av.error.FFmpegError, ValueError) as error:
+            raise TranscodeError("decode", f"FFmpeg's bwdif cannot deinterlace it: {_reason(error)}") from None
+
+    for number, frame in enumerate(frames):
+        if (frame.width, frame.height, frame.format.name) != size:
+            yield from pulled(None)  # the filter keeps a frame back
+            size, graph = (frame.width, frame.height, frame.format.name), av.filter.Graph()
+            source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=ORDER)
+            graph.link_nodes(
+                source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink")
+            ).configure()
+        frame.pts, frame.time_base = number, ORDER  # not the file's: a filter may drop what comes out of order
+        yield from pulled(frame)
+    yield from pulled(None)
 
 
 class Scaler:
     """Decoded frames -> full-range BT.601 planes of the stored size: uint8 Y (H, W), U and V (ceil H/2, ceil W/2).
 
-    Raises TranscodeError where the size cannot be stored, or FFmpeg's scaler does not know the pixels or their matrix.
+    ``sar`` is how wide a pixel is for its height; pixels become square. Raises TranscodeError where the size cannot be stored,
+    or FFmpeg's scaler does not know the pixels or their matrix.
     """
 
-    def __init__(self, first: av.VideoFrame, short_side: int):
-        self._transposed, upside_down, mirrored = _orientation(first)
-        self._steps = slice(None, None, -1 if upside_down else 1), slice(None, None, -1 if mirrored else 1)
+    def __init__(self, first: av.VideoFrame, short_side: int, sar: Fraction = Fraction(1)):
+        self.rotation, self.mirror = displayed(first)
+        self._transposed, upside_down, mirrored = TURNS.get(self.rotation, TURNS[0])
+        self._steps = slice(None, None, -1 if upside_down else 1), slice(None, None, -1 if mirrored != self.mirror else 1)
         self.source = (first.width, first.height)
-        self._size = stored_size(first.width, first.height, short_side)  # before turning
+        self._size = stored_size(first.width * sar, first.height, short_side)  # before turning
         if max(self._size) > MAX_SIDE:
-            raise TranscodeError("size", f"{first.width}x{first.height} would be stored as {self._size[0]}x{self._size[1]}")
+            raise TranscodeError(
+                "size",
+                f"{first.width}x{first.height} would be stored as {self._size[0]}x{self._size[1]}"
+                + (f" for its sample aspect ratio of {_ratio(sar)}; --sar keep stores pixels as they are" if sar != 1 else ""),
+            )
         self.width, self.height = self._size[::-1] if self._transposed else self._size
         self._reformatter = VideoReformatter()
 
@@ -478,20 +538,24 @@ def transcode(
         seen = 0
 
         def finished(sample: SampleEncoder, scaler: Scaler) -> Transcoded:
-            source = Source(path.name, *scaler.source, sample.first, opened.rate)
+            source = Source(
+                path.name, *scaler.source, sample.first, opened.rate,
+                None if opened.sar == 1 else _ratio(opened.sar), scaler.rotation, scaler.mirror, opened.interlaced,
+            )  # fmt: skip
             meta = SampleMeta(
                 path.name, sample.frames, scaler.width, scaler.height, options.codec, options.cues, opened.fps, source=source,
                 cuts=sample.cuts(),
             )  # fmt: skip
             return Transcoded(sample.members(), meta)
 
-        for number, frame in enumerate(opened.frames()):
+        frames = deinterlaced(opened.frames()) if options.deinterlace else opened.frames()
+        for number, frame in enumerate(frames):
             if end is not None and number >= end:
                 break
             seen = number + 1
             if number < first:
                 continue
-            scaler = scaler or Scaler(frame, options.size)
+            scaler = scaler or Scaler(frame, options.size, opened.sar if options.sar == "square" else Fraction(1))
             if sample is not None and sample.frames == most:
                 if not options.segment:
                     raise TranscodeError("length", f"longer than --max-seconds {options.max_seconds:g}; cut it with --segment")

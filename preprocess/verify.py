@@ -137,8 +137,9 @@ def _sample_faults(data: memoryview, entry: Entry, deep: bool, rates: Counter[st
     try:
         record = unpack(data)
         meta = record.meta
-        said = (record.key, len(record), meta.video, meta.labels, list(meta.splits), list(meta.cuts))
-        if said != (entry.key, entry.frames, entry.video, entry.labels, entry.splits, entry.cuts):
+        traits = list(meta.source.traits) if meta.source else []
+        said = (record.key, len(record), meta.video, meta.labels, list(meta.splits), list(meta.cuts), traits)
+        if said != (entry.key, entry.frames, entry.video, entry.labels, entry.splits, entry.cuts, entry.traits):
             return [f"holds {said}, and the index says otherwise"]
         if meta.source is not None and meta.source.rate is not None:
             rates[meta.source.rate] += 1

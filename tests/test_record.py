@@ -245,6 +245,12 @@ SOURCE = {"path": "a/b.avi", "width": 320, "height": 240, "first": 0}
         ("source", SOURCE | {"width": 0}, "source's width is 0"),
         ("source", SOURCE | {"first": -1}, "source's first is -1"),
         ("source", SOURCE | {"rate": ["measured"]}, "source's rate is ['measured'], expected one of measured, contradictory"),
+        ("source", SOURCE | {"sar": "4/3"}, "source's sar is '4/3', expected a ratio, such as 4:3"),
+        ("source", SOURCE | {"sar": [4, 3]}, "source's sar is [4, 3]"),
+        ("source", SOURCE | {"rotation": 360}, "source's rotation is 360, expected degrees, 0 up to 360"),
+        ("source", SOURCE | {"rotation": True}, "source's rotation is True"),
+        ("source", SOURCE | {"mirror": 1}, "source's mirror is 1, expected true or false"),
+        ("source", SOURCE | {"interlaced": "yes"}, "source's interlaced is 'yes', expected true or false"),
         ("video", "\ud800", "video is '\\ud800', expected its id, a text"),
         ("splits", ["\udfff"], "splits are ['\\udfff']"),
         ("video", 200 * "x", None),
@@ -271,7 +277,12 @@ def test_the_json_is_read_as_it_was_written() -> None:
     )  # fmt: skip
     for meta in (least, full):
         assert SampleMeta.loads(meta.dumps()) == meta
-    assert "rate" not in json.loads(replace(full, source=replace(source, rate=None)).dumps())["source"]
+    assert json.loads(replace(full, source=replace(source, rate=None)).dumps())["source"] == {
+        "path": "a/b.avi", "width": 320, "height": 240, "first": 7
+    }  # fmt: skip
+    unusual = replace(source, sar="4:3", rotation=45.5, mirror=True, interlaced=True)
+    assert SampleMeta.loads(replace(full, source=unusual).dumps()).source == unusual
+    assert unusual.traits == record.TRAITS and source.traits == replace(source, rotation=270, mirror=True).traits == ()
     assert "cuts" not in json.loads(least.dumps())
     table = json.loads(full.dumps())
     assert (table["version"], table["class"], table["splits"], table["source"]["rate"]) == (

@@ -33,7 +33,7 @@ import numpy as np
 
 from dclr.cues import CUES
 from dclr.errors import InputError
-from dclr.record import FORMAT_VERSION, FormatError, Record, SampleMeta, pack_array, parse_array, unpack, video_id
+from dclr.record import FORMAT_VERSION, TRAITS, FormatError, Record, SampleMeta, pack_array, parse_array, unpack, video_id
 from dclr.storage import Folder, RemoteFolder, open_folder
 from dclr.text import plain
 
@@ -156,15 +156,18 @@ class Entry:
     fps: float  # 0 where the source does not say
     video: str  # the video's id; segments of one video share it
     cuts: list[int] = dataclasses.field(default_factory=list)  # frames at which a further shot begins; left out where none
+    traits: list[str] = dataclasses.field(default_factory=list)  # of the source, of dclr.record.TRAITS; left out where none
 
     @classmethod
     def of(cls, meta: SampleMeta, key: str, offset: int, size: int, crc32: int) -> Entry:
         """The line of a sample of which this is ``KEY.json``."""
         labels, splits, cuts = meta.labels, list(meta.splits), list(meta.cuts)
-        return cls(key, offset, size, crc32, meta.label, labels, splits, meta.frames, meta.fps, meta.video, cuts)
+        traits = list(meta.source.traits) if meta.source else []
+        return cls(key, offset, size, crc32, meta.label, labels, splits, meta.frames, meta.fps, meta.video, cuts, traits)
 
     def dumps(self) -> str:
-        said = {field: getattr(self, field) for field in self.__slots__ if field != "cuts" or self.cuts}
+        said = {name: getattr(self, name) for name in self.__slots__}
+        said = {name: value for name, value in said.items() if value or name not in ("cuts", "traits")}
         return json.dumps(said, ensure_ascii=False)
 
 
@@ -182,6 +185,8 @@ def read_index(folder: Folder, name: str) -> tuple[Header, list[Entry]]:
             numbers = (entry.offset, entry.size, entry.frames, *entry.labels.values(), *entry.cuts)
             if not isinstance(entry.key, str) or not isinstance(entry.video, str):
                 raise TypeError(f"key {entry.key!r}, video {entry.video!r}")
+            if not all(trait in TRAITS for trait in entry.traits):
+                raise TypeError(f"traits {entry.traits}, expected some of {', '.join(TRAITS)}")
             if not all(isinstance(n, int) and n >= 0 for n in numbers):
                 raise TypeError(f"numbers {numbers}")
             entries.append(entry)

@@ -12,10 +12,10 @@ import pytest
 import simplejpeg
 from av.stream import Disposition
 from av.video.reformatter import ColorRange
-from conftest import REAL, needs_real_data, stored, succeed
+from conftest import REAL, needs_real_data, refuse, run, stored, succeed
 
 from dclr.data.manifest import ShardSet
-from dclr.record import Source, pack, unpack
+from dclr.record import Record, Source, pack, unpack
 from preprocess.synthetic import encode
 from preprocess.transcode import OpenedVideo, Options, TranscodeError, measured_rate, stored_size, transcode
 
@@ -38,10 +38,11 @@ def write(
     pix_fmt: str,
     pts: list[int] | None = None,
     matrix: list[int] | None = None,
+    sar: Fraction | None = None,
     **options: str,
 ) -> None:
     """A video with FFmpeg's encoder and pixel format of choice, 25 frames a second unless ``pts`` (1/25 s) say otherwise, with
-    a display ``matrix`` of nine integers or none."""
+    a display ``matrix`` of nine integers or none and a sample aspect ratio."""
     path.parent.mkdir(exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options=options)
@@ -49,6 +50,8 @@ def write(
         stream.set_display_matrix(matrix)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt, stream.codec_context.time_base = pix_fmt, Fraction(1, 25)
+        if sar is not None:
+            stream.codec_context.sample_aspect_ratio = sar
         for number, image in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(image, format="rgba" if image.shape[-1] == 4 else "rgb24")
             frame.pts, frame.time_base = pts[number] if pts else number, Fraction(1, 25)
@@ -158,9 +161,113 @@ def test_pixel_formats_give_the_same_colours(tmp_path: Path, codec: str, pix_fmt
     )
 
 
-def test_interlaced_video_is_stored_as_it_is_decoded(tmp_path: Path) -> None:
-    write(tmp_path / "v.mpg", moving_square(10), "mpeg2video", "yuv420p", flags="+ilme+ildct")
-    assert len(stored(tmp_path / "v.mpg", size=96)) == 10
+def combed(path: Path) -> np.ndarray:
+    """Ten interlaced pictures: odd rows show a square four pixels further on. What even rows show is returned."""
+    late, early = moving_square(11)[1:], moving_square(11)[:-1]
+    fields = early.copy()
+    fields[:, 1::2] = late[:, 1::2]
+    write(path, fields, "mpeg2video", "yuv420p", flags="+ilme+ildct", q="2", field_order="tt")
+    return early
+
+
+def comb(frames: np.ndarray) -> float:
+    """How much rows differ from the mean of those above and below."""
+    luma = frames[..., 0].astype(int)
+    return float(np.abs(2 * luma[:, 1:-1] - luma[:, :-2] - luma[:, 2:]).mean())
+
+
+def test_interlaced_video_is_stored_as_it_is_decoded_or_made_whole(tmp_path: Path) -> None:
+    early = combed(tmp_path / "v.mpg")
+    as_it_is, whole = (stored(tmp_path / "v.mpg", size=96, deinterlace=how, quality=100) for how in (False, True))
+    assert len(as_it_is) == len(whole) == 10 and as_it_is.meta.source.interlaced and whole.meta.source.interlaced
+    of_side = [comb(of.frames(range(10))[:, 34:56]) for of in (as_it_is, whole)]
+    assert of_side[0] > 5 * of_side[1] and of_side[1] < 0.6
+    for number in range(1, 9):  # each in its place
+        picture = whole.frames([number])[0]
+        assert psnr(picture, early[number]) > 26 and psnr(picture, early[number - 1]) < 23
+
+
+@pytest.mark.parametrize(("codec", "pix_fmt"), [("libx264", "yuv420p"), ("ffv1", "yuv422p10le"), ("mjpeg", "yuvj420p")])
+def test_deinterlacing_leaves_whole_pictures_alone(tmp_path: Path, codec: str, pix_fmt: str) -> None:
+    """Also those whose timestamps lie, and whose range and matrix are not the usual ones."""
+    write(tmp_path / "v.mkv", moving_square(6), codec, pix_fmt, pts=[0, 1, 2, 20, 21, 50], colorspace="bt709")
+    plain, through = (stored(tmp_path / "v.mkv", size=96, deinterlace=how) for how in (False, True))
+    assert bytes(plain.rgb.data) == bytes(through.rgb.data) and len(through) == 6 and not through.meta.source.interlaced
+
+
+def circle(height: int, width: int, sar: Fraction) -> np.ndarray:
+    """Two pictures of a disc that is round where pixels are shown ``sar`` times as wide as high."""
+    y, x = np.mgrid[:height, :width]
+    inside = ((x + 0.5 - width / 2) * float(sar)) ** 2 + (y + 0.5 - height / 2) ** 2 < (height / 3) ** 2
+    return np.repeat((inside * 200 + 20).astype(np.uint8)[None, ..., None], 2, 0).repeat(3, 3)
+
+
+def roundness(record: Record) -> float:
+    """Width over height of the disc."""
+    inside = record.frames([0])[0, ..., 0] > 120
+    return float(inside.any(0).sum() / inside.any(1).sum())
+
+
+@pytest.mark.parametrize("sar", [Fraction(4, 3), Fraction(10, 11), Fraction(64, 45), Fraction(1)])
+def test_pixels_become_square_or_are_kept(tmp_path: Path, sar: Fraction) -> None:
+    write(tmp_path / "v.mp4", circle(240, 320, sar), "libx264", "yuv420p", sar=sar)
+    square, kept = (stored(tmp_path / "v.mp4", size=120, sar=how) for how in ("square", "keep"))
+    assert square.size == (120, 2 * round(80 * sar)) and roundness(square) == pytest.approx(1, abs=0.03)
+    assert kept.size == (120, 160) and roundness(kept) == pytest.approx(1 / float(sar), abs=0.03)
+    said = None if sar == 1 else f"{sar.numerator}:{sar.denominator}"
+    for done in (square, kept):
+        assert done.meta.source == Source("v.mp4", 320, 240, 0, sar=said)
+    assert sar != 1 or bytes(square.rgb.data) == bytes(kept.rgb.data)
+
+
+def test_pixels_are_square_before_a_picture_is_turned(tmp_path: Path) -> None:
+    turned = [0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30]
+    write(tmp_path / "v.mp4", circle(240, 320, Fraction(3, 2)), "libx264", "yuv420p", matrix=turned, sar=Fraction(3, 2))
+    done = stored(tmp_path / "v.mp4", size=120)
+    assert done.size == (240, 120) and roundness(done) == pytest.approx(1, abs=0.03)
+    assert done.meta.source == Source("v.mp4", 320, 240, 0, sar="3:2", rotation=90)
+
+
+def test_pixels_too_wide_to_be_square_fail_with_the_way_out(tmp_path: Path) -> None:
+    write(tmp_path / "v.mp4", moving_square(2), "libx264", "yuv420p", sar=Fraction(60))
+    with pytest.raises(TranscodeError, match="for its sample aspect ratio of 60:1; --sar keep stores pixels as they are"):
+        list(transcode(tmp_path / "v.mp4", Options()))
+    assert stored(tmp_path / "v.mp4", size=96, sar="keep").size == (96, 128)
+
+
+@needs_real_data
+def test_a_circle_of_hdv_is_round() -> None:
+    done = stored(REAL / "reports/video/hdv1440.mp4", size=90)
+    assert done.size == (90, 160) and (done.meta.source.width, done.meta.source.sar) == (1440, "4:3")
+
+
+def test_what_is_odd_about_sources_is_counted_and_named(tmp_path: Path) -> None:
+    slanted = [round(65536 * x) for x in (0.5**0.5, 0.5**0.5, 0, -(0.5**0.5), 0.5**0.5, 0, 0, 0, 16384)]
+    write(tmp_path / "videos/slanted.mp4", moving_square(4), "libx264", "yuv420p", matrix=slanted)
+    write(tmp_path / "videos/wide.mp4", moving_square(4), "libx264", "yuv420p", sar=Fraction(4, 3))
+    combed(tmp_path / "videos/combed.mpg")
+    out = tmp_path / "set"
+    made = run("-m", "preprocess", "folder", "--root", tmp_path / "videos", "--out", out, "--size", "32")
+    assert made.returncode == 0 and "warning: 1 videos are by their metadata turned by another angle" in made.stderr
+    assert "left aside: slanted.mp4" in made.stderr
+    said = succeed("-m", "preprocess", "stats", out, "--out", tmp_path / "stats.png")
+    assert "sources  interlaced 1, non-square pixels 1, odd rotation 1" in said
+    assert ShardSet(out).read(1).meta.source.rotation == 45
+    assert "no faults" in succeed("-m", "preprocess", "verify", out)
+
+
+def test_a_set_made_before_these_options_is_appended_to(tmp_path: Path) -> None:
+    """Its manifest names none of them, and neither does that of a set with the defaults."""
+    write(tmp_path / "videos/a.mp4", moving_square(4), "libx264", "yuv420p")
+    command = ("-m", "preprocess", "folder", "--root", tmp_path / "videos", "--out", tmp_path / "set", "--size", "32")
+    succeed(*command)
+    options = json.loads((tmp_path / "set/manifest.json").read_text())["options"]
+    assert {"size", "cues", "segment"} <= set(options) and not {"sar", "deinterlace"} & set(options)
+    write(tmp_path / "videos/b.mp4", moving_square(4), "libx264", "yuv420p")
+    assert "--sar keep" in refuse(*command, "--append", "--sar", "keep") and "was made with --sar square" in refuse(
+        *command, "--append", "--sar", "keep"
+    )
+    assert "2 videos" in succeed(*command, "--append")
 
 
 def test_every_frame_of_a_variable_rate_is_kept_and_fps_is_the_average(tmp_path: Path) -> None:
@@ -373,7 +480,7 @@ def test_pictures_are_turned_and_mirrored_as_their_metadata_says(
     a, b, c, d = (round(65536 * number) for number in a_b_c_d)
     frames = np.repeat(np.random.default_rng(0).integers(0, 256, (2, 6, 9, 3), np.uint8), 16, 1).repeat(16, 2)
     write(tmp_path / "v.mp4", frames, "libx264", "yuv444p", matrix=[a, b, 0, c, d, 0, 0, 0, 1 << 30], crf="1")
-    done = stored(tmp_path / "v.mp4", size=96, codec=codec)
+    done = stored(tmp_path / "v.mp4", size=96, codec=codec, sar="keep")  # to FFmpeg a scale is a sample aspect ratio
     expected = shown(frames[1])
     assert done.size == expected.shape[:2] and psnr(done.frames([1])[0], expected) > 24
 
