@@ -41,7 +41,8 @@ BLOCK = 512  # tar's unit
 MAX_NUMBER = 1 << 40  # of anything that KEY.json counts
 LETTERS_SHOWN = 80  # letters of a wrong value that an error shows
 MAX_SIDE = 4096  # of a stored frame, in pixels: a bound on what a hostile header can make us allocate
-TRAITS = ("non-square pixels", "odd rotation", "interlaced")  # of a source, that ``stats`` counts
+HDR = ("PQ", "HLG")  # transfer functions
+TRAITS = ("non-square pixels", "odd rotation", "interlaced", *HDR)  # of a source, that ``stats`` counts
 SAR = re.compile(r"[1-9]\d{0,9}:[1-9]\d{0,9}")
 OCTAL = re.compile(rb"[0-7]{1,11}")
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a letter, which JSON can hold and UTF-8 cannot
@@ -71,6 +72,7 @@ class Source:
 
     ``sar`` is its sample aspect ratio where pixels are not square. It is shown turned clockwise by ``rotation`` degrees, and
     then mirrored left to right where ``mirror`` says so. ``interlaced``: pictures are flagged as two fields.
+    ``transfer`` is its transfer function where that is one of :data:`HDR`.
     """
 
     path: str
@@ -82,6 +84,7 @@ class Source:
     rotation: float = 0
     mirror: bool = False
     interlaced: bool = False
+    transfer: str | None = None
 
     def __post_init__(self) -> None:
         _expect(self, "path", _text(self.path), "a text")
@@ -94,11 +97,12 @@ class Source:
         _expect(self, "rotation", type(self.rotation) in (int, float) and 0 <= self.rotation < 360, "degrees, 0 up to 360")
         _expect(self, "mirror", isinstance(self.mirror, bool), "true or false")
         _expect(self, "interlaced", isinstance(self.interlaced, bool), "true or false")
+        _expect(self, "transfer", self.transfer in (None, *HDR), f"one of {', '.join(HDR)}")
 
     @property
     def traits(self) -> tuple[str, ...]:
         """Those of :data:`TRAITS` that the file has."""
-        has = self.sar is not None, self.rotation % 90 != 0, self.interlaced
+        has = self.sar is not None, self.rotation % 90 != 0, self.interlaced, *(self.transfer == one for one in HDR)
         return tuple(trait for trait, there in zip(TRAITS, has, strict=True) if there)
 
 

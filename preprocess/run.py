@@ -49,6 +49,8 @@ NOT_ON_DISK = "in the lists, not on disk"
 Tell = Callable[[int, bool], None]  # hears of every video: its frames (0 where it failed) and whether it failed
 TOLD = {  # trait of a source that a run warns of -> what it is
     "odd rotation": "by their metadata turned by another angle than quarter turns, which is left aside",
+    "PQ": "HDR (transfer function PQ) and stored without tone mapping: dark and flat",
+    "HLG": "HDR (transfer function HLG) and stored without tone mapping: a little flat",
 }
 SAMPLED = 8  # videos that a dry run transcodes to measure
 

@@ -52,6 +52,7 @@ TURNS: dict[float, tuple[bool, bool, bool]] = {  # clockwise degrees -> transpos
     0: (False, False, False), 90: (True, False, True), 180: (False, True, True), 270: (True, True, False),
 }  # fmt: skip
 EXPANDED = np.clip(np.rint((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)  # limited range -> full
+TRANSFERS = {16: "PQ", 18: "HLG"}  # of H.273, for high dynamic range
 MATRICES = {  # of H.273, those that FFmpeg's scaler refuses
     3: "reserved", 8: "YCgCo", 10: "BT.2020 constant luminance", 11: "SMPTE ST 2085", 12: "chromaticity-derived",
     13: "chromaticity-derived constant luminance", 14: "ICtCp", 15: "IPT-C2", 16: "YCgCo-Re", 17: "YCgCo-Ro",
@@ -483,7 +484,7 @@ class Scaler:
         self.rotation, self.mirror = displayed(first)
         self._transposed, upside_down, mirrored = TURNS.get(self.rotation, TURNS[0])
         self._steps = slice(None, None, -1 if upside_down else 1), slice(None, None, -1 if mirrored != self.mirror else 1)
-        self.source = (first.width, first.height)
+        self.source, self.transfer = (first.width, first.height), TRANSFERS.get(first.color_trc)
         self._size = stored_size(first.width * sar, first.height, short_side)  # before turning
         if max(self._size) > MAX_SIDE:
             raise TranscodeError(
@@ -541,6 +542,7 @@ def transcode(
             source = Source(
                 path.name, *scaler.source, sample.first, opened.rate,
                 None if opened.sar == 1 else _ratio(opened.sar), scaler.rotation, scaler.mirror, opened.interlaced,
+                scaler.transfer,
             )  # fmt: skip
             meta = SampleMeta(
                 path.name, sample.frames, scaler.width, scaler.height, options.codec, options.cues, opened.fps, source=source,

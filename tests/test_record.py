@@ -251,6 +251,7 @@ SOURCE = {"path": "a/b.avi", "width": 320, "height": 240, "first": 0}
         ("source", SOURCE | {"rotation": True}, "source's rotation is True"),
         ("source", SOURCE | {"mirror": 1}, "source's mirror is 1, expected true or false"),
         ("source", SOURCE | {"interlaced": "yes"}, "source's interlaced is 'yes', expected true or false"),
+        ("source", SOURCE | {"transfer": "SDR"}, "source's transfer is 'SDR', expected one of PQ, HLG"),
         ("video", "\ud800", "video is '\\ud800', expected its id, a text"),
         ("splits", ["\udfff"], "splits are ['\\udfff']"),
         ("video", 200 * "x", None),
@@ -282,7 +283,9 @@ def test_the_json_is_read_as_it_was_written() -> None:
     }  # fmt: skip
     unusual = replace(source, sar="4:3", rotation=45.5, mirror=True, interlaced=True)
     assert SampleMeta.loads(replace(full, source=unusual).dumps()).source == unusual
-    assert unusual.traits == record.TRAITS and source.traits == replace(source, rotation=270, mirror=True).traits == ()
+    assert unusual.traits == ("non-square pixels", "odd rotation", "interlaced")
+    assert [replace(source, transfer=one).traits for one in record.HDR] == [("PQ",), ("HLG",)]
+    assert source.traits == replace(source, rotation=270, mirror=True).traits == ()
     assert "cuts" not in json.loads(least.dumps())
     table = json.loads(full.dumps())
     assert (table["version"], table["class"], table["splits"], table["source"]["rate"]) == (

@@ -161,6 +161,46 @@ def test_pixel_formats_give_the_same_colours(tmp_path: Path, codec: str, pix_fmt
     )
 
 
+def flat(path: Path, width: int, height: int, matrix: int, transfer: int = 2) -> None:
+    """A lossless picture of Y, U, V = 120, 90, 200 in limited range; matrix and transfer function by H.273."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
+        frame = av.VideoFrame(width, height, "yuv444p")
+        for plane, level in zip(frame.planes, (120, 90, 200), strict=True):
+            np.frombuffer(plane, np.uint8)[:] = level  # type: ignore[arg-type]
+        stream.codec_context.colorspace = frame.colorspace = matrix
+        stream.codec_context.color_trc = frame.color_trc = transfer
+        frame.pts = 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize(("width", "height"), [(320, 240), (1280, 720), (1920, 1080)])
+def test_colours_without_a_matrix_are_what_ffmpegs_command_line_takes_them_for(tmp_path: Path, width: int, height: int) -> None:
+    """BT.601 at any size. With ``ffmpeg -i v.mkv -pix_fmt rgb24`` they are 236, 77, 44, and as BT.709 250, 91, 41."""
+    for name, matrix, expected in (("untagged", 2, (236, 77, 44)), ("bt709", 1, (250, 91, 41)), ("bt601", 6, (236, 77, 44))):
+        flat(tmp_path / f"{name}.mkv", width, height, matrix)
+        found = stored(tmp_path / f"{name}.mkv", size=64, quality=100).frames([0])[0]
+        assert found[20:40, 20:40].mean((0, 1)) == pytest.approx(expected, abs=2.5), name
+
+
+def test_hdr_is_named_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    for name, transfer in (("pq", 16), ("hlg", 18), ("sdr", 1)):
+        flat(tmp_path / f"videos/{name}.mkv", 64, 48, 1, transfer)
+    out = tmp_path / "set"
+    made = run("-m", "preprocess", "folder", "--root", tmp_path / "videos", "--out", out, "--size", "32")
+    assert made.returncode == 0
+    for kind in ("PQ", "HLG"):
+        assert f"1 videos are HDR (transfer function {kind}) and stored without tone mapping" in made.stderr
+    assert "sdr.mkv" not in made.stderr
+    said = succeed("-m", "preprocess", "stats", out, "--out", tmp_path / "stats.png")
+    assert "sources  HLG 1, PQ 1" in said
+    assert [ShardSet(out).read(n).meta.source.transfer for n in range(3)] == ["HLG", "PQ", None]
+
+
 def combed(path: Path) -> np.ndarray:
     """Ten interlaced pictures: odd rows show a square four pixels further on. What even rows show is returned."""
     late, early = moving_square(11)[1:], moving_square(11)[:-1]
