@@ -540,9 +540,8 @@ def transcode(
 
         def finished(sample: SampleEncoder, scaler: Scaler) -> Transcoded:
             source = Source(
-                path.name, *scaler.source, sample.first, opened.rate,
-                None if opened.sar == 1 else _ratio(opened.sar), scaler.rotation, scaler.mirror, opened.interlaced,
-                scaler.transfer,
+                path.name, *scaler.source, sample.first, opened.rate, sar=None if opened.sar == 1 else _ratio(opened.sar),
+                rotation=scaler.rotation, mirror=scaler.mirror, interlaced=opened.interlaced, transfer=scaler.transfer,
             )  # fmt: skip
             meta = SampleMeta(
                 path.name, sample.frames, scaler.width, scaler.height, options.codec, options.cues, opened.fps, source=source,
