@@ -12,7 +12,7 @@ import numpy as np
 from dclr.cues import energies
 from preprocess.motion import picture
 
-NEIGHBOURS = 8  # frames on either side that a cut is compared with; nearer cuts hide each other
+AROUND = 8  # frames on either side that a cut is compared with; nearer cuts hide each other
 TIMES, ABOVE = 1.8, 3.0  # a cut differs by this multiple of what its neighbours differ at most, and this many grey levels more
 WIDE, WIDE_ABOVE = 0.6, 1.0  # and this share of the picture by so many grey levels more than its neighbours do
 
@@ -37,16 +37,16 @@ class Cuts:
         if previous is None:
             previous = luma_HW
         frame, value = len(self._difference_N), cv2.norm(luma_HW, previous, cv2.NORM_L1) / luma_HW.size
-        if self._candidate is not None and frame - self._candidate[0] > NEIGHBOURS:
+        if self._candidate is not None and frame - self._candidate[0] > AROUND:
             self._decide(*self._candidate)
-        if value >= TIMES * max(self._difference_N[-NEIGHBOURS:], default=0) + ABOVE:
+        if value >= TIMES * max(self._difference_N[-AROUND:], default=0) + ABOVE:
             self._candidate = frame, luma_HW, previous  # one that is near is none: it differs less
         self._difference_N.append(value)
 
     def _decide(self, frame: int, luma_HW: np.ndarray, previous_HW: np.ndarray) -> None:
         self._candidate = None
-        before = self._difference_N[max(frame - NEIGHBOURS, 0) : frame]
-        most = max(before + self._difference_N[frame + 1 : frame + NEIGHBOURS + 1])
+        before = self._difference_N[max(frame - AROUND, 0) : frame]
+        most = max(before + self._difference_N[frame + 1 : frame + AROUND + 1])
         if self._difference_N[frame] < TIMES * most + ABOVE:
             return
         lighter = cv2.max(luma_HW, previous_HW)

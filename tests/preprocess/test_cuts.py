@@ -14,7 +14,7 @@ from dclr.data.clips import ClipConfig, crop_resize, eval_crops
 from dclr.data.loader import TrainLoader, eval_loader
 from dclr.data.manifest import ShardSet, read_index
 from dclr.storage import open_folder
-from preprocess.cuts import NEIGHBOURS, Cuts
+from preprocess.cuts import AROUND, Cuts
 from preprocess.synthetic import HARD, encode
 from preprocess.synthetic.world import MOTIONS
 from preprocess.transcode import Options, transcode
@@ -94,7 +94,7 @@ def found(differences: Sequence[int], share: float = 1, bars: int = 0) -> tuple[
 
 def test_a_cut_stands_out_by_a_multiple_and_three_levels() -> None:
     least = 12  # 1.8 * 5 + 3
-    for at in (NEIGHBOURS + 2, 1, 20):  # in the middle, and at both ends, where one side is short
+    for at in (AROUND + 2, 1, 20):  # in the middle, and at both ends, where one side is short
         differences = [5] * 20
         for value, expected in ((least, (at,)), (least - 1, ())):
             differences[at - 1] = value
@@ -103,10 +103,10 @@ def test_a_cut_stands_out_by_a_multiple_and_three_levels() -> None:
 
 
 def test_flashes_and_fast_motion_are_no_cuts_and_near_cuts_hide_each_other() -> None:
-    for apart in range(1, NEIGHBOURS + 2):  # next to each other: a flash, to white and back
+    for apart in range(1, AROUND + 2):  # next to each other: a flash, to white and back
         values = [1] * 40
         values[20] = values[20 + apart] = 60
-        assert found(values) == ((21, 21 + apart) if apart > NEIGHBOURS else ())
+        assert found(values) == ((21, 21 + apart) if apart > AROUND else ())
     assert found(np.abs(60 * np.sin(np.arange(100) / 5)).astype(int).tolist()) == ()
 
 
