@@ -107,6 +107,10 @@ def test_flashes_and_fast_motion_are_no_cuts_and_near_cuts_hide_each_other() -> 
         values = [1] * 40
         values[20] = values[20 + apart] = 60
         assert found(values) == ((21, 21 + apart) if apart > AROUND else ())
+    for first, second in ((60, 50), (50, 60)):
+        values = [1] * 40
+        values[20], values[24] = first, second
+        assert found(values) == ()
     assert found(np.abs(60 * np.sin(np.arange(100) / 5)).astype(int).tolist()) == ()
 
 
