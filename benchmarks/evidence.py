@@ -19,7 +19,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -150,7 +149,7 @@ class Cell:
 
     def run(self, out: Path) -> dict[str, Any]:
         """Train and probe in the folder ``out``, and give the numbers in percent of all folds' videos."""
-        world, began, training = WORLDS[self.world], time.monotonic(), 0.0
+        world = WORLDS[self.world]
         commands: list[str] = []
         found: dict[str, Any] = {"cell": self.name, "commands": commands}
         right: dict[str, list[str]] = {}
@@ -165,10 +164,8 @@ class Cell:
             weights = ["--pretrained", RANDOM, *network(world), *seed]
             if self.row != RANDOM:
                 flags = [*world.pretrain.split(), *ROWS[self.row].split(), "--split", trained, *seed]
-                before = time.monotonic()
                 self._call(commands, ["train_pretrain.py", *common, *flags], fold / "run")
-                training += time.monotonic() - before
-                found |= {"steps": steps(fold / "run"), "training_seconds": round(training)}
+                found["steps"] = steps(fold / "run")
                 weights = ["--pretrained", str(fold / "run/last.pt")]
             for label in world.labels:
                 probe = ["train_eval.py", "linear", *splits, *PROBE.split(), *weights, "--features", str(fold / "features")]
@@ -176,7 +173,7 @@ class Cell:
                 right.setdefault(label, []).append(correct(fold / label))
         found["right"] = {label: "".join(folds) for label, folds in right.items()}
         found |= {label: round(100 * statistics.mean(map(int, bits)), 2) for label, bits in found["right"].items()}
-        return found | {"seconds": round(time.monotonic() - began)}
+        return found
 
     def keep(self, found: dict[str, Any]) -> None:
         self.kept.parent.mkdir(parents=True, exist_ok=True)
@@ -251,15 +248,13 @@ def tables() -> str:
     for world, its in WORLDS.items():
         cells = {row: found for row in its.rows if (found := kept(world, row))}
         if cells:
-            lines += [f"| {world} | seeds | {' | '.join(its.labels)} | training, s |", "|---" * (len(its.labels) + 3) + "|"]
+            lines += [f"| {world} | seeds | {' | '.join(its.labels)} |", "|---" * (len(its.labels) + 2) + "|"]
         for row, found in cells.items():
             columns = []
             for label in its.labels:
                 values = [cell[label] for cell in found if label in cell]
                 error = f" ± {spread(values):.1f}" if len(values) > 1 else ""
                 columns.append(f"{statistics.mean(values):.1f}{error}" if values else "")
-            seconds = [cell["training_seconds"] for cell in found if "training_seconds" in cell]
-            columns.append(f"{statistics.median(seconds):.0f}" if seconds else "")
             lines.append(f"| {row} | {len(found)} | {' | '.join(columns)} |")
         if "{data}" in its.made:
             for other in (row for row in cells if row != "dclr" and "dclr" in cells):

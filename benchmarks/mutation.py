@@ -168,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mutants", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, nargs="+", help="numbers of those that are drawn")
+    parser.add_argument("--only", nargs="+", default=[], help="numbers of those that are drawn")
     parser.add_argument("--out", type=Path, default=Path("runs/mutation.jsonl"))
     args = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -177,7 +177,8 @@ def main() -> None:
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
     faults = [(number, *fault) for number, fault in enumerate(drawn(args.seed, args.mutants))]
-    faults, counts = [fault for fault in faults if not args.only or fault[0] in args.only], Counter[str]()
+    only = {int(part) for word in args.only for part in word.split(",") if part}
+    faults, counts = [fault for fault in faults if not only or fault[0] in only], Counter[str]()
     with tempfile.TemporaryDirectory() as folder, args.out.open("w") as out:
         copy = Path(folder) / "copy"
         for part in ("dclr", "preprocess", "tests"):

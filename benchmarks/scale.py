@@ -1,8 +1,8 @@
 """Does it stay small on a large set? ``python benchmarks/scale.py [--data DIR]``
 
 A simulated set of 300,000 samples in 1,000 shards (a real manifest and index; tars that are holes): start-up in a new process,
-the cost of starting at 90 % of an epoch, the plans of 256 ranks x 16 workers put together. Then the memory of a worker over
-10,000 samples of real clips (of drawn ones where ``--data`` has none).
+also of two sets that are this one together, the cost of starting at 90 % of an epoch, the plans of 256 ranks x 16 workers put
+together. Then the memory of a worker over 10,000 samples of real clips (of drawn ones where ``--data`` has none).
 """
 
 from __future__ import annotations
@@ -21,38 +21,43 @@ SAMPLES, SHARDS = 300_000, 1_000
 RANKS, WORKERS, BATCH = 256, 16, 4096
 
 
-def simulate(folder: Path) -> None:
-    """Write the simulated set."""
+def simulate(folder: Path, shard_count: int) -> None:
+    """Write a simulated set."""
     from dclr.data.manifest import Entry, Manifest, Shard, pack_columns
 
+    folder.mkdir()
     each, size = SAMPLES // SHARDS, 512 * 2500
+    label, content = {"action": 5}, "0123456789abcdef" * 2
     entries = [
-        Entry(f"abseiling_{n:011d}_000001_000011", 0, size, n, n % 400, {"action": n % 400}, ["train"], 300, 30.0, f"video {n}")
-        for n in range(SAMPLES)
+        Entry(f"abseiling_{n:011d}_000001_000011", 0, size, n, 5, label, ["train"], 300, 30.0, f"video {n}", n / 7, content)
+        for n in range(shard_count * each)
     ]
     index = pack_columns(entries, ["train"], ["action"])
-    shards = tuple(Shard(f"shard-{n:06d}.tar", each, each * size + 1024, "0" * 64) for n in range(SHARDS))
+    shards = tuple(Shard(f"shard-{n:06d}.tar", each, each * size + 1024, "0" * 64) for n in range(shard_count))
     for shard in shards:
         with (folder / shard.name).open("wb") as file:
             file.truncate(shard.bytes)
     classes = {"action": [f"class {n}" for n in range(400)]}
     manifest = Manifest(
-        "simulated", shards, {"train": SAMPLES}, classes, {"size": 128, "cues": []}, {}, hashlib.sha256(index).hexdigest()
+        "simulated", shards, {"train": len(entries)}, classes, {"size": 128, "cues": []}, {}, hashlib.sha256(index).hexdigest()
     )
     (folder / "index.npz").write_bytes(index)
     (folder / "manifest.json").write_text(manifest.dumps())
 
 
-def start(folder: Path) -> None:
+def start(folders: list[Path]) -> None:
     """What a rank does before its first batch is read; run in a process of its own."""
     began = time.perf_counter()
     from dclr.data.clips import ClipConfig
+    from dclr.data.config import Choice
     from dclr.data.loader import TrainLoader
     from dclr.data.manifest import ShardSet
+    from dclr.data.sets import Selection
 
     imported = time.perf_counter()
-    shards = ShardSet(folder)
-    loader = TrainLoader(shards, shards.select(["train"]), ClipConfig(), clips=2, batch=BATCH, seed=0, world=RANKS)
+    choice = Choice(min_motion=0.1)  # all but the first, so that the lengths of two sets have no common divisor
+    chosen = Selection.of([ShardSet(folder) for folder in folders], ["train"], choice)
+    loader = TrainLoader(chosen.shards, chosen.samples_N, ClipConfig(), clips=2, batch=BATCH, seed=0, world=RANKS)
     loader.plan.rows(0, 0, RANKS)
     opened = time.perf_counter()
     steps = [loader.plan.rows(step, 0, RANKS) and time.perf_counter() for step in (len(loader) * 9 // 10, len(loader) + 5)]
@@ -74,12 +79,12 @@ def plans(folder: Path) -> None:
     import numpy as np
 
     from dclr.data.manifest import ShardSet
-    from dclr.data.plan import Plan
+    from dclr.data.plan import Permutations, Plan
 
     shards = ShardSet(folder)
     samples_N = shards.select(["train"])
     began = time.perf_counter()
-    plan = Plan(samples_N, shards.shard_N, 0, BATCH)
+    plan = Plan(Permutations(samples_N, shards.shard_N, 0), BATCH)
     seen = np.zeros(SAMPLES, np.int64)
     owners = 0
     for rank in range(RANKS):
@@ -129,20 +134,22 @@ def memory(data: Path, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared/data")
-    parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--start", type=Path, nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.start:
         start(args.start)
         return
     with tempfile.TemporaryDirectory() as folder:
         simulated = Path(folder, "simulated")
-        simulated.mkdir()
-        simulate(simulated)
+        several = [Path(folder, "large"), Path(folder, "small")]
+        simulate(simulated, SHARDS)
+        for part, count in zip(several, (SHARDS * 4 // 5 + 1, SHARDS // 5 - 1), strict=True):
+            simulate(part, count)
         print(f"{SAMPLES} samples in {SHARDS} shards, index.npz {os.path.getsize(simulated / 'index.npz') / 1e6:.1f} MB")
-        for _ in range(3):
+        for folders in ([simulated], several) * 3:
             began = time.perf_counter()
-            subprocess.run([sys.executable, __file__, "--start", str(simulated)], check=True)
-            print(f"  the whole process: {time.perf_counter() - began:.2f} s")
+            subprocess.run([sys.executable, __file__, "--start", *map(str, folders)], check=True)
+            print(f"  the whole process, {len(folders)} set(s): {time.perf_counter() - began:.2f} s")
         plans(simulated)
         memory(args.data, Path(folder, "real"))
 

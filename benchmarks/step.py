@@ -45,6 +45,7 @@ from dclr.method.model import DCLR, Keys, Method, Views
 from dclr.method.views import make_views
 from dclr.pretraining.config import PretrainConfig
 from dclr.pretraining.pretrain import make_optimiser
+from dclr.settings import several
 
 QUEUE = 2048
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -468,7 +469,7 @@ def device_name(device: torch.device) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", nargs="+", default=["r2plus1d_10"], choices=list(ARCHITECTURES))
+    parser.add_argument("--arch", nargs="+", default=["r2plus1d_10"], help=f"some of {', '.join(ARCHITECTURES)}")
     parser.add_argument("--batch", type=int, help="64 on a GPU, 4 on the CPU")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clip", type=int, nargs=2, default=(16, 112), metavar=("T", "S"), help="frames and side (16 112)")
@@ -480,6 +481,9 @@ def main() -> None:
     parser.add_argument("--count", action="store_true", help="operators and work alone, without timing")
     parser.add_argument("--json", action="store_true", help="with --count: as JSON, a line a network")
     args, device = parser.parse_args(), pick_device()
+    args.arch = several(args.arch)
+    if unknown := set(args.arch) - set(ARCHITECTURES):
+        parser.error(f"--arch {', '.join(unknown)}: expected some of {', '.join(ARCHITECTURES)}")
     if args.json and not args.count:
         parser.error("--json goes with --count")
     if args.largest and device.type != "cuda":

@@ -180,7 +180,7 @@ def logged(lines: Sequence[Mapping[str, float]], step: int) -> dict[str, float]:
 def measured(run: Path, epochs: Sequence[int]) -> list[dict[str, Any]]:
     """What the checkpoints of ``run`` after these epochs know; that of epoch 0 are the weights as they were drawn."""
     config = PretrainConfig(**completed(PretrainConfig, checkpoint.load(run / LAST)["config"]))
-    shards, lines = ShardSet(config.shards), read_lines(run)
+    shards, lines = ShardSet(*config.shards), read_lines(run)
     splits = ("fit", "validation", "test", "swapped")
     videos = {split: Videos.of(shards, split, replace(config.clip, cue=None)) for split in splits}
     trained = len(shards.select(config.split))

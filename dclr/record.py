@@ -46,6 +46,8 @@ TRAITS = ("non-square pixels", "odd rotation", "interlaced", *HDR)  # of a sourc
 SAR = re.compile(r"[1-9]\d{0,9}:[1-9]\d{0,9}")
 OCTAL = re.compile(rb"[0-7]{1,11}")
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a letter, which JSON can hold and UTF-8 cannot
+CONTENT = re.compile(r"[0-9a-f]{32}")
+DEFAULT_FPS = 25  # of a video that does not say: turns seconds into frames and back
 KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")  # no dots: webdataset ends the key at the first one
 JPEG_MATRIX = np.array([[1, 0, 1.402, 0], [1, -0.344136, -0.714136, 0], [1, 1.772, 0, 0]])  # of Y, U, V and 1
 TO_RGB = (
@@ -65,10 +67,21 @@ def video_id(video: str) -> int:
     return int.from_bytes(hashlib.blake2b(video.encode(), digest_size=8).digest(), "big") >> 1
 
 
+def is_content(value: Any) -> bool:
+    """Whether it can be the ``content`` of a :class:`Source`."""
+    return isinstance(value, str) and CONTENT.fullmatch(value) is not None
+
+
+def mean_motion(energy_N: np.ndarray) -> float:
+    """How much moves in a video: the mean of its stored energy (N,), in grey levels."""
+    return round(float(np.nan_to_num(energy_N, nan=0, posinf=0, neginf=0).clip(0).mean(dtype=np.float64)), 4)
+
+
 @dataclass(frozen=True)
 class Source:
     """The file that a sample was made of: its ``path`` below the root, its ``width`` and ``height`` in pixels, ``first``, the
-    source frame that frame 0 is, and ``rate``, one of :data:`RATES`, where the header's frame rate does not hold.
+    source frame that frame 0 is, ``rate``, one of :data:`RATES`, where the header's frame rate does not hold, and ``content``,
+    32 hex digits that are the same for the same packets under any path; None in sets that were made before.
 
     ``sar`` is its sample aspect ratio where pixels are not square. It is shown turned clockwise by ``rotation`` degrees, and
     then mirrored left to right where ``mirror`` says so. ``interlaced``: pictures are flagged as two fields.
@@ -80,6 +93,7 @@ class Source:
     height: int
     first: int
     rate: str | None = None
+    content: str | None = None
     sar: str | None = None
     rotation: float = 0
     mirror: bool = False
@@ -92,6 +106,7 @@ class Source:
         _expect(self, "height", _whole(self.height, 1), f"1..{MAX_NUMBER}")
         _expect(self, "first", _whole(self.first), f"0..{MAX_NUMBER}")
         _expect(self, "rate", self.rate in (None, *RATES), f"one of {', '.join(RATES)}")
+        _expect(self, "content", self.content is None or is_content(self.content), "32 hex digits")
         ratio = self.sar is None or (isinstance(self.sar, str) and SAR.fullmatch(self.sar))
         _expect(self, "sar", bool(ratio), "a ratio, such as 4:3")
         _expect(self, "rotation", type(self.rotation) in (int, float) and 0 <= self.rotation < 360, "degrees, 0 up to 360")

@@ -23,6 +23,7 @@ from dclr.errors import InputError, check_number, place
 from dclr.text import plain, public
 
 MAX_BYTES = 1 << 16  # of a recipe
+NONE = "none"  # on a command line: the empty list
 C = TypeVar("C")
 
 
@@ -40,8 +41,8 @@ class Meta:
     below: float | None = None
     free: bool = False  # a run that is resumed may change it
     place: bool = False  # a path or URL: not empty, ~ expanded, kept without its secrets
-    read: Callable[[str], Any] | None = None  # the whole text -> value, raises InputError
-    nargs: str = "+"  # of a tuple without ``read``; * where a flag without values says something
+    read: Callable[[str], Any] | None = None  # the whole text -> value, raises InputError; a tuple with it is no list
+    nargs: str = "+"  # of a list; * where it may be empty
     group: str = ""  # of --help, where it is not the part's title
     before: Any = ...  # what runs did that were made before the setting existed; every new one says it
 
@@ -65,7 +66,7 @@ def again(part: type, name: str, default: Any = MISSING, **changes: Any) -> Any:
 
 @dataclass(frozen=True)
 class Flag:
-    """A setting as a command has it: ``kind`` is the type of its value, or of each of ``many``."""
+    """A setting as a command has it: ``kind`` is the type of its value, or of each of a list's (``many``)."""
 
     field: Field[Any]
     said: Meta
@@ -94,9 +95,20 @@ class Flag:
             return self.said.help.replace("%", "%%")
         return f"{self.said.help} (default: {self.text(default)})".strip().replace("%", "%%")
 
+    def values(self, words: Sequence[str]) -> tuple[Any, ...]:
+        """The list that a command line or a file says, as ``a b``, ``a,b`` or both. No value, or ``none``, is the empty list
+        where it may be empty. Places are told apart by spaces alone, because a path may have a comma. Raises ValueError for a
+        value that is none of its kind, InputError where there must be one."""
+        parts = list(words) if self.said.place else several(words)
+        if parts in ([], [NONE]) and (self.said.nargs == "*" or (not self.required and self.default == ())):
+            return ()
+        if not parts:
+            raise InputError("it is empty, expected at least one value")
+        return tuple(map(self.kind, parts))
+
     def text(self, value: Any) -> str:
         """A value as the command line has it."""
-        return ("," if self.said.read else " ").join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        return (",".join(map(str, value)) or NONE) if isinstance(value, list | tuple) else str(value)
 
 
 def as_type(read: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -109,6 +121,15 @@ def as_type(read: Callable[[str], Any]) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(str(error).strip()) from None
 
     return told
+
+
+def several(words: Sequence[str]) -> list[str]:
+    """The values of a list as command lines have it, with commas or spaces between them.
+
+    >>> several(["train01,train02", "test01"])
+    ['train01', 'train02', 'test01']
+    """
+    return [part.strip() for word in words for part in word.split(",") if part.strip()]
 
 
 def flag(name: str) -> str:
@@ -129,9 +150,9 @@ def flags(settings: type) -> dict[str, Flag]:
         kind = hints[field.name]
         if optional := types.NoneType in get_args(kind):
             (kind,) = (one for one in get_args(kind) if one is not types.NoneType)
-        many = get_origin(kind) is tuple
+        many, kind = (True, get_args(kind)[0]) if get_origin(kind) is tuple and said.read is None else (False, kind)
         title = said.group or titles.get(field.name, "")
-        found[field.name] = Flag(field, said, get_args(kind)[0] if many else kind, many, optional, title)
+        found[field.name] = Flag(field, said, kind, many, optional, title)
     return found
 
 
@@ -157,6 +178,7 @@ class Parser(argparse.ArgumentParser):
                 "--recipe", dest="config", action=_FromFile, metavar="NAME", default=argparse.SUPPRESS,
                 type=as_type(partial(recipe, recipes)), help="the --config of that name in recipes/, such as authors",
             )  # fmt: skip
+        self.epilog = "A flag of several values takes them as A,B or as A B, paths as A B alone."
         groups: dict[str, Any] = {}
         for name, one in [item for part in settings for item in flags(part).items()]:
             names = [*([one.said.short] if one.said.short else []), flag(name)]
@@ -169,9 +191,8 @@ class Parser(argparse.ArgumentParser):
             how: dict[str, Any] = {"action": argparse.BooleanOptionalAction}  # --no-NAME takes it back from a file
             if one.kind is not bool:
                 choices = f"{{{','.join(map(str, one.said.choices))}}}" if one.said.choices and not one.many else None
-                how = {"type": one.read, "metavar": one.said.metavar or choices}
-                if one.many and one.said.read is None:
-                    how["nargs"] = one.said.nargs
+                how = {"metavar": one.said.metavar or choices}
+                how |= {"action": partial(_Several, one), "nargs": one.said.nargs} if one.many else {"type": one.read}
             groups[one.title].add_argument(*names, dest=name, default=argparse.SUPPRESS, help=one.help(), **how)
         asked = [str(action.metavar) for action in self._actions if not action.option_strings]
         asked += [f"{flag(name)} {one.said.metavar or name.upper()}" for name, one in self.flags.items() if one.required]
@@ -181,9 +202,19 @@ class Parser(argparse.ArgumentParser):
     def given(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
         """What a command line, and before it the file of its ``--config``, say: value by name."""
         found = vars(self.parse_args(argv))
-        return found.pop("config", {}) | {
-            name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
-        }
+        return found.pop("config", {}) | found
+
+
+class _Several(argparse.Action):
+    def __init__(self, one: Flag, **more: Any):
+        super().__init__(**more)
+        self._one = one
+
+    def __call__(self, parser: Any, namespace: Any, words: Any, option: str | None = None) -> None:
+        try:
+            setattr(namespace, self.dest, self._one.values(words))
+        except ValueError as error:
+            raise argparse.ArgumentError(self, _mistake(self._one, ", ".join(words), error)) from None
 
 
 class _FromFile(argparse.Action):
@@ -238,11 +269,16 @@ def from_file(path: Path, parser: Parser) -> dict[str, Any]:
             if value is not None or parser.flags[name].optional:
                 found[name] = _from_yaml(parser.flags[name], value)
         except (ValueError, argparse.ArgumentTypeError) as error:
-            expected = f"invalid {parser.flags[name].kind.__name__} value: {plain(repr(value), 80)}"
-            said = error if isinstance(error, (argparse.ArgumentTypeError, InputError)) else expected
-            raise InputError(f"--config {path}: argument {flag(name)}: {said}") from None
+            raise InputError(f"--config {path}: argument {flag(name)}: {_mistake(parser.flags[name], value, error)}") from None
     older = {name: one.said.before for name, one in parser.flags.items() if one.said.before is not ...}
     return older | found if set(parser.flags) <= {*table, *older} else found
+
+
+def _mistake(one: Flag, value: Any, error: Exception) -> str:
+    """What is wrong with a value of a flag."""
+    if isinstance(error, argparse.ArgumentTypeError | InputError):
+        return str(error)
+    return f"invalid {one.kind.__name__} value: {plain(repr(value), 80)}"
 
 
 def _from_yaml(one: Flag, value: Any) -> Any:
@@ -255,15 +291,11 @@ def _from_yaml(one: Flag, value: Any) -> Any:
         if one.kind is not bool or not isinstance(value, bool):
             raise ValueError
         return value
-    if not one.many:
-        if isinstance(value, list):
-            raise ValueError
-        return one.read(str(value))
-    if values:
-        return one.read(",".join(map(str, values))) if one.said.read else tuple(one.read(str(item)) for item in values)
-    if one.required or (one.said.read is None and one.said.nargs == "+" and one.default != ()):
-        raise InputError("it is empty, expected at least one value")
-    return ()
+    if one.many:
+        return one.values([str(item) for item in values])
+    if isinstance(value, list):
+        raise ValueError
+    return one.read(str(value))
 
 
 def check_values(settings: Any) -> None:
@@ -284,7 +316,8 @@ def check_values(settings: Any) -> None:
             if not isinstance(item, str) and not _inside(item, said):
                 raise InputError(f"{flag(field.name)} {item}: expected {_range(said)}")
         if said.place and value is not None:
-            object.__setattr__(settings, field.name, place(value, flag(field.name)))
+            where = [place(item, flag(field.name)) for item in (value if many else [value])]
+            object.__setattr__(settings, field.name, tuple(where) if many else where[0])
 
 
 def _inside(number: Any, said: Meta) -> bool:
@@ -315,7 +348,10 @@ def as_table(settings: Any) -> dict[str, Any]:
 
 
 def _kept(value: Any, is_place: bool) -> Any:
-    return list(value) if isinstance(value, tuple) else public(value) if is_place and isinstance(value, str) else value
+    if isinstance(value, tuple | list):
+        kept = [_kept(item, is_place) for item in value]
+        return kept[0] if is_place and len(kept) == 1 else kept  # as before there could be several
+    return public(value) if is_place and isinstance(value, str) else value
 
 
 def completed(settings: type, table: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,14 @@
 """A folder on this machine, in object storage or behind a web server, with the few operations that shards need.
 
-``s3://bucket/prefix`` and ``http(s)://host/path`` (anything with ``://``) go through fsspec; credentials, region and endpoint
-come from the usual environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...), never from a flag or a file of ours.
-docs/extending.md says what a store of one's own must do.
+Anything with ``://`` goes through fsspec; :data:`STORES` are those with a package and variables of their own. Credentials come
+from the usual environment, never from a flag or a file of ours. docs/extending.md says what a store of one's own must do.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
 from dclr.errors import InputError, make_folder
@@ -28,8 +28,54 @@ from dclr.errors import place as as_place
 from dclr.files import LOCK, held
 from dclr.text import public
 
+T = TypeVar("T")
+
 WAITS = (0.1, 0.3, 0.9, 2.7)  # seconds before each further attempt
+
+
+class Store(NamedTuple):
+    """A kind of place: the extra of this package that installs what reads it, and what decides whether it answers."""
+
+    extra: str
+    check: str
+
+
+S3 = Store("s3", "AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL")
+GOOGLE = Store("gs", "GOOGLE_APPLICATION_CREDENTIALS")
+AZURE = Store("az", "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_CONNECTION_STRING")
+HUGGING_FACE = Store("hf", "HF_TOKEN")
+WEB = Store("http", "that the server runs")
+STORES = {  # by the word before ://
+    "s3": S3,
+    "s3a": S3,
+    "gs": GOOGLE,
+    "gcs": GOOGLE,
+    "az": AZURE,
+    "abfs": AZURE,
+    "abfss": AZURE,
+    "hf": HUGGING_FACE,
+    "http": WEB,
+    "https": WEB,
+}
+EXPECTED = "expected a folder, s3://, gs://, az://, hf:// or http(s)://"
+_REPOSITORY, _INSIDE = "a source repository holds no videos and no shards", "it is a place inside another one"
+REFUSED = {  # what fsspec knows and nothing here can use
+    "file": "a path needs no scheme",
+    "local": "a path needs no scheme",
+    "memory": "each process has a memory of its own",
+    "data": "it holds one file",
+    **dict.fromkeys(("github", "gist", "git", "jupyter", "jlab"), _REPOSITORY),
+    **dict.fromkeys(("dir", "zip", "tar", "libarchive", "reference", "generic", "dask"), _INSIDE),
+    **dict.fromkeys(("cached", "blockcache", "filecache", "simplecache"), "--cache keeps copies"),
+}
 FOLLOWED = 8  # times that one link to a folder is followed
+
+
+def refused(error: Exception) -> bool:
+    """Whether an HTTP server has said that the request is wrong, and not that it is busy. Each client has its own name for the
+    status."""
+    status = next((n for name in ("status", "status_code", "code") if isinstance(n := getattr(error, name, None), int)), 0)
+    return 400 <= status < 500 and status not in (408, 429)
 
 
 class Folder:
@@ -109,10 +155,14 @@ class Folder:
             file.seek(start)
             return file.read(-1 if size is None else size)
 
+    def address(self, name: str) -> str:
+        """What :meth:`local` finds a file of the listing by in any process."""
+        return name
+
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
         """Yield a path of this machine that holds the file. Of a remote folder that is a copy, deleted afterwards."""
-        yield Path(self.place, name)
+        yield Path(self.place, name).absolute()  # a relative one may look like a URL
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
@@ -179,27 +229,20 @@ class RemoteFolder(Folder):
     """A prefix in object storage, or a web server's folder, which can only be read. An object is replaced in one piece, so a
     write is whole or absent there too.
 
-    Failures of the network are tried again (S3 by botocore's standard mode, four attempts; a web server, or an answer of
-    the wrong length, after each of :data:`WAITS`); what then still fails is an InputError naming the file.
+    What may pass, such as a failure of the network, is tried again after each of :data:`WAITS` (S3's own client does that, four
+    attempts); so is an answer of the wrong length. What then still fails is an InputError naming the file.
     """
 
     @property
-    def _protocol(self) -> str:
-        return self.place.partition("://")[0]
-
-    @property
-    def _needed(self) -> tuple[str, str]:
-        """The way out where a package is missing, and where the store says no."""
-        if self._protocol == "s3":
-            return "; for this place: pip install 'dclr[s3]'", "AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL"
-        if self.listable:  # fsspec names the package of every other store
-            return "", f"what fsspec needs for {self._protocol}"
-        return "; for this place: pip install 'dclr[http]'", "that the server runs"
+    def store(self) -> Store:
+        """The kind of place. Of one that is not in :data:`STORES`, fsspec names the package."""
+        scheme = self.place.partition("://")[0]
+        return STORES.get(scheme, Store("", f"what fsspec needs for {scheme}"))
 
     @property
     def listable(self) -> bool:
         """Whether the place can say which files it has: a web server cannot."""
-        return self._protocol not in ("http", "https")
+        return self.store is not WEB
 
     @cached_property
     def _system(self) -> Any:
@@ -207,7 +250,7 @@ class RemoteFolder(Folder):
         options: dict[str, Any] = {
             "skip_instance_cache": True
         }  # a kept one would go on to the endpoint that the environment named
-        if self._protocol == "s3":
+        if self.store is S3:
             retries = {"mode": "standard", "max_attempts": 4}
             connections = {"connect_timeout": 20, "read_timeout": 60, "max_pool_connections": 64}
             options["config_kwargs"] = {"retries": retries, **connections}
@@ -230,10 +273,24 @@ class RemoteFolder(Folder):
         except InputError:
             raise
         except ImportError as error:
-            raise InputError(f"{self}: {error}{self._needed[0]}") from None
+            extra = f"; for this place: pip install 'dclr[{self.store.extra}]'" if self.store.extra else ""
+            raise InputError(f"{self}: {error}{extra}") from None
         except Exception as error:  # a store has many ways to say no
             said = " ".join(f"{type(error).__name__}: {error}".split())
-            raise InputError(public(f"{self._path(name)}: {said}; check the name and {self._needed[1]}")) from None
+            raise InputError(public(f"{self._path(name)}: {said}; check the name and {self.store.check}")) from None
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """What ``ask`` gives, which may raise ValueError for an answer that should be asked for again."""
+        for wait in WAITS:
+            try:
+                return ask()
+            except (FileNotFoundError, PermissionError, ImportError):
+                raise
+            except Exception as error:
+                if refused(error) or (self.store is S3 and not isinstance(error, ValueError)):
+                    raise
+            time.sleep(wait)
+        return ask()
 
     def _path(self, name: str) -> str:
         """The path of a file. The query of a web server's URL, such as a signature for the whole folder, follows the name."""
@@ -246,7 +303,7 @@ class RemoteFolder(Folder):
         with self._asked():
             base = self._system._strip_protocol(self.place).rstrip("/") + "/"
             with suppress(FileNotFoundError):
-                found = self._system.find(self.place, detail=True)
+                found = self._patiently(lambda: self._system.find(self.place, detail=True))
                 files = {path.removeprefix(base): int(info["size"]) for path, info in found.items() if path.startswith(base)}
                 markers = [path for path in files if not path or path.endswith("/")]  # objects that consoles make of folders
                 for marker in markers:
@@ -261,46 +318,37 @@ class RemoteFolder(Folder):
 
     def size(self, name: str) -> int | None:
         with self._asked(), suppress(FileNotFoundError):
-            return int(self._system.size(self._path(name)))
+            return int(self._patiently(lambda: self._system.size(self._path(name))))
         return None
 
     def read(self, name: str, start: int = 0, size: int | None = None, check: Callable[[bytes], object] | None = None) -> bytes:
         """As :meth:`Folder.read`; ``check`` may raise ValueError for an answer that should be asked for again."""
         part = {} if not start and size is None else {"start": start, "end": None if size is None else start + size}
-        with self._asked(name), suppress(FileNotFoundError):
-            return self._patiently(name, part, size, check)
-        raise FileNotFoundError(errno.ENOENT, "no such file", public(self._path(name)))
 
-    def _patiently(
-        self, name: str, part: dict[str, int | None], size: int | None, check: Callable[[bytes], object] | None
-    ) -> bytes:
-        for wait in (*WAITS, None):
-            try:
-                data: bytes = self._system.cat_file(self._path(name), **part)
-                if size is not None and len(data) < size:
-                    raise ValueError(f"{len(data)} bytes found from byte {part['start']} on, {size} expected")
-                if size is None or len(data) == size:
-                    if check is not None:
-                        check(data)
-                    return data
-            except Exception as error:
-                final = isinstance(error, FileNotFoundError | PermissionError | ImportError)
-                refused = 400 <= getattr(error, "status", 0) < 500  # HTTP
-                tried = self.listable and not isinstance(error, ValueError)  # S3's client has done that itself
-                if wait is None or final or refused or tried:
-                    raise
-            else:
-                break
-            time.sleep(wait)
-        where = public(self._path(name))
-        raise InputError(f"{where}: the server sends whole files where byte ranges are asked for; use one that knows ranges")
+        def ask() -> bytes:
+            data: bytes = self._system.cat_file(self._path(name), **part)
+            if size is not None and len(data) < size:
+                raise ValueError(f"{len(data)} bytes found from byte {start} on, {size} expected")
+            if check is not None and (size is None or len(data) == size):
+                check(data)
+            return data
+
+        with self._asked(name), suppress(FileNotFoundError):
+            data = self._patiently(ask)
+            if size is not None and len(data) > size:
+                where = public(self._path(name))
+                raise InputError(
+                    f"{where}: the server sends whole files where byte ranges are asked for; use one that knows ranges"
+                )
+            return data
+        raise FileNotFoundError(errno.ENOENT, "no such file", public(self._path(name)))
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="dclr-") as folder:
             path = Path(folder, "file" + Path(name).suffix)
-            with self._asked():
-                self._system.get_file(self._path(name), str(path))
+            with self._asked(name):
+                self._patiently(lambda: self._system.get_file(self._path(name), str(path)))
             yield path
 
     @contextmanager
@@ -314,28 +362,33 @@ class RemoteFolder(Folder):
         return Path(tempfile.gettempdir(), f"dclr-locks-{os.getuid()}", name)
 
     def put(self, name: str, file: Path) -> None:
-        with self._asked():
-            self._system.put_file(str(file), self._path(name))
+        with self._asked(name):
+            self._patiently(lambda: self._system.put_file(str(file), self._path(name)))
         file.unlink()
 
     def write(self, name: str, data: bytes) -> None:
-        with self._asked():
-            self._system.pipe_file(self._path(name), data)
+        with self._asked(name):
+            self._patiently(lambda: self._system.pipe_file(self._path(name), data))
 
     def remove(self, name: str) -> None:
         with self._asked(), suppress(FileNotFoundError):
-            self._system.rm(self._path(name), recursive=True)
+            self._patiently(lambda: self._system.rm(self._path(name), recursive=True))
 
     def free(self) -> None:
         return None
 
 
 def open_folder(place: str | Path) -> Folder:
-    """The folder that a flag names: a path of this machine (``~`` expanded), or ``s3://bucket/prefix``. Raises InputError where
-    it is empty."""
+    """The folder that a flag names: a path of this machine (``~`` expanded), or a place in a store, such as ``s3://bucket/prefix``.
+    Raises InputError where it is empty, a secret is in it, or it is one of :data:`REFUSED`."""
     text = as_place(str(place), "the folder")
-    if "://" in text and not text.startswith(("http://", "https://")) and public(text) != text:
-        raise InputError(
-            f"{public(text)}: expected a bucket and a prefix alone; credentials come from AWS_ACCESS_KEY_ID and its kin"
-        )
-    return RemoteFolder(text) if "://" in text else Folder(text)
+    scheme, remote, rest = text.partition("://")
+    if not remote:
+        return Folder(text)
+    why = _INSIDE if "::" in scheme or re.search(r"::\w+://", rest) else REFUSED.get(scheme)
+    if why:
+        raise InputError(f"{public(text)}: {why}; {EXPECTED}")
+    folder = RemoteFolder(text)
+    if folder.listable and public(text) != text:
+        raise InputError(f"{public(text)}: expected a bucket and a prefix alone; credentials come from {folder.store.check}")
+    return folder

@@ -10,7 +10,8 @@ from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dclr.data.manifest import MANIFEST, Manifest
+from dclr.data.manifest import MANIFEST, Manifest, ShardSet
+from dclr.data.sets import folds, leaks
 from dclr.errors import InputError, exit_on_input_error, path_flag
 from dclr.settings import Parser, again, as_type, check_values, from_flags, setting
 from dclr.storage import Folder, RemoteFolder, open_folder
@@ -22,7 +23,7 @@ from preprocess.transcode import WHICH, Options
 from preprocess.verify import verify
 
 WARN_MISSING = 5  # percent of the listed videos
-PLACE = "a folder, or s3://bucket/prefix"
+PLACE = "a folder, s3://bucket/prefix, gs://, az:// or hf://"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,11 @@ def listing(dataset: DataSet) -> type:
     where = setting(help=dataset.flag_help, metavar=dataset.metavar, read=path_flag)
     name, more = dataset.flag.removeprefix("--"), {"title": WHICH}
     return make_dataclass("Listing", [(name, Path, where)], frozen=True, kw_only=True, namespace=more)
+
+
+def settings_of(dataset: DataSet) -> list[type]:
+    """What a data set has beside the settings of all."""
+    return ([listing(dataset)] if dataset.flag else []) + ([dataset.settings] if dataset.settings else [])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +114,7 @@ def parser() -> Parser:
     drawn = "the embedded data set: made here, no download"
     command("synthetic", drawn, *made, synthetic.Drawing, without=("segment", "max_seconds", "part"))
     for dataset in DATASETS.values():
-        command(dataset.name, dataset.help, *read, *([listing(dataset)] if dataset.flag else []))
+        command(dataset.name, dataset.help, *read, *settings_of(dataset))
     tried = "try the failed videos again and add what comes of them"
     command("retry", tried, Retrying, run.How, Tolerance, existing=True, without=("part",))
     command("merge", "the one manifest of what several parts made", Tolerance, existing=True)
@@ -185,10 +191,8 @@ def _drawn(drawing: synthetic.Drawing, out: Folder, workers: int, stack: ExitSta
 
 def _found(given: Mapping[str, Any], reading: Selecting) -> VideoSet:
     dataset = DATASETS[given["command"]]
-    if dataset.flag:
-        found = dataset.find(reading.root, getattr(from_flags(listing(dataset), given), dataset.flag.removeprefix("--")))
-    else:
-        found = dataset.find(reading.root)
+    lists = vars(from_flags(listing(dataset), given)).values() if dataset.flag else ()
+    found = dataset.find(reading.root, *lists, **(vars(from_flags(dataset.settings, given)) if dataset.settings else {}))
     if reading.limit is None:
         return found
     return replace(found, videos=found.videos[: reading.limit], options=found.options | {"limit": reading.limit})
@@ -213,6 +217,10 @@ def conclude(out: Folder, summary: run.Summary, tolerance: Tolerance) -> None:
     for trait, videos in summary.odd.items():
         if videos:
             print(f"warning: {len(videos)} videos are {run.TOLD[trait]}: {run.some(videos)}", file=sys.stderr)
+    shards = ShardSet(out, keep_damaged=True)
+    for train, test in folds(shards.splits):
+        for line in leaks(shards, [train], [test], shards.select([train]), shards.select([test])):
+            print(line, file=sys.stderr)
     said, failed = list[str](), len(summary.failed)
     if summary.tried and 100 * failed > tolerance.max_failures * summary.tried:
         said.append(f"{failed} of {summary.tried} videos failed, more than --max-failures {tolerance.max_failures:g} percent")

@@ -83,7 +83,7 @@ def tell_apart(root: Folder, files: dict[str, int], asked: Collection[str]) -> t
     if not unclear:  # a pool starts a process even so
         return sorted(videos), others
     with Pool(partial(_look, root=root), 2, LOOK_SECONDS) as pool:
-        looks = tqdm(pool.map(unclear), "looking", len(unclear), unit="file", leave=False)
+        looks = tqdm(pool.map(map(root.address, unclear)), "looking", len(unclear), unit="file", leave=False)
         for path, why in zip(unclear, looks, strict=True):
             if isinstance(why, Lost):
                 why = f"it cannot be told whether it is a video ({why.stage})"
@@ -94,10 +94,10 @@ def tell_apart(root: Folder, files: dict[str, int], asked: Collection[str]) -> t
     return sorted(videos), others
 
 
-def _look(path: str, root: Folder) -> str | None:
+def _look(address: str, root: Folder) -> str | None:
     """Why a file is no video, None where FFmpeg decodes two frames of it."""
     try:
-        with root.local(path) as local, OpenedVideo(local) as opened:
+        with root.local(address) as local, OpenedVideo(local) as opened:
             return None if len(list(islice(opened.frames(), 2))) == 2 else ONE_FRAME
     except InputError:  # the store's
         return "it cannot be fetched"

@@ -20,12 +20,12 @@ import numpy as np
 from dclr.cues import CUES
 from dclr.data.manifest import SHARD_NAME
 from dclr.errors import InputError
-from dclr.record import FORMAT_VERSION
+from dclr.record import DEFAULT_FPS, FORMAT_VERSION
 from dclr.settings import flags
 from dclr.storage import Folder
 from preprocess.datasets import Video, VideoSet
 from preprocess.pool import Lost, Pool
-from preprocess.transcode import DEFAULT_FPS, QUALITY, OpenedVideo, Options, TranscodeError, stored_size
+from preprocess.transcode import QUALITY, OpenedVideo, Options, Span, TranscodeError, stored_size
 
 PLAN = "plan.json"
 MISSING, LEFT_OUT = "missing", "left-out"  # stages of a failure that nothing was tried for
@@ -40,11 +40,12 @@ FALLBACK_RATIO = 3.5  # output bytes a source byte where no header can be read: 
 
 @dataclass(frozen=True)
 class Task:
-    """One video to make a sample (or one a segment) of, under ``key``."""
+    """One video to make a sample (or one a segment) of, under ``key``, from the ``file`` at this address of its root."""
 
     video: Video
     key: str
     class_name: str | None
+    file: str
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Failure:
     seconds: float
     labels: dict[str, int] = field(default_factory=dict)
     splits: tuple[str, ...] = ()
-    span: tuple[int, int] | None = None
+    span: Span | None = None
 
     def dumps(self) -> str:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
@@ -75,7 +76,9 @@ class Failure:
 
 def parse_failure(fields: Any) -> Failure:
     """A failure from a line's JSON; raises ValueError, KeyError or TypeError where it is none."""
-    span = None if fields["span"] is None else (int(fields["span"][0]), int(fields["span"][1]))
+    span = None if fields["span"] is None else tuple(fields["span"])
+    if span is not None and (len(span) != 2 or not {type(one) for one in span} <= {int, float, type(None)} or span[0] is None):
+        raise TypeError(f"the span {span} is no two numbers")
     labels = {str(kind): int(label) for kind, label in dict(fields["labels"]).items()}
     path, stage, reason, splits = (fields[name] for name in ("path", "stage", "reason", "splits"))
     if not all(isinstance(text, str) for text in [path, stage, reason, *splits]):
@@ -146,15 +149,17 @@ def output_ratio(source: VideoSet, options: Options) -> float:
     """Estimated output bytes a source byte, from the headers of up to :data:`PROBED` evenly spaced videos (none is decoded)."""
     chosen = [source.videos[at] for at in np.unique(np.linspace(0, len(source.videos) - 1, PROBED).astype(int))]
     with Pool(partial(_probe, root=source.root, options=options), 2, PROBE_SECONDS) as pool:  # a header may hang too
-        probed = [sizes for sizes in pool.map(chosen) if not isinstance(sizes, Lost)]
+        opened = [(video, source.root.address(video.path)) for video in chosen]
+        probed = [sizes for sizes in pool.map(opened) if not isinstance(sizes, Lost)]
     read, written = (sum(sizes[n] for sizes in probed) for n in (0, 1))
     return written / read if read and written else FALLBACK_RATIO
 
 
-def _probe(video: Video, root: Folder, options: Options) -> tuple[float, float]:
-    """(source bytes, estimated output bytes) of a video; zeros where its header cannot be read."""
+def _probe(of: tuple[Video, str], root: Folder, options: Options) -> tuple[float, float]:
+    """(source bytes, estimated output bytes) of a video at an address; zeros where its header cannot be read."""
+    video, file = of
     try:
-        with root.local(video.path) as path, OpenedVideo(path) as opened:
+        with root.local(file) as path, OpenedVideo(path) as opened:
             stream, container = opened.stream, opened.container
             sar = opened.sar if options.sar == "square" else 1
             width, height = stored_size(max(stream.width, 1) * sar, max(stream.height, 1), options.size)
@@ -196,7 +201,8 @@ def jobs(source: VideoSet, keys: Sequence[str], options: Options, ratio: float, 
             close()
             tasks, filled = [], 0.0
         label = video.labels.get(kind) if kind else None
-        tasks.append(Task(video, key, None if kind is None or label is None else source.classes[kind][label]))
+        name = None if kind is None or label is None else source.classes[kind][label]
+        tasks.append(Task(video, key, name, source.root.address(video.path)))
         filled += estimate
     close()
     return made
@@ -204,5 +210,8 @@ def jobs(source: VideoSet, keys: Sequence[str], options: Options, ratio: float, 
 
 def recipe(name: str, tasks: Sequence[Task], options: Options) -> str:
     """Hash of everything that decides a shard's bytes: options, and each video's path, size, span, labels, splits and key."""
-    document = [name, FORMAT_VERSION, options_table(options), [dataclasses.asdict(task) for task in tasks]]
+    described = [dataclasses.asdict(task) for task in tasks]
+    for task in described:
+        del task["file"]  # where its bytes lie
+    document = [name, FORMAT_VERSION, options_table(options), described]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

@@ -30,7 +30,7 @@ from dclr.settings import check_values, setting
 from dclr.storage import Folder, open_folder
 from dclr.text import public
 from dclr.threads import permitted
-from preprocess.datasets import EMPTY_CLASS, Video, VideoSet, sample_keys
+from preprocess.datasets import DATASETS, EMPTY_CLASS, Video, VideoSet, sample_keys
 from preprocess.plan import LEFT_OUT, MISSING, PLAN, Failure, Job, RunPlan, Task, jobs, manifest_options, output_ratio
 from preprocess.pool import Lost, Pool
 from preprocess.transcode import WHICH, Options, TranscodeError, transcode
@@ -38,6 +38,7 @@ from preprocess.write import (
     Made,
     MadeWriter,
     ShardWriter,
+    add_motion,
     clean,
     done,
     failures_name,
@@ -108,7 +109,7 @@ def make_samples(task: Task, root: Folder, options: Options, spool: Path) -> Mad
     try:
         with ExitStack() as stack:
             try:
-                path = stack.enter_context(root.local(video.path))
+                path = stack.enter_context(root.local(task.file))
             except Exception as error:  # a store has many ways to say no
                 raise TranscodeError("fetch", f"{type(error).__name__}: {error}") from None
             for number, sample in enumerate(transcode(path, options, video.span, spool)):
@@ -116,14 +117,14 @@ def make_samples(task: Task, root: Folder, options: Options, spool: Path) -> Mad
                 meta = replace(
                     sample.meta,
                     video=video.id,
-                    label=next(iter(video.labels.values()), None),
+                    label=None if task.class_name is None else next(iter(video.labels.values())),
                     labels=video.labels,
                     class_name=task.class_name,
                     splits=tuple(video.splits),
                     source=replace(sample.meta.source, path=video.path),
                 )
                 key = f"{task.key}_s{number:05d}" if options.segment else task.key  # no two keys of a set can meet
-                out.add(key, pack(key, sample.members, meta), meta)
+                out.add(key, pack(key, sample.members, meta), meta, sample.motion)
         return out.finish()
     except TranscodeError as error:
         out.discard()
@@ -347,8 +348,13 @@ def _write_failures(out: Folder, failures: list[Failure], left_out: dict[str, st
 
 
 def merge(out: Folder) -> Summary:
-    """The one manifest of what several parts made."""
-    return finish(out, _plan_of(out))
+    """The one manifest of what several parts made. Indexes of an older version learn the mean motion that the samples hold."""
+    plan, sizes = _plan_of(out), out.files()
+    if "energy" in plan.options.get("cues", []):
+        shards = [name for name in (*plan.keep, *plan.shards) if f"{name}.tar" in sizes and index_name(name) in sizes]
+        for name in tqdm(shards, "measuring motion", unit="shard", leave=False):
+            add_motion(out, name)
+    return finish(out, plan)
 
 
 def _plan_of(out: Folder) -> RunPlan:
@@ -409,6 +415,8 @@ def retry(out: Folder, how: How, root: Folder | None = None) -> Summary:
     """Try the videos of failures.jsonl again, those that were missing too, and add what comes of them as further shards."""
     plan, have = _plan_of(out), ShardSet(out)
     root = root or open_folder(plan.root)
+    if plan.dataset in DATASETS and (opened := DATASETS[plan.dataset].opened):
+        root = opened(root)
     lines, files = [line for line in read_failures(out, FAILURES) if line.stage != LEFT_OUT], root.files()
     videos = [Video(line.path, line.labels, line.splits, line.span, files[line.path]) for line in lines if line.path in files]
     missing = [Video(line.path, line.labels, line.splits, line.span) for line in lines if line.path not in files]
@@ -417,7 +425,7 @@ def retry(out: Folder, how: How, root: Folder | None = None) -> Summary:
     source = VideoSet(
         plan.dataset,
         root,
-        sorted(videos, key=lambda v: (v.path, v.span or (0, 0))),
+        sorted(videos, key=lambda video: video.order),
         plan.classes,
         missing,
         plan.listed,
@@ -474,7 +482,7 @@ def dry_run(source: VideoSet, options: Options, how: How) -> str:
         f"on {how.workers} worker(s), as measured on {len(chosen)} of them"
     )
     empty = empty_classes(source.classes, (video.labels for video in source.videos))
-    return "\n".join([said, *left_out_lines(empty | source.left_out)])
+    return "\n".join([*source.notes, said, *left_out_lines(empty | source.left_out)])
 
 
 def left_out_lines(left_out: dict[str, str]) -> list[str]:

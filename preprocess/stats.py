@@ -11,14 +11,13 @@ from dclr.data.manifest import ShardSet, read_index
 from dclr.errors import InputError, make_folder
 from dclr.storage import Folder
 from dclr.text import plain
-from preprocess.transcode import DEFAULT_FPS
 
 
 def describe(folder: Folder, picture: Path) -> str:
     """The text; the histograms go to ``picture`` (PNG). What needs labels is left out of an unlabelled set."""
     shards = ShardSet(folder)
     manifest = shards.manifest
-    seconds = shards.frames_N / np.where(shards.fps_N > 0, shards.fps_N, DEFAULT_FPS)
+    seconds, motion = shards.seconds_N, shards.motion_N[~np.isnan(shards.motion_N)]
     longest, shortest = int(np.argmax(seconds)), int(np.argmin(seconds))
     options = manifest.options
     traits = Counter(
@@ -42,6 +41,9 @@ def describe(folder: Folder, picture: Path) -> str:
         f"{shards.size_N.sum() / shards.frames_N.sum():.0f} a frame",
         "splits   " + ", ".join(f"{name} {count}" for name, count in manifest.splits.items()),
     ]
+    if len(motion):
+        spread = ", ".join(f"{level:g}" for level in np.quantile(motion, (0, 0.25, 0.5, 0.75, 1)).round(2))
+        lines.append(f"motion   least, quartiles and most of the mean energy: {spread}")
     for kind, names in manifest.classes.items():
         count = Counter(shards.labels[kind].tolist())
         there = [count[label] for label in range(len(names)) if count[label]]

@@ -13,11 +13,14 @@ FFmpeg's choice is taken (the largest); a cover picture is none.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,7 +34,19 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from dclr.cues import CUES, STILL, Cue, FramePair, flow_size
 from dclr.errors import InputError
-from dclr.record import CODECS, MAX_SIDE, SampleMeta, Source, array_name, cue_codec, pack_array, pack_offsets, stream_names
+from dclr.record import (
+    CODECS,
+    DEFAULT_FPS,
+    MAX_SIDE,
+    SampleMeta,
+    Source,
+    array_name,
+    cue_codec,
+    mean_motion,
+    pack_array,
+    pack_offsets,
+    stream_names,
+)
 from dclr.settings import check_values, setting
 from preprocess.cuts import Cuts
 from preprocess.motion import Motion
@@ -41,7 +56,6 @@ QUALITY = {"jpeg": (90, 1, 100), "h264": (20, 0, 51)}  # codec -> default, least
 GOP = 16  # frames from one I to the next: what the first frame of a clip may cost
 SPOOL = 64_000_000  # bytes of a member that stay in memory
 MAX_WIDTH, MAX_HEIGHT = 8192, 4320  # their product bounds what a hostile header can make a decoder allocate
-DEFAULT_FPS = 25  # of a file that does not say: turns --max-seconds and --segment into frames
 TOLERANCE = 0.05  # share of the frames by which a header's rate may miss the timestamps' and still hold
 ORDER = Fraction(1, DEFAULT_FPS)  # time base where only the order counts
 REORDER = 32  # places that a picture may be coded away from its place in time
@@ -59,11 +73,6 @@ MATRICES = {  # of H.273, those that FFmpeg's scaler refuses
 }  # fmt: skip
 
 
-def cue_list(text: str) -> tuple[str, ...]:
-    """``"diff,flow"`` -> ``("diff", "flow")``; ``"none"`` -> ``()``. Names are checked by :class:`Options`."""
-    return () if text == "none" else tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 @dataclass(frozen=True)
 class Options:
     """What decides a sample's bytes, kept in the manifest. ``size``: stored short side in pixels. ``codec``: jpeg or h264.
@@ -77,7 +86,7 @@ class Options:
     codec: str = setting("jpeg", "jpeg reads fastest, h264 is a quarter of the bytes", choices=CODECS)
     quality: int | None = setting(None, f"JPEG quality ({QUALITY['jpeg'][0]}) or h264's crf ({QUALITY['h264'][0]})")
     cues: tuple[str, ...] = setting(
-        ("diff", "energy"), f"some of {','.join(CUES)}, or none", metavar="LIST", read=cue_list, choices=CUES
+        ("diff", "energy"), f"some of {','.join(CUES)}, or none", metavar="CUE", nargs="*", choices=CUES
     )
     stabilise: bool = setting(False, "take the camera's motion out of the cues")
     sar: str = setting(
@@ -106,6 +115,11 @@ class Options:
             )
 
 
+# A part of a video, from its first end to before its second: whole numbers are frames in decode order, others seconds. None as
+# the second is the video's end.
+Span = tuple[int, int | None] | tuple[float, float | None]
+
+
 class TranscodeError(Exception):
     """This video cannot become a sample; ``stage`` says where it failed: open, decode, size, span or length."""
 
@@ -117,10 +131,12 @@ class TranscodeError(Exception):
 @dataclass(frozen=True)
 class Transcoded:
     """A finished sample: its ``members`` (all of :func:`dclr.record.member_names` except json) and its ``meta``, in which the
-    file's name is the video's id and the source's path, and there is no label and no split."""
+    file's name is the video's id and the source's path, and there is no label and no split; ``motion`` is its mean motion, None
+    without the cue energy."""
 
     members: dict[str, bytes | IO[bytes]]
     meta: SampleMeta
+    motion: float | None
 
 
 def stored_size(width: float | Fraction, height: int, short_side: int) -> tuple[int, int]:
@@ -297,6 +313,7 @@ class OpenedVideo:
     fps: float = field(init=False)  # 0 where the file does not say
     rate: str | None = field(init=False)  # None: fps is the header's; "measured" or "contradictory" as shards/README.md says
     interlaced: bool = False  # a picture that was decoded so far is
+    _packets: Any = field(init=False, default_factory=partial(hashlib.blake2b, digest_size=16))  # those that were decoded
 
     def __enter__(self) -> OpenedVideo:
         self.container, self.stream = _opened(self.path)
@@ -314,10 +331,12 @@ class OpenedVideo:
         """Every decoded frame, in decode order; raises TranscodeError with the number of the frame."""
         count = 0
         try:
-            for frame in self.container.decode(self.stream):
-                count += 1
-                self.interlaced |= frame.interlaced_frame
-                yield frame
+            for packet in self.container.demux(self.stream):
+                self._packets.update(packet)
+                for frame in packet.decode():
+                    count += 1
+                    self.interlaced |= frame.interlaced_frame
+                    yield frame
         except (av.error.FFmpegError, ValueError) as error:
             raise TranscodeError("decode", f"{_reason(error)}, after {count} frames") from None
 
@@ -326,13 +345,20 @@ class OpenedVideo:
         """How wide a pixel is for its height; 1 where the file does not say."""
         return Fraction(self.stream.sample_aspect_ratio or 1)
 
+    def content(self, first: int) -> str:
+        """What the sample is that starts at frame ``first`` and ends with the packets read so far: hex digits that are the same
+        for the same packets in any file."""
+        digest = self._packets.copy()
+        digest.update(first.to_bytes(8, "little"))
+        return digest.hexdigest()
+
     def _rate(self) -> tuple[float, str | None]:
         """``fps`` and ``rate``. The header's holds where the container's timestamps agree with it. Where they do not, those of
         the decoded pictures decide: a packet may be one field of a picture, or none."""
         header = round(float(self.stream.average_rate or self.stream.guessed_rate or 0), 3)
         index = self.stream.index_entries
         indexed, measured = len(index) >= self.stream.frames > 1, None
-        for read in (lambda: [entry.timestamp for entry in index]) if indexed else self._packets, self._pictures:
+        for read in (lambda: [entry.timestamp for entry in index]) if indexed else self._packet_times, self._picture_times:
             if len(times := read()) < 2:
                 return header, None
             measured = measured_rate(times, self.stream.time_base)
@@ -340,12 +366,12 @@ class OpenedVideo:
                 return header, None
         return (round(measured, 3), "measured") if measured else (header, "contradictory")
 
-    def _packets(self) -> list[int | None]:
+    def _packet_times(self) -> list[int | None]:
         with _opened(self.path)[0] as container:  # once more: not every file can be wound back to its beginning
             packets = container.demux(container.streams[self.stream.index])
             return _timestamps(packet for packet in packets if packet.size)
 
-    def _pictures(self) -> list[int | None]:
+    def _picture_times(self) -> list[int | None]:
         with _opened(self.path)[0] as container:
             return _timestamps(container.decode(container.streams[self.stream.index]))
 
@@ -519,13 +545,21 @@ class Scaler:
         return [np.ascontiguousarray(plane) for plane in planes]  # rows in FFmpeg are padded, and its buffer is reused
 
 
-def transcode(
-    path: Path, options: Options, span: tuple[int, int] | None = None, spool: Path | None = None
-) -> Iterator[Transcoded]:
+def frames_of(span: Span | None, rate: float) -> tuple[int, int | None]:
+    """The frames [first, end) of a span, one at least, at ``rate`` frames a second.
+
+    >>> frames_of((1.5, 2.0), 30), frames_of((10, 20), 30), frames_of((0.5, None), 30)
+    ((45, 60), (10, 20), (15, None))
+    """
+    first, end = (one if one is None or isinstance(one, int) else round(one * rate) for one in span or (0, None))
+    return first or 0, end if end is None else max(end, (first or 0) + 1)
+
+
+def transcode(path: Path, options: Options, span: Span | None = None, spool: Path | None = None) -> Iterator[Transcoded]:
     """The samples of ``path``: one, or one a segment, each as soon as it is whole.
 
     Args:
-        span: frames [first, end) in decode order; None for all.
+        span: the part of it; None for all. Seconds are those of its average frame rate.
         spool: folder for members above :data:`SPOOL` bytes (the system's temporary one).
     Raises:
         TranscodeError: with the stage and the reason.
@@ -533,21 +567,24 @@ def transcode(
     with OpenedVideo(path) as opened:
         rate = opened.fps or DEFAULT_FPS
         most = max(1, round((options.segment or options.max_seconds) * rate))
-        first, end = span or (0, None)
+        first, end = frames_of(span, rate)
         sample: SampleEncoder | None = None
         scaler: Scaler | None = None
         seen = 0
 
         def finished(sample: SampleEncoder, scaler: Scaler) -> Transcoded:
             source = Source(
-                path.name, *scaler.source, sample.first, opened.rate, sar=None if opened.sar == 1 else _ratio(opened.sar),
-                rotation=scaler.rotation, mirror=scaler.mirror, interlaced=opened.interlaced, transfer=scaler.transfer,
+                path.name, *scaler.source, sample.first, opened.rate, opened.content(sample.first),
+                sar=None if opened.sar == 1 else _ratio(opened.sar), rotation=scaler.rotation, mirror=scaler.mirror,
+                interlaced=opened.interlaced, transfer=scaler.transfer,
             )  # fmt: skip
             meta = SampleMeta(
                 path.name, sample.frames, scaler.width, scaler.height, options.codec, options.cues, opened.fps, source=source,
                 cuts=sample.cuts(),
             )  # fmt: skip
-            return Transcoded(sample.members(), meta)
+            members = sample.members()
+            energy = members.get(array_name("energy"))
+            return Transcoded(members, meta, mean_motion(np.load(io.BytesIO(energy))) if isinstance(energy, bytes) else None)
 
         frames = deinterlaced(opened.frames()) if options.deinterlace else opened.frames()
         for number, frame in enumerate(frames):
@@ -567,6 +604,7 @@ def transcode(
         if sample is not None and scaler is not None:
             yield finished(sample, scaler)
         elif seen:
-            raise TranscodeError("span", f"frames {first} to {end} asked for, and the video has {seen}")
+            wanted = f"frames {first} to {'the end' if end is None else end}"
+            raise TranscodeError("span", f"{wanted} asked for, and the video has {seen}")
         else:
             raise TranscodeError("decode", "no frame in the video stream")

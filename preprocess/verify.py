@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from dclr.data.manifest import INDEX, MANIFEST, Entry, Manifest, Shard, ShardSet, read_index
+from dclr.data.manifest import INDEX, MANIFEST, Entry, Manifest, Shard, ShardSet, content_id, read_index
 from dclr.errors import InputError
-from dclr.record import BLOCK, FormatError, unpack, video_id
+from dclr.record import BLOCK, FormatError, mean_motion, unpack, video_id
 from dclr.storage import Folder
 from preprocess.pool import Lost, Pool
 
@@ -80,9 +80,11 @@ def verify(folder: Folder, deep: bool, workers: int) -> list[str]:
 def _same(joined: ShardSet, at: int, entry: Entry) -> bool:
     """Whether the set's joined index and the shard's own index say the same of a sample."""
     _, offset, size = joined.where(at)
-    columns = joined.crc32_N, joined.frames_N, joined.fps_N, joined.video_N, joined.cuts_N
-    return (joined.keys[at], offset, size, *(column[at] for column in columns)) == (
-        entry.key, entry.offset, entry.size, entry.crc32, entry.frames, entry.fps, video_id(entry.video), len(entry.cuts)
+    motion = None if np.isnan(joined.motion_N[at]) else joined.motion_N[at]
+    columns = joined.crc32_N, joined.frames_N, joined.fps_N, joined.video_N, joined.content_N, joined.cuts_N
+    return (joined.keys[at], offset, size, *(column_N[at] for column_N in columns), motion) == (
+        entry.key, entry.offset, entry.size, entry.crc32, entry.frames, entry.fps, video_id(entry.video),
+        content_id(entry.content), len(entry.cuts), entry.motion,
     ) and all(joined.labels[kind][at] == entry.labels.get(kind, -1) for kind in joined.labels)  # fmt: skip
 
 
@@ -141,6 +143,10 @@ def _sample_faults(data: memoryview, entry: Entry, deep: bool, rates: Counter[st
         said = (record.key, len(record), meta.video, meta.labels, list(meta.splits), list(meta.cuts), traits)
         if said != (entry.key, entry.frames, entry.video, entry.labels, entry.splits, entry.cuts, entry.traits):
             return [f"holds {said}, and the index says otherwise"]
+        content = meta.source.content if meta.source else None
+        motion = entry.motion if entry.motion is None else mean_motion(record.array("energy"))
+        if (content, motion) != (entry.content, entry.motion):
+            return [f"its content is {content} and its mean motion {motion}, the index says {entry.content} and {entry.motion}"]
         if meta.source is not None and meta.source.rate is not None:
             rates[meta.source.rate] += 1
         for start in range(0, len(record) if deep else 0, PICTURES):

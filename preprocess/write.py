@@ -8,16 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
 from dclr.data.manifest import Entry, Header, read_index
 from dclr.errors import InputError
-from dclr.record import BLOCK, SampleMeta
+from dclr.record import BLOCK, SampleMeta, array_name, mean_motion, parse_array
 from dclr.storage import Folder, RemoteFolder
 from preprocess.plan import Failure, Job, parse_failure
 from preprocess.transcode import SPOOL
@@ -40,12 +41,13 @@ def read_failures(folder: Folder, name: str) -> list[Failure]:
 
 @dataclass(frozen=True)
 class Part:
-    """Where one finished sample lies in :class:`Made`'s bytes: its ``key``, ``size``, ``crc32`` and ``KEY.json``."""
+    """Where one finished sample lies in :class:`Made`'s bytes: its ``key``, ``size``, ``crc32``, ``KEY.json``, mean motion."""
 
     key: str
     size: int
     crc32: int
     meta: SampleMeta
+    motion: float | None
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class MadeWriter:
         self._size = 0
         self._parts: list[Part] = []
 
-    def add(self, key: str, pieces: Iterable[bytes], meta: SampleMeta) -> None:
+    def add(self, key: str, pieces: Iterable[bytes], meta: SampleMeta, motion: float | None) -> None:
         """Append one sample (:func:`dclr.record.pack`)."""
         size = crc32 = 0
         for piece in pieces:
@@ -87,7 +89,7 @@ class MadeWriter:
             self._size += len(piece)
             if self._size > SPOOL:
                 self._flush()
-        self._parts.append(Part(key, size, crc32, meta))
+        self._parts.append(Part(key, size, crc32, meta, motion))
 
     def _flush(self) -> None:
         if self._path is None:
@@ -124,7 +126,7 @@ class ShardWriter:
         """Append a video's samples."""
         offset = self._bytes
         for part in made.parts:
-            self._entries.append(Entry.of(part.meta, part.key, offset, part.size, part.crc32))
+            self._entries.append(Entry.of(part.meta, part.key, offset, part.size, part.crc32, part.motion))
             offset += part.size
         for piece in made.pieces():
             self._write(piece)
@@ -152,12 +154,35 @@ class ShardWriter:
             self._out.write(failures_name(name), "".join(f.dumps() + "\n" for f in self._failures).encode())
         digest = self._sha256.hexdigest() if self._entries else ""
         header = Header(tar, len(self._entries), self._bytes, digest, self._job.recipe)
-        self._out.write(index_name(name), "\n".join([header.dumps(), *(entry.dumps() for entry in self._entries), ""]).encode())
+        write_index(self._out, name, header, self._entries)
 
     def abandon(self) -> None:
         """Leave no temporary file behind."""
         self._file.close()
         self._temporary.unlink(missing_ok=True)
+
+
+def write_index(out: Folder, shard: str, header: Header, entries: Sequence[Entry]) -> None:
+    out.write(index_name(shard), "\n".join([header.dumps(), *(entry.dumps() for entry in entries), ""]).encode())
+
+
+def add_motion(out: Folder, shard: str) -> None:
+    """Write a shard's index anew with the mean motion of its samples, where it lacks that and they have the cue energy."""
+    header, entries = read_index(out, index_name(shard))
+    lacking = {entry.key: place for place, entry in enumerate(entries) if entry.motion is None}
+    if not lacking:
+        return
+    try:
+        with out.local(header.shard) as path, tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                if extension == array_name("energy") and key in lacking and (file := tar.extractfile(member)):
+                    entry = entries[lacking[key]]
+                    energy_N = parse_array(file.read(), "<f4", (entry.frames,), member.name)
+                    entries[lacking[key]] = replace(entry, motion=mean_motion(energy_N))
+    except (tarfile.TarError, ValueError) as error:
+        raise InputError(f"{out}/{header.shard}: {error}; the shard is damaged, copy it again") from None
+    write_index(out, shard, header, entries)
 
 
 def index_name(shard: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from servers import Proxy, free_port, serving
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -24,6 +25,8 @@ from dclr.storage import open_folder
 from preprocess.synthetic import HARD
 from preprocess.transcode import Options, transcode
 
+settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
+settings.load_profile("repeatable")
 REPOSITORY = Path(__file__).parent.parent
 REAL = REPOSITORY.parent / "shared" / "data"
 
@@ -37,19 +40,21 @@ def needs(*modules: str) -> pytest.MarkDecorator:
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real clips are not at {REAL}")
 
 
-def run(*command: object, ranks: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a documented command (``train_pretrain.py``, ``-m preprocess``, ...) as a user would, from the repository."""
+def run(*command: object, ranks: int = 0, installed: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a documented command (``train_pretrain.py``, ``-m preprocess``, ...) as a user would, from the repository. Packages
+    in the folder ``installed`` are installed too."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    packages = os.pathsep.join(map(str, filter(None, (REPOSITORY, installed))))
+    environment = os.environ | {"PYTHONPATH": packages, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
         [sys.executable, *launch, *map(str, command)],
         cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
 
-def succeed(*command: object, ranks: int = 0) -> str:
+def succeed(*command: object, ranks: int = 0, installed: Path | None = None) -> str:
     """:func:`run`, which must succeed; returns what it printed."""
-    done = run(*command, ranks=ranks)
+    done = run(*command, ranks=ranks, installed=installed)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -244,6 +244,12 @@ SOURCE = {"path": "a/b.avi", "width": 320, "height": 240, "first": 0}
         ("source", {}, "source's path is None, expected a text"),
         ("source", SOURCE | {"width": 0}, "source's width is 0"),
         ("source", SOURCE | {"first": -1}, "source's first is -1"),
+        (
+            "source",
+            SOURCE | {"content": "ab" * 15 + "xy"},
+            "source's content is 'abababababababababababababababxy', expected 32",
+        ),
+        ("source", SOURCE | {"content": 5}, "source's content is 5, expected 32 hex digits"),
         ("source", SOURCE | {"rate": ["measured"]}, "source's rate is ['measured'], expected one of measured, contradictory"),
         ("source", SOURCE | {"sar": "4/3"}, "source's sar is '4/3', expected a ratio, such as 4:3"),
         ("source", SOURCE | {"sar": [4, 3]}, "source's sar is [4, 3]"),
@@ -271,16 +277,15 @@ def test_each_field_of_the_json_is_checked(field: str, wrong: object, says: str 
 def test_the_json_is_read_as_it_was_written() -> None:
     """Also one without the fields that not every set has, and one with fields that this version does not know."""
     _, least = parts()
-    source = record.Source("a/b.avi", 320, 240, 7, "measured")
+    source = record.Source("a/b.avi", 320, 240, 7, "measured", "0123456789abcdef" * 2)
     full = replace(
         least, fps=29.97, label=3, class_name="日本語", labels={"action": 3}, splits=("train01",),
         source=source, cuts=(2, 4),
     )  # fmt: skip
     for meta in (least, full):
         assert SampleMeta.loads(meta.dumps()) == meta
-    assert json.loads(replace(full, source=replace(source, rate=None)).dumps())["source"] == {
-        "path": "a/b.avi", "width": 320, "height": 240, "first": 7
-    }  # fmt: skip
+    plain = json.loads(replace(full, source=replace(source, rate=None, content=None)).dumps())["source"]
+    assert plain == {"path": "a/b.avi", "width": 320, "height": 240, "first": 7}
     unusual = replace(source, sar="4:3", rotation=45.5, mirror=True, interlaced=True)
     assert SampleMeta.loads(replace(full, source=unusual).dumps()).source == unusual
     assert unusual.traits == ("non-square pixels", "odd rotation", "interlaced")

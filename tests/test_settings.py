@@ -20,6 +20,7 @@ import preprocess.run
 import train_eval
 import train_pretrain
 from dclr.data.clips import ClipConfig
+from dclr.data.config import Choice
 from dclr.errors import InputError
 from dclr.evaluation.config import ALL, EvalConfig, Repeats, evaluation, others
 from dclr.evaluation.modes import MODES
@@ -45,7 +46,8 @@ from preprocess.synthetic import Drawing
 from preprocess.transcode import Options
 
 LISTINGS = tuple(launcher.listing(DATASETS[name]) for name in ("ucf101", "csv"))
-LAUNCHER = (launcher.Tolerance, launcher.Making, launcher.Selecting, *LISTINGS, launcher.Retrying)
+COLUMNS = tuple(settings for dataset in DATASETS.values() if (settings := dataset.settings))
+LAUNCHER = (launcher.Tolerance, launcher.Making, launcher.Selecting, *LISTINGS, *COLUMNS, launcher.Retrying)
 LOOKING = (launcher.Verifying, launcher.Describing, launcher.Previewing)
 EVERY = (PretrainConfig, EvalConfig, Repeats, Options, preprocess.run.How, Drawing, *LAUNCHER, *LOOKING)
 NEEDED = {"mode": "linear", "train_split": ("a",), "test_split": ("b",)}  # by EvalConfig, which a command line says otherwise
@@ -147,6 +149,36 @@ def test_a_resumed_run_may_change_what_it_could_change() -> None:
     assert {"epochs", "shards", "pretrained"} == HELD and aside | {"features", "force"} | HELD == finetune.FREE
 
 
+LISTS = [(part, name) for part in EVERY for name, one in flags(part).items() if one.many and not one.said.place]
+
+
+@pytest.mark.parametrize(("part", "name"), LISTS, ids=lambda value: value if isinstance(value, str) else value.__name__)
+def test_every_list_is_said_in_the_same_ways(part: type, name: str) -> None:
+    one, parser = flags(part)[name], Parser(prog="x").add(part)
+    first, second = list(one.said.choices)[:2] if one.said.choices else ("1", "2")
+    expected = {name: (one.kind(first), one.kind(second))}
+    for words in ([first, second], [f"{first},{second}"], [f"{first},", second], [f" {first} ,{second},"]):
+        assert parser.given([flag(name), *words]) == expected, words
+    assert parser.given([flag(name), one.text(expected[name])]) == expected
+    if one.said.nargs == "*":
+        assert parser.given([flag(name)]) == parser.given([flag(name), "none"]) == parser.given([flag(name), ""]) == {name: ()}
+        assert parser.given([flag(name), one.text(())]) == {name: ()}
+    else:
+        with pytest.raises(InputError, match=rf"argument {flag(name)}: expected at least one argument"):
+            parser.given([flag(name)])
+
+
+def test_a_comma_in_a_path_is_a_part_of_it() -> None:
+    parser = Parser(prog="x").add(PretrainConfig)
+    assert parser.given(["--shards", "a,b", "http://host/c?sign=1,2"]) == {"shards": ("a,b", "http://host/c?sign=1,2")}
+
+
+def test_the_lists_are_those_that_users_know() -> None:
+    assert {"split", "without", "schedule", "knn_split", "train_split", "shots", "folds", "seeds", "cues", "label_column"} <= {
+        name for _, name in LISTS
+    }
+
+
 def test_the_authors_short_flags_are_there() -> None:
     short = {one.said.short: name for name, one in (flags(PretrainConfig) | flags(EvalConfig)).items() if one.said.short}
     assert short == {"-a": "arch", "-b": "batch", "-j": "workers", "-fpc": "frames", "-cs": "size", "-cpv": "cpv"}
@@ -241,7 +273,8 @@ def test_the_modes_are_listed() -> None:
         (("train_pretrain.py", "--lr", "fast"), "argument --lr: invalid float value: 'fast'"),
         (("train_pretrain.py", "--rl", "1"), "unrecognized arguments: --rl 1"),
         (("train_pretrain.py", "--lr", "1"), "the following arguments are required: --shards, --split, --out"),
-        (("train_pretrain.py", "--split", ","), "argument --split: split ',': expected names"),
+        (("train_pretrain.py", "--split", ","), "argument --split: it is empty, expected at least one value"),
+        (("train_pretrain.py", "--schedule", "1,x"), "argument --schedule: invalid int value: '1,x'"),
         (("train_eval.py", "guess"), "invalid choice: 'guess'"),
         (("train_eval.py",), "the following arguments are required: MODE"),
         (("-m", "preprocess", "synthetic", "--out", "x", "--segment", "1"), "--segment is no flag of python"),
@@ -389,7 +422,7 @@ def test_a_newer_setting_says_what_runs_did_before_it() -> None:
 
 
 def test_what_a_result_keeps_is_what_it_kept() -> None:
-    assert set(as_table(EvalConfig(shards="s", out="o", pretrained="x", **NEEDED))) == set(OPTIONS.split())  # type: ignore[arg-type]
+    assert set(as_table(EvalConfig(shards="s", out="o", pretrained="x", **NEEDED))) == set(OPTIONS.split()) | set(flags(Choice))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

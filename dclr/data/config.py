@@ -2,19 +2,66 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from dclr.settings import setting
+from dclr.errors import InputError
+from dclr.settings import flag, setting
 
 ON_ERROR = ("stop", "skip")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shards:
-    """The set that is read."""
+    """The sets that are read, and how much of each is seen."""
 
     title = "data"
-    shards: str = setting(help="what python -m preprocess made: a folder, http(s)://... or s3://...", metavar="SET", place=True)
+    shards: tuple[str, ...] = setting(
+        help="sets of python -m preprocess: folders, s3://, gs://, az://, hf:// or http(s)://", metavar="SET", place=True
+    )
+    weights: tuple[float, ...] = setting(
+        (), "of several sets, the share of each in what is seen (by default as they have videos)", above=0, before=()
+    )
+
+
+def share(text: str) -> float:
+    """``"25%"`` or ``"0.25"`` -> 0.25; raises InputError.
+
+    >>> share("25%")
+    0.25
+    """
+    number = text.strip().removesuffix("%")
+    try:
+        found = float(number) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        found = 0.0
+    if not 0 < found <= 1:
+        raise InputError(f"share {text!r}: expected a part of the videos, such as 25%")
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which videos of the splits are trained on."""
+
+    title = "data"
+    min_motion: float | None = setting(
+        None, "train on videos with at least this mean motion energy, in grey levels", least=0, before=None
+    )
+    max_motion: float | None = setting(None, "and with at most this", least=0, before=None)
+    min_seconds: float = setting(0.0, "train on videos of at least this length", metavar="SECONDS", least=0, before=0.0)
+    share: float = setting(
+        1.0, "of the videos, such as 25%; those of a smaller share are among those of a larger", read=share, before=1.0
+    )
+
+    @property
+    def chosen_by(self) -> str:
+        """The flags that choose, as the command line has them; empty where all videos are taken."""
+        given = {one.name: getattr(self, one.name) for one in fields(Choice) if getattr(self, one.name) != one.default}
+        return " ".join(f"{flag(name)} {value:g}" for name, value in given.items())
+
+    @property
+    def by_motion(self) -> bool:
+        return self.min_motion is not None or self.max_motion is not None
 
 
 @dataclass(frozen=True, kw_only=True)

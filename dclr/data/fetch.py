@@ -54,7 +54,7 @@ class Cache:
             raise InputError(f"--cache {place}: cannot be written to ({error.strerror}); name another folder") from None
 
     def _path(self, shards: ShardSet, sample: int) -> Path:
-        shard = shards.manifest.shards[shards.shard_N[sample]]
+        shard = shards.tars[shards.shard_N[sample]]
         return self.place / shard.sha256[:32] / str(shards.offset_N[sample])
 
     def has(self, shards: ShardSet, sample: int) -> bool:
@@ -109,7 +109,7 @@ class Cache:
 
         Temporary files of killed processes are deleted. Shards of other sets follow until there is room: first the one whose
         last write is the oldest."""
-        ours = {shard.sha256[:32] for shard in shards.manifest.shards}
+        ours = {shard.sha256[:32] for shard in shards.tars}
         bytes_of: dict[Path, int] = {}
         for folder in [entry for entry in self.place.iterdir() if entry.is_dir()]:
             bytes_of[folder] = 0
@@ -151,7 +151,7 @@ def _chunks(shards: ShardSet, rows: Iterable[Row]) -> Iterator[list[Row]]:
     chunk: list[Row] = []
     held = 0
     for row in rows:
-        size = sum(int(shards.size_N[sample]) for _, sample in row)
+        size = sum(int(shards.size_N[sample]) for sample in _remote(shards, row))
         if chunk and held + size > AHEAD // 2:
             yield chunk
             chunk, held = [], 0
@@ -163,7 +163,7 @@ def _chunks(shards: ShardSet, rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 def _request(shards: ShardSet, chunk: list[Row], cache: Cache | None, pool: ThreadPoolExecutor) -> list[tuple[Row, Arrivals]]:
     """Request each sample of these rows once, in the order of use; neighbours share a request."""
-    first_use = {sample: None for row in chunk for _, sample in row}
+    first_use = {sample: None for row in chunk for sample in _remote(shards, row)}
     run_of: dict[int, list[int]] = {}
     for sample in sorted(first_use):
         before = run_of.get(sample - 1)
@@ -184,14 +184,20 @@ def _request(shards: ShardSet, chunk: list[Row], cache: Cache | None, pool: Thre
         run = run_of[sample]
         if run[0] not in asked:
             asked[run[0]] = pool.submit(fetch, shards, run, cache)
-    return [(row, {sample: asked[run_of[sample][0]] for _, sample in row}) for row in chunk]
+    return [(row, {sample: asked[run_of[sample][0]] for sample in _remote(shards, row)}) for row in chunk]
+
+
+def _remote(shards: ShardSet, row: Row) -> list[int]:
+    """The samples of a row that lie behind a URL; those of another set may lie here."""
+    return [sample for _, sample in row if isinstance(shards.folder(sample), RemoteFolder)]
 
 
 def fetch(shards: ShardSet, run: list[int], cache: Cache | None) -> dict[int, bytes | memoryview | InputError]:
     """Fetch neighbouring samples of one shard by one request.
 
     Returns: sample -> its bytes, whose crc32 is right, or the InputError to raise when the sample is used."""
-    assert isinstance(shards.root, RemoteFolder)
+    folder = shards.folder(run[0])
+    assert isinstance(folder, RemoteFolder)
     if cache is not None and len(run) == 1 and (kept := cache.read(shards, run[0])) is not None:
         return {run[0]: kept}
     name, start, _ = shards.where(run[0])
@@ -199,7 +205,7 @@ def fetch(shards: ShardSet, run: list[int], cache: Cache | None) -> dict[int, by
     joined = memoryview(b"")
     if len(run) > 1:
         with suppress(InputError, FileNotFoundError):  # then each is asked for alone, and the error names the right one
-            joined = memoryview(shards.root.read(name, start, int(shards.size_N[run].sum())))
+            joined = memoryview(folder.read(name, start, int(shards.size_N[run].sum())))
     for sample in run:
         _, offset, size = shards.where(sample)
         data: bytes | memoryview = joined[offset - start : offset - start + size]

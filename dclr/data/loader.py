@@ -29,11 +29,10 @@ from dclr.data.config import ON_ERROR
 from dclr.data.fetch import Arrivals, Cache, Row, fetch_ahead
 from dclr.data.manifest import ShardSet
 from dclr.data.pages import PREFETCH, Cut, Pages, Sample, Shapes, received, stack
-from dclr.data.plan import Plan
+from dclr.data.plan import Mixture, Permutations, Plan, whole_parts
 from dclr.data.workers import signals_blocked, start_worker, worker_context
 from dclr.errors import InputError
 from dclr.record import FormatError, Record
-from dclr.storage import RemoteFolder
 
 STATE = 1  # version of TrainLoader.state_dict
 
@@ -100,8 +99,7 @@ class ReadRecords:
     told: set[int] = field(default_factory=set)
 
     def __call__(self, rows: Iterable[Row]) -> Iterator[list[Attempts]]:
-        remote = isinstance(self.shards.root, RemoteFolder)
-        for row, arrivals in fetch_ahead(self.shards, rows, self.cache) if remote else ((row, {}) for row in rows):
+        for row, arrivals in fetch_ahead(self.shards, rows, self.cache) if self.shards.remote else ((row, {}) for row in rows):
             yield [self._attempts(number, sample, arrivals) for number, sample in row]
 
     def _attempts(self, number: int, sample: int, arrivals: Arrivals) -> Attempts:
@@ -125,9 +123,9 @@ class ReadRecords:
             if self.plan is None:
                 return
             attempt += 1
-            if attempt > len(self.plan.samples_N):
-                raise InputError(f"{self.shards.root}: none of {attempt} samples tried could be read: copy the set again")
-            chosen = self.plan.instead(number, sample, attempt)
+            if attempt > len(self.plan.source):
+                raise InputError(f"{self.shards}: none of {attempt} samples tried could be read: copy the set again")
+            chosen = self.plan.source.instead(number, sample, attempt)
 
     def _record(self, sample: int, arrivals: Arrivals) -> Record:
         if sample not in arrivals:
@@ -175,7 +173,8 @@ class CutClips:
 
     def _names(self, read: Read) -> Sample:
         label = int(self.shards.labels[self.kind][read.sample]) if self.kind else -1
-        return {"key": self.shards.keys[read.sample], "sample": read.sample, "label": label, "damaged": read.damaged}
+        key, video = self.shards.keys[read.sample], self.shards.video_N[read.sample]  # of several sets, unlike the record's
+        return {"key": key, "sample": read.sample, "label": label, "damaged": read.damaged, "video": video}
 
 
 def _eval_clips(record: Record, epoch: int, **how: Any) -> Sample:
@@ -207,24 +206,27 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def open_set(place: str, on_error: str, cache: str | None, cache_size: float) -> tuple[ShardSet, Cache | None]:
-    """Open the set that ``--shards`` names, and the cache that ``--cache`` and ``--cache-size`` (GB) name, None without one.
+def open_sets(
+    places: Sequence[str], on_error: str, cache: str | None, cache_size: float
+) -> tuple[list[ShardSet], Cache | None]:
+    """Open the sets that ``--shards`` names, and the cache that ``--cache`` and ``--cache-size`` (GB) name, None without one.
 
     With ``on_error="skip"`` a set with damaged shards is opened all the same; they are named on standard error."""
-    _check(None, None, on_error)
-    shards = ShardSet(place, keep_damaged=on_error == "skip")
-    for said in shards.damaged if os.environ.get("LOCAL_RANK", "0") == "0" else ():
+    _check(on_error)
+    sets = [ShardSet(place, keep_damaged=on_error == "skip") for place in places]
+    for said in [said for shards in sets for said in shards.damaged] if os.environ.get("LOCAL_RANK", "0") == "0" else ():
         print(f"damaged: {said}", file=sys.stderr)
     kept = None if cache is None else Cache(Path(cache), int(cache_size * 1e9))
-    _check(shards, kept, on_error)
-    return shards, kept
+    _check(on_error, kept, *sets)
+    return sets, kept
 
 
-def _check(shards: ShardSet | None, cache: Cache | None, on_error: str) -> None:
+def _check(on_error: str, cache: Cache | None = None, *sets: ShardSet) -> None:
     if on_error not in ON_ERROR:
         raise InputError(f"--on-error {on_error}: expected one of {', '.join(ON_ERROR)}")
-    if shards is not None and cache is not None and not isinstance(shards.root, RemoteFolder):
-        raise InputError(f"--cache {cache.place}: {shards.root} is on this machine; leave --cache out")
+    if cache is not None and sets and not any(shards.remote for shards in sets):
+        where = f"{', '.join(map(str, sets))} {'is' if len(sets) == 1 else 'are'}"
+        raise InputError(f"--cache {cache.place}: {where} on this machine; leave --cache out")
 
 
 class TrainLoader:
@@ -232,19 +234,21 @@ class TrainLoader:
 
     Iterating yields the rest of the current epoch. Iterating again yields the next epoch. The workers live across epochs.
 
-    Batch ``step`` depends on (set, selection, seed, batch, passes, last) alone. So :meth:`state_dict` after any batch, and
-    :meth:`load_state_dict` in another process, continue bit for bit at no cost. The number of ranks and workers may change: the
-    joined global batches stay the same.
+    Batch ``step`` depends on (sets, selection, weights, seed, batch, passes, last) alone. So :meth:`state_dict` after any
+    batch, and :meth:`load_state_dict` in another process, continue bit for bit at no cost. The number of ranks and workers may
+    change: the joined global batches stay the same.
 
     A batch is a dict of :func:`dclr.data.clips.train_clips`' arrays as tensors with B = batch / world in front, plus ``key``
     (list of B str), ``sample`` and ``label`` int64 (B,) (-1 without a ``kind`` of label) and ``damaged`` int64 (B,): the sample
     that could not be read and that this one replaces, else -1.
 
     Args:
-        samples_N: what to train on, from :meth:`ShardSet.select`.
+        shards: a set, or several as a :class:`dclr.data.sets.JoinedSets`.
+        samples_N: what to train on, from :meth:`ShardSet.select`; of several sets from :meth:`ShardSet.numbers`.
         clips: clips a video. batch: videos a step, over all ranks. passes: over the samples, in one epoch.
         epochs: the loader ends after so many, and reads nothing ahead beyond them.
         last: ``"drop"`` or ``"wrap"`` an epoch's last, partial batch.
+        weights: of several sets, the share of each in what is seen, in any unit; without them as they have samples.
         on_error: ``"stop"`` raises InputError for a sample that cannot be read. ``"skip"`` replaces it, and :attr:`skipped`
             has those that this rank met.
     Raises:
@@ -264,6 +268,7 @@ class TrainLoader:
         epochs: int = sys.maxsize,
         passes: int = 1,
         last: str = "drop",
+        weights: Sequence[float] = (),
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
@@ -271,17 +276,17 @@ class TrainLoader:
         cache: Cache | None = None,
         on_error: str = "stop",
     ):
-        _check(shards, cache, on_error)
+        _check(on_error, cache, shards)
         if world > len(samples_N) * passes:
             raise InputError(
                 f"{world} processes and {len(samples_N) * passes} samples selected: each process takes part in every batch, so "
                 "start fewer processes or choose more splits"
             )
-        self.plan = Plan(samples_N, shards.shard_N[samples_N], seed, batch, passes, last)
+        self.plan = Plan(_source(shards, samples_N, seed, weights), batch, passes, last)
         self.plan.rows(0, rank, world)
         self.step, self.epochs = 0, epochs
         self.skipped: set[int] = set()
-        self._share, self._workers, self._digest = (rank, world), workers, shards.digest
+        self._share, self._workers, self._digest, self._seed = (rank, world), workers, shards.digest, seed
         self._stages = (
             ReadRecords(shards, on_error == "skip", self.plan, cache),
             CutClips(shards, kind, train_shapes(clip, clips), partial(train_clips, clip=clip, clips=clips, seed=seed)),
@@ -314,10 +319,10 @@ class TrainLoader:
         """Its place: a few integers and the manifest's hash. ``step`` is the number of batches that were handed out."""
         plan = self.plan
         return {
-            "version": STATE, "step": self.step, "seed": plan.seed, "batch": plan.batch, "passes": plan.passes,
-            "wrap": int(plan.last == "wrap"), "samples": len(plan.samples_N), "selection": plan.selection,
+            "version": STATE, "step": self.step, "seed": self._seed, "batch": plan.batch, "passes": plan.passes,
+            "wrap": int(plan.last == "wrap"), "samples": len(plan.source), "selection": plan.selection,
             "clip": self._clip, "manifest": self._digest,
-        }  # fmt: skip
+        } | ({"parts": list(plan.source.parts)} if plan.source.parts else {})  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the batch after which ``state`` was taken. Raises InputError with what was found and what expected."""
@@ -325,11 +330,24 @@ class TrainLoader:
             if name != "step" and state.get(name) != expected:
                 raise InputError(
                     f"the loader's state says {name} {state.get(name)!r}, expected {expected!r}: "
-                    "resume with the shard set, split, batch, seed and clips that the run began with"
+                    "resume with the sets, weights, split, batch, seed and clips that the run began with"
                 )
         if not isinstance(state.get("step"), int) or state["step"] < 0:
             raise InputError(f"the loader's state says step {state.get('step')!r}, expected a number of batches")
         self.step, self._batches = state["step"], None
+
+
+def _source(shards: ShardSet, samples_N: np.ndarray, seed: int, weights: Sequence[float]) -> Permutations | Mixture:
+    """The samples of a set, or of several in turns, pass after pass."""
+    set_N = np.searchsorted(shards.first_S, samples_N, side="right") - 1
+    of_S = [samples_N[set_N == number] for number in range(len(shards.roots))]
+    for root, of in zip(shards.roots, of_S, strict=True):
+        if not len(of):
+            raise InputError(f"no sample of {root} is selected: choose more splits, or leave the set out")
+    parts = whole_parts(weights, [len(of) for of in of_S])
+    if len(parts) == 1:
+        return Permutations(samples_N, shards.shard_N[samples_N], seed)
+    return Mixture(tuple(Permutations(of, shards.shard_N[of], f"{seed}, set {n}") for n, of in enumerate(of_S)), parts)
 
 
 def eval_loader(
@@ -352,7 +370,7 @@ def eval_loader(
     A batch has ``rgb`` uint8 (1, clips * crops, T, S, S, 3), ``key``, ``sample`` and ``label``. ``moving=True`` adds ``moving``
     uint8 (1, clips * crops, T, S, S), 1 where something moves. With ``on_error="skip"`` a video that cannot be read is left
     out."""
-    _check(shards, cache, on_error)
+    _check(on_error, cache, shards)
     if crops not in CROPS:
         raise InputError(f"--crops {crops}: expected 1 (the middle) or 3 (along the long side)")
     rows = EvalRows(plan.eval_share(samples_N, rank, world))

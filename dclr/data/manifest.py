@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import mmap
 import os
 import re
@@ -33,7 +34,19 @@ import numpy as np
 
 from dclr.cues import CUES
 from dclr.errors import InputError
-from dclr.record import FORMAT_VERSION, TRAITS, FormatError, Record, SampleMeta, pack_array, parse_array, unpack, video_id
+from dclr.record import (
+    DEFAULT_FPS,
+    FORMAT_VERSION,
+    TRAITS,
+    FormatError,
+    Record,
+    SampleMeta,
+    is_content,
+    pack_array,
+    parse_array,
+    unpack,
+    video_id,
+)
 from dclr.storage import Folder, RemoteFolder, open_folder
 from dclr.text import plain
 
@@ -42,6 +55,8 @@ INDEX = "index.npz"
 FAILURES = "failures.jsonl"
 SHA256 = re.compile(r"[0-9a-f]{64}")  # it names folders of a cache
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")  # a manifest is hostile input: no path escapes the set's folder
+OPTIONAL_COLUMNS = {"path": "<i8", "motion": "<f8", "content": "<i8", "cuts": "<i8"}  # of the index, each with a row a sample
+SPAN = re.compile(r"\[[\d.e+-]+:[\d.e+-]*\]\Z")  # behind the path in the id of a video that is a part of a file
 
 
 @dataclass(frozen=True)
@@ -143,7 +158,8 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A further line of a shard's index: where a sample lies in the tar and what is needed to choose it."""
+    """A further line of a shard's index: where a sample lies in the tar and what is needed to choose it. What has a default is
+    left out where it is not known."""
 
     key: str
     offset: int  # of the sample's first tar header, in bytes
@@ -155,20 +171,24 @@ class Entry:
     frames: int
     fps: float  # 0 where the source does not say
     video: str  # the video's id; segments of one video share it
-    cuts: list[int] = dataclasses.field(default_factory=list)  # frames at which a further shot begins; left out where none
-    traits: list[str] = dataclasses.field(default_factory=list)  # of the source, of dclr.record.TRAITS; left out where none
+    motion: float | None = None  # :func:`dclr.record.mean_motion` of its stored energy
+    content: str | None = None  # as in :class:`dclr.record.Source`
+    cuts: list[int] = dataclasses.field(default_factory=list)  # frames at which a further shot begins
+    traits: list[str] = dataclasses.field(default_factory=list)  # of the source, of dclr.record.TRAITS
 
     @classmethod
-    def of(cls, meta: SampleMeta, key: str, offset: int, size: int, crc32: int) -> Entry:
+    def of(cls, meta: SampleMeta, key: str, offset: int, size: int, crc32: int, motion: float | None = None) -> Entry:
         """The line of a sample of which this is ``KEY.json``."""
-        labels, splits, cuts = meta.labels, list(meta.splits), list(meta.cuts)
+        labels, splits, content = meta.labels, list(meta.splits), meta.source.content if meta.source else None
         traits = list(meta.source.traits) if meta.source else []
-        return cls(key, offset, size, crc32, meta.label, labels, splits, meta.frames, meta.fps, meta.video, cuts, traits)
+        said = labels, splits, meta.frames, meta.fps, meta.video, motion, content, list(meta.cuts), traits
+        return cls(key, offset, size, crc32, meta.label, *said)
 
     def dumps(self) -> str:
+        """The line, without the optional fields that are None or empty."""
+        usual = {field.name: field.default for field in dataclasses.fields(self)} | {"cuts": [], "traits": []}
         said = {name: getattr(self, name) for name in self.__slots__}
-        said = {name: value for name, value in said.items() if value or name not in ("cuts", "traits")}
-        return json.dumps(said, ensure_ascii=False)
+        return json.dumps({name: value for name, value in said.items() if value != usual[name]}, ensure_ascii=False)
 
 
 def read_index(folder: Folder, name: str) -> tuple[Header, list[Entry]]:
@@ -189,6 +209,10 @@ def read_index(folder: Folder, name: str) -> tuple[Header, list[Entry]]:
                 raise TypeError(f"traits {entry.traits}, expected some of {', '.join(TRAITS)}")
             if not all(isinstance(n, int) and n >= 0 for n in numbers):
                 raise TypeError(f"numbers {numbers}")
+            if entry.motion is not None and not 0 <= entry.motion < math.inf:
+                raise ValueError(f"motion {entry.motion!r}")
+            if entry.content is not None and not is_content(entry.content):
+                raise ValueError(f"content {entry.content!r}")
             entries.append(entry)
     except (TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{folder}/{name}, line {number}: not an index entry: {error}") from None
@@ -221,6 +245,12 @@ class Names(Sequence[str]):
         self._blob, self._end_N = blob, end_N
 
     @classmethod
+    def joined(cls, parts: Sequence[Names]) -> Names:
+        before = np.cumsum([0, *(len(part._blob) for part in parts[:-1])])
+        ends = [part._end_N + first for part, first in zip(parts, before, strict=True)]
+        return cls(np.concatenate([part._blob for part in parts]), np.concatenate(ends))
+
+    @classmethod
     def of(cls, texts: Sequence[str]) -> Names:
         ends = np.cumsum([len(text.encode()) for text in texts], dtype=np.int64)
         return cls(np.frombuffer("".join(texts).encode(), np.uint8), ends)
@@ -241,9 +271,14 @@ class Names(Sequence[str]):
         return {"keys": self._blob, "key_ends": self._end_N}
 
 
+def content_id(content: str | None) -> int:
+    """The 63-bit number of a source's content, -1 where it is not known."""
+    return -1 if content is None else int(content[:16], 16) >> 1
+
+
 def pack_columns(entries: Sequence[Entry], splits: Sequence[str], kinds: Sequence[str]) -> bytes:
-    """``index.npz`` of a set: every shard's index joined, as columns. It is not compressed, so that the same set gives the same
-    bytes with any version of zlib."""
+    """``index.npz`` of a set: every shard's index joined, as columns; an optional one where it says something. It is not
+    compressed, so that the same set gives the same bytes with any version of zlib."""
     columns = {
         **Names.of([entry.key for entry in entries]).columns,
         "size": np.array([entry.size for entry in entries], "<i8"),
@@ -260,6 +295,13 @@ def pack_columns(entries: Sequence[Entry], splits: Sequence[str], kinds: Sequenc
     }
     if any(entry.cuts for entry in entries):
         columns["cuts"] = np.array([len(entry.cuts) for entry in entries], "<i8")
+    paths = [SPAN.sub("", entry.video) for entry in entries]
+    if any(path != entry.video for path, entry in zip(paths, entries, strict=True)):
+        columns["path"] = np.array([video_id(path) for path in paths], "<i8")
+    if any(entry.motion is not None for entry in entries):
+        columns["motion"] = np.array([math.nan if entry.motion is None else entry.motion for entry in entries], "<f8")
+    if any(entry.content is not None for entry in entries):
+        columns["content"] = np.array([content_id(entry.content) for entry in entries], "<i8")
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for name, column in columns.items():
@@ -277,7 +319,6 @@ def parse_columns(file: IO[bytes], data: memoryview, samples: int, splits: int, 
         "frames": ("<i8", (samples,)),
         "fps": ("<f8", (samples,)),
         "video": ("<i8", (samples,)),
-        "cuts": ("<i8", (samples,)),
         "labels": ("<i8", (kinds, samples)),
         "splits": ("|u1", (splits, samples)),
     }
@@ -292,16 +333,17 @@ def parse_columns(file: IO[bytes], data: memoryview, samples: int, splits: int, 
                 start = info.header_offset + 30 + sum(struct.unpack_from("<HH", data, info.header_offset + 26))  # name, extra
                 return parse_array(data[start : start + info.file_size], dtype, shape, f"{name}: {field}")
 
-            if "cuts.npy" not in archive.namelist():
-                del shapes["cuts"]  # of a set without cuts, or made before they were found
+            there = set(archive.namelist())
+            shapes |= {field: (dtype, (samples,)) for field, dtype in OPTIONAL_COLUMNS.items() if f"{field}.npy" in there}
             for field, (dtype, shape) in shapes.items():
                 columns[field] = column(field, dtype, shape)
-            columns.setdefault("cuts", np.zeros(samples, np.int64))
             ends = columns["key_ends"]
             if np.any(np.diff(ends, prepend=0) < 1) or np.any(columns["size"] < 1) or np.any(columns["frames"] < 1):
                 raise FormatError(f"{name}: a key, size or number of frames below 1")
-            if np.any((columns["cuts"] < 0) | (columns["cuts"] >= columns["frames"])):
+            if "cuts" in columns and np.any((columns["cuts"] < 0) | (columns["cuts"] >= columns["frames"])):
                 raise FormatError(f"{name}: a number of cuts that is none of 0 to the frames")
+            if "motion" in columns and np.any((columns["motion"] < 0) | np.isinf(columns["motion"])):
+                raise FormatError(f"{name}: a motion below 0 or beyond all numbers")
             columns["keys"] = column("keys", "|u1", (int(ends[-1]) if samples else 0,))
     except (zipfile.BadZipFile, KeyError, ValueError, EOFError, struct.error) as error:
         raise error if isinstance(error, FormatError) else FormatError(f"{name}: {error}") from None
@@ -320,8 +362,11 @@ class ShardSet:
     Attributes:
         keys: N names. shard_N, offset_N, size_N, frames_N: int64 (N,). crc32_N uint32 (N,). fps_N float64 (N,).
         video_N: int64 (N,), the 63-bit id of the video that a sample is (a segment of): :func:`dclr.record.video_id`.
-        cuts_N: int64 (N,), the number of cuts in a sample.
-        labels: kind -> int64 (N,), -1 where unlabelled.
+        path_N: int64 (N,), that of the file that it was made of, which several videos may be parts of.
+        motion_N: float64 (N,), its mean motion energy, NaN where the index does not say. content_N: int64 (N,), the same for
+        the same packets under two paths, -1 where the index does not say. cuts_N: int64 (N,), the number of cuts in it.
+        tars: its shards. classes: kind of label -> class names. labels: kind -> int64 (N,), -1 where unlabelled.
+        first_S, roots: the first sample of each of the sets that it is, and where they lie: here 0 and ``root``.
         damaged: the error of each shard that ``keep_damaged`` let pass.
         digest: the manifest's sha256 as hex digits, which stands for every byte of the set.
     """
@@ -335,10 +380,16 @@ class ShardSet:
             raise InputError(f"{self.root}: no {MANIFEST} there; make a shard set with python -m preprocess") from None
         self.manifest = Manifest.loads(text.decode(errors="replace"), path)
         self.digest = hashlib.sha256(text).hexdigest()
+        self.tars, self.classes = self.manifest.shards, self.manifest.classes
+        self.first_S, self.roots = np.zeros(1, np.int64), [self.root]
         columns = self._columns()
         self.keys = Names(columns["keys"], columns["key_ends"])
         self.size_N, self.frames_N, self.fps_N = columns["size"], columns["frames"], columns["fps"]
-        self.crc32_N, self.video_N, self.cuts_N = columns["crc32"], columns["video"], columns["cuts"]
+        self.crc32_N, self.video_N = columns["crc32"], columns["video"]
+        self.path_N = columns.get("path", self.video_N)
+        self.motion_N = columns.get("motion", np.full(len(self.keys), np.nan))
+        self.content_N = columns.get("content", np.full(len(self.keys), -1))
+        self.cuts_N = columns.get("cuts", np.zeros(len(self.keys), np.int64))
         self.labels = dict(zip(self.manifest.classes, columns["labels"], strict=True))
         self._splits = dict(zip(self.manifest.splits, columns["splits"], strict=True))  # uint8 (N,), 1 for its samples
         count_S = [shard.samples for shard in self.manifest.shards]
@@ -389,28 +440,39 @@ class ShardSet:
 
     def where(self, sample: int) -> tuple[str, int, int]:
         """(shard's file name, offset, size) of a sample's bytes."""
-        return self.manifest.shards[self.shard_N[sample]].name, int(self.offset_N[sample]), int(self.size_N[sample])
+        return self.tars[self.shard_N[sample]].name, int(self.offset_N[sample]), int(self.size_N[sample])
+
+    def folder(self, sample: int) -> Folder:
+        """Where the sample's shard lies."""
+        return self.roots[int(np.searchsorted(self.first_S, sample, side="right")) - 1]
+
+    @property
+    def remote(self) -> bool:
+        """Whether any of it lies behind a URL."""
+        return any(isinstance(root, RemoteFolder) for root in self.roots)
 
     def read(self, sample: int) -> Record:
         """One sample; raises FormatError naming the shard and the key, with what was found and expected."""
-        if isinstance(self.root, RemoteFolder):
+        folder = self.folder(sample)
+        if isinstance(folder, RemoteFolder):
             return self.record(sample, self.fetch(sample))
         name, offset, size = self.where(sample)
         try:
-            return self.record(sample, mapped(Path(self.root.place, name), offset, size, self.digest))
+            return self.record(sample, mapped(Path(folder.place, name), offset, size, self.digest))
         except OSError as error:
             raise self.damage(sample, error.strerror or str(error)) from None
 
     def fetch(self, sample: int) -> bytes:
         """A sample's bytes from a set behind a URL, with the right crc32; raises InputError naming the shard."""
-        assert isinstance(self.root, RemoteFolder)
+        folder = self.folder(sample)
+        assert isinstance(folder, RemoteFolder)
 
         def check(data: bytes) -> None:
             if (crc32 := zlib.crc32(data)) != self.crc32_N[sample]:
                 raise self.damage(sample, f"crc32 is {crc32}, {self.crc32_N[sample]} expected")
 
         try:
-            return self.root.read(*self.where(sample), check)
+            return folder.read(*self.where(sample), check)
         except FileNotFoundError:
             raise self.damage(sample, "the shard is missing") from None
 
@@ -429,19 +491,35 @@ class ShardSet:
     def damage(self, sample: int, why: str) -> FormatError:
         """The error that names a sample's place."""
         name, offset, _ = self.where(sample)
-        return FormatError(
-            f"{self.root}/{name}, sample {self.keys[sample]!r} at byte {offset}: {why}; the shard is damaged, copy it again"
-        )
+        place = f"{self.folder(sample)}/{name}, sample {self.keys[sample]!r} at byte {offset}"
+        return FormatError(f"{place}: {why}; the shard is damaged, copy it again")
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.roots))
+
+    @property
+    def seconds_N(self) -> np.ndarray:
+        """How long each sample is, float64 (N,)."""
+        return self.frames_N / np.where(self.fps_N > 0, self.fps_N, DEFAULT_FPS)
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that have samples."""
+        return [split for split, row in self._splits.items() if row.any()]
+
+    def numbers(self, of_S: Sequence[np.ndarray]) -> np.ndarray:
+        """Samples of each of the sets that it is, by their numbers there, as numbers here: int64 (n,)."""
+        return np.concatenate([first + of for first, of in zip(self.first_S, of_S, strict=True)])
 
     def select(self, splits: Sequence[str]) -> np.ndarray:
         """Indices of the samples in any of these splits, ascending, each once: int64 (n,). Raises InputError for a split
         that the set does not have or that is empty."""
         chosen = np.zeros(len(self), np.uint8)
         for split in splits:
-            if split not in self._splits or not self._splits[split].any():
+            if split not in self.splits:
                 have = ", ".join(f"{name} ({row.sum()})" for name, row in self._splits.items()) or "none"
                 raise InputError(f"no split {split!r} in {self.root}; it has: {have}")
             chosen |= self._splits[split]
@@ -449,25 +527,13 @@ class ShardSet:
 
     def kind(self, wanted: str | None = None) -> str:
         """The name of a kind of label, checked (default: the set's first); raises InputError listing those it has."""
-        kinds = list(self.manifest.classes)
+        kinds = list(self.classes)
         if wanted is None and kinds:
             return kinds[0]
         if wanted not in kinds:
             have = ", ".join(kinds) or "none: it is unlabelled"
-            raise InputError(f"no label {wanted or 'at all'!r} in {self.root}; it has: {have}")
+            raise InputError(f"no label {wanted or 'at all'!r} in {self}; it has: {have}")
         return wanted
-
-
-def split_list(text: str) -> tuple[str, ...]:
-    """The splits that a flag names, with commas between them. Raises InputError where it names none.
-
-    >>> split_list("train01,train02")
-    ('train01', 'train02')
-    """
-    splits = tuple(part.strip() for part in text.split(",") if part.strip())
-    if not splits:
-        raise InputError(f"split {text!r}: expected names with commas between them, such as train01,train02")
-    return splits
 
 
 def require_size(shards: ShardSet, clip_size: int) -> None:

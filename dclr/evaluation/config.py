@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dclr.data.clips import CROPS, ClipConfig
-from dclr.data.config import Reading, Shards
-from dclr.data.manifest import split_list
+from dclr.data.config import Choice, Reading, Shards
 from dclr.errors import InputError
 from dclr.evaluation.modes import MODES
 from dclr.method.objective import Network
@@ -21,9 +20,11 @@ ALL = "all"  # of the modes
 @dataclass(frozen=True, kw_only=True)
 class Data:
     title = "data"
-    shards: str = again(Shards, "shards", free=True)  # the set's hash stands for it
-    train_split: tuple[str, ...] = setting((), "splits to train on", metavar="A,B", read=split_list)
-    test_split: tuple[str, ...] = setting((), "splits to test on", metavar="A,B", read=split_list)
+    shards: str = again(  # the set's hash stands for it
+        Shards, "shards", free=True, help="what python -m preprocess made: a folder, s3://, gs://, az://, hf:// or http(s)://"
+    )
+    train_split: tuple[str, ...] = setting((), "splits to train on", metavar="SPLIT")
+    test_split: tuple[str, ...] = setting((), "splits to test on", metavar="SPLIT")
     val: float = setting(0.0, "of train, held out to choose epoch or probe-lr", metavar="SHARE", least=0, below=1)
     label: str | None = setting(None, "kind of label, such as motion or scene; the set's first by default")
     out: str = setting(help="folder for result.json, report.html and pictures", metavar="RUN", place=True, free=True)
@@ -101,7 +102,7 @@ class Tuning:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(Tuning, Computing, Frozen, EvalClips, Pretrained, Reading, Data):
+class EvalConfig(Tuning, Computing, Frozen, EvalClips, Pretrained, Reading, Choice, Data):
     """Everything that decides an evaluation; saved in its result.json. Raises InputError for values that do not fit.
 
     ``frames``, ``stride`` and ``size`` of None are those of the checkpoint (16, 2, 112 for random weights); ``cpv`` is clips a

@@ -108,7 +108,8 @@ def name(setting: Setting, samples_N: np.ndarray, clips: int, crops: int, what: 
         "samples": hashlib.sha256(samples_N.astype("<i8").tobytes()).hexdigest(), "what": [what, clips, crops],
         "clip": [clip.frames, clip.stride, clip.size, *["cross cuts"] * clip.cross_cuts], "precision": str(setting.dtype),
         "bn": 0 if not config.precise_bn else [
-            config.precise_bn, config.batch, config.seed, config.train_split, config.val, clip.min_scale, clip.flip
+            config.precise_bn, config.batch, config.seed, config.train_split, config.val, clip.min_scale, clip.flip,
+            *([config.chosen_by] if config.chosen_by else []),
         ],
     }  # fmt: skip
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]

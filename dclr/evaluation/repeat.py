@@ -14,6 +14,7 @@ import numpy as np
 from dclr import distributed
 from dclr.compare import GUESSES, compare, measured, read_result
 from dclr.data.manifest import ShardSet
+from dclr.data.sets import choose
 from dclr.errors import InputError, dispensable, refuse_used
 from dclr.evaluation import page
 from dclr.evaluation.config import EvalConfig
@@ -86,7 +87,7 @@ def _several(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], eva
     kept = distributed.from_first([finished(run) for run in runs] if distributed.rank() == 0 else None)
     shards = ShardSet(config.shards)
     for run in runs:  # before the first of them takes hours
-        shards.select(run.train_split), shards.select(run.test_split)
+        choose(shards, shards.select(run.train_split), run), shards.select(run.test_split)
     distributed.wait()
     results = []
     for run, result in zip(runs, kept, strict=True):

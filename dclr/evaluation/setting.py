@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,8 +23,9 @@ from dclr import checkpoint, distributed
 from dclr.checkpoint import Trunk
 from dclr.data.clips import ClipConfig
 from dclr.data.fetch import Cache
-from dclr.data.loader import TrainLoader, all_skipped, eval_loader, open_set
+from dclr.data.loader import TrainLoader, all_skipped, eval_loader, open_sets
 from dclr.data.manifest import ShardSet, require_size
+from dclr.data.sets import choose, leaks
 from dclr.draws import generator
 from dclr.errors import InputError, make_folder, refuse_used
 from dclr.evaluation.config import EvalConfig
@@ -134,14 +136,26 @@ def prepare(config: EvalConfig) -> Setting:
         if config.arch not in (None, trunk.arch):
             raise InputError(f"{config.pretrained} holds a {trunk.arch}, not the {config.arch} of -a: leave -a out")
     clip = config.clip(trunk.clip)
-    shards, cache = open_set(config.shards, config.on_error, config.cache, config.cache_size)
+    (shards,), cache = open_sets([config.shards], config.on_error, config.cache, config.cache_size)
     require_size(shards, clip.size)
     setting = dataclasses.replace(labelled(config, trunk, weights, shards, cache, clip, device, dtype), began=began)
     make_folder(Path(config.out))
     distributed.setup(device)
     if distributed.rank() == 0:
         print(f"{config.pretrained}\n{trunk.matched}")
+        _introduce(setting)
     return prepared(setting)
+
+
+def _introduce(setting: Setting) -> None:
+    """Say what it is trained on, and which test videos are among that."""
+    config, shards = setting.config, setting.shards
+    train_N = np.union1d(setting.train_N, setting.val_N)
+    if config.chosen_by:
+        every = len(shards.select(config.train_split))
+        print(f"{len(train_N)} of {every} videos of {','.join(config.train_split)} are chosen by {config.chosen_by}")
+    for line in leaks(shards, config.train_split, config.test_split, train_N, setting.test_N):
+        print(line, file=sys.stderr)
 
 
 def random_weights(arch: str, width: int, seed: int) -> tuple[Trunk, str]:
@@ -177,7 +191,7 @@ def labelled(
             f"{len(unlabelled)} videos of {config.train_split} and {config.test_split} have no label {kind!r}, such as "
             f"{unlabelled[0]}: choose splits that are labelled"
         )
-    train_N, val_N = held_out(shards, kind, train_N, config.val, config.seed)
+    train_N, val_N = held_out(shards, kind, choose(shards, train_N, config), config.val, config.seed)
     return Setting(config, trunk, weights, shards, cache, clip, kind, train_N, val_N, test_N, device, dtype)
 
 

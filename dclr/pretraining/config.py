@@ -8,9 +8,8 @@ from typing import Any
 
 from dclr.cues import DYNAMICS
 from dclr.data.clips import JITTERS, ClipConfig
-from dclr.data.config import Reading, Shards
-from dclr.data.manifest import split_list
-from dclr.data.plan import LAST_BATCH
+from dclr.data.config import Choice, Reading, Shards
+from dclr.data.plan import LAST_BATCH, whole_parts
 from dclr.errors import InputError
 from dclr.method.objective import Method, Network, Statistics, default_length
 from dclr.settings import again, as_table, check_values, differences, flag, setting
@@ -24,7 +23,9 @@ PARTS = ("static", "dynamic", "decoupling", "mining", "alignment")  # of dclr, e
 @dataclass(frozen=True, kw_only=True)
 class Split:
     title = "data"
-    split: tuple[str, ...] = setting(help="splits to train on, such as train01", metavar="A,B", read=split_list)
+    split: tuple[str, ...] = setting(
+        help="splits to train on, such as train01; of several sets those that each has", metavar="SPLIT"
+    )
     out: str = setting(help="folder for checkpoints, curves and pictures", metavar="RUN", place=True, free=True)
     last_batch: str = setting(
         "drop", "an epoch's last, partial batch: drop, or wrap (fill up from its beginning)", choices=LAST_BATCH
@@ -89,8 +90,8 @@ class Watching:
     knn_split: tuple[str, ...] = setting(
         (),
         "labelled split on whose videos k-NN is tried as it trains",
-        metavar="A,B",
-        read=lambda text: split_list(text) if text else (),
+        metavar="SPLIT",
+        nargs="*",
         free=True,
         before=(),
     )
@@ -98,14 +99,20 @@ class Watching:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(Checkpoints, Watching, Optimisation, Levers, Ablations, Network, Clips, Reading, Split, Shards):
+class PretrainConfig(
+    Checkpoints, Watching, Optimisation, Levers, Ablations, Network, Clips, Reading, Choice, Split, Shards
+):  # fmt: skip
     """Everything that decides a pretraining run; kept in its checkpoints and its config.yaml, with ``precision`` as what
     ``auto`` came to on its hardware and ``resume`` as the file that it began from, if any. ``queue`` of None is
     :func:`dclr.method.objective.default_length` entries, ``bn_groups`` of None 2 for shuffle on one process, else 1. Raises
     InputError for values that do not fit."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.shards, str):
+            object.__setattr__(self, "shards", (self.shards,))
         check_values(self)
+        if self.weights:
+            whole_parts(self.weights, [1] * len(self.shards))
         if self.warmup >= self.epochs:
             raise InputError(f"--warmup {self.warmup}: expected fewer epochs than {self.epochs}")
         if self.queue is not None and self.queue < self.batch:

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from torch import nn
@@ -17,8 +16,9 @@ from tqdm import tqdm
 
 from dclr import distributed, report
 from dclr.data.fetch import Cache
-from dclr.data.loader import TrainLoader, open_set
-from dclr.data.manifest import ShardSet, require_cue, require_size
+from dclr.data.loader import TrainLoader, open_sets
+from dclr.data.manifest import require_cue, require_size
+from dclr.data.sets import Selection
 from dclr.errors import spared
 from dclr.files import run_folder
 from dclr.hardware import peak_memory_gb, pick_device, place, precision_name, resolve_precision
@@ -162,33 +162,33 @@ def pretrain(config: PretrainConfig) -> Path:
     device = pick_device(config.deterministic)
     dtype = resolve_precision(config.precision, device)
     config = replace(config, precision=precision_name(dtype))  # so that it is kept, and compared where the run is resumed
-    shards, cache = open_set(config.shards, config.on_error, config.cache, config.cache_size)
-    require_size(shards, config.size)
-    if config.clip.cue:
-        require_cue(shards, config.clip.cue)
-    if config.sample_motion:
-        require_cue(shards, "energy")
-    samples_N = shards.select(config.split)
-    length = config.queue_length(len(samples_N))
+    sets, cache = open_sets(config.shards, config.on_error, config.cache, config.cache_size)
+    for shards in sets:
+        require_size(shards, config.size)
+        if config.clip.cue:
+            require_cue(shards, config.clip.cue)
+        if config.sample_motion:
+            require_cue(shards, "energy")
+    data = Selection.of(sets, config.split, config)
+    length = config.queue_length(len(data.samples_N))
     distributed.setup(device)
     with run_folder(config.out):
-        return _train(config, shards, cache, samples_N, length, device, dtype)
+        return _train(config, data, cache, length, device, dtype)
 
 
 def _train(
-    config: PretrainConfig, shards: ShardSet, cache: Cache | None, samples_N: np.ndarray, length: int, device: torch.device,
-    dtype: torch.dtype,
-) -> Path:  # fmt: skip
+    config: PretrainConfig, data: Selection, cache: Cache | None, length: int, device: torch.device, dtype: torch.dtype
+) -> Path:
     distributed.wait()  # makes the group for the last wait, which is for rank 0's checkpoint
     first, out = distributed.rank() == 0, Path(config.out)
     loader = TrainLoader(
-        shards, samples_N, config.clip, clips=2, batch=config.batch, seed=config.seed, epochs=config.epochs,
-        last=config.last_batch, rank=distributed.rank(), world=distributed.world(), workers=config.workers, cache=cache,
-        on_error=config.on_error,
+        data.shards, data.samples_N, config.clip, clips=2, batch=config.batch, seed=config.seed, epochs=config.epochs,
+        last=config.last_batch, weights=config.weights, rank=distributed.rank(), world=distributed.world(),
+        workers=config.workers, cache=cache, on_error=config.on_error,
     )  # fmt: skip
     first_step, last_step = 0, len(loader) * config.epochs
     saved = distributed.from_first(resume(out, config.resume) if first else None)
-    learner = Pretraining(config, shards, cache, samples_N, length, loader, device, dtype)
+    learner = Pretraining(config, data, cache, length, loader, device, dtype)
     if saved is not None:
         state = TrainState.read(saved, PRETRAINING)
         config.check_resumed(state.config)
@@ -205,7 +205,7 @@ def _train(
     if first:
         with spared(out):
             (out / "config.yaml").write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
-        _introduce(config, loader, len(samples_N), length, dtype, device)
+        _introduce(config, data, loader, length, dtype, device)
     train(learner, saver, Curves(out, first_step) if first else None, first_step, last_step, config.save_minutes)
     if first:
         saver.require(last_step)
@@ -219,8 +219,8 @@ class Pretraining(Learner):
     title, clips, ends_here = "pretraining", 0, True
 
     def __init__(
-        self, config: PretrainConfig, shards: ShardSet, cache: Cache | None, samples_N: np.ndarray, length: int,
-        loader: TrainLoader, device: torch.device, dtype: torch.dtype,
+        self, config: PretrainConfig, data: Selection, cache: Cache | None, length: int, loader: TrainLoader,
+        device: torch.device, dtype: torch.dtype,
     ):  # fmt: skip
         self.config, self.loader, self.clips = config, loader, 2 * config.batch
         self.max_skipped = config.max_skipped if config.on_error == "skip" else None
@@ -229,8 +229,8 @@ class Pretraining(Learner):
         self.optimiser = make_optimiser(self.model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self._parallel = distributed.parallel(self.model)
-        self._neighbours = knn_setting(config, self.model, shards, cache, device, dtype) if config.knn_split else None
-        self._videos = Videos(shards, samples_N)
+        self._neighbours = knn_setting(config, self.model, data.sets, cache, device, dtype) if config.knn_split else None
+        self._videos = Videos(data.shards, data.samples_N)
         self._step, self._judged = 0, False  # whether its contrasts were looked at after a tenth of the run
         self._bad, self._shown = (
             torch.zeros((), dtype=torch.int64, device=device),
@@ -299,12 +299,17 @@ class Pretraining(Learner):
 
 
 def _introduce(
-    config: PretrainConfig, loader: TrainLoader, samples: int, length: int, dtype: torch.dtype, device: torch.device
+    config: PretrainConfig, data: Selection, loader: TrainLoader, length: int, dtype: torch.dtype, device: torch.device
 ) -> None:
     """Say what will be trained, and what of it may surprise."""
     last_step, fills = len(loader) * config.epochs, -(-length // (config.batch * (2 if config.symmetric else 1)))
-    processes = distributed.world()
-    print(f"{samples} videos, {len(loader)} steps an epoch, {processes} process(es), {str(dtype)[6:]} on {device}")
+    processes, parts = distributed.world(), loader.plan.source.parts
+    by = f" by {config.chosen_by}" if config.chosen_by else ""
+    for number, (one, every, chosen) in enumerate(zip(data.sets, data.every_S, data.chosen_S, strict=True)):
+        if by or parts:
+            seen = f", {parts[number] / sum(parts):.1%} of what is seen" if parts else ""
+            print(f"{one}: {len(chosen)} of {len(every)} videos are chosen{by}{seen}")
+    print(f"{len(data.samples_N)} videos, {len(loader)} steps an epoch, {processes} process(es), {str(dtype)[6:]} on {device}")
     if loader.plan.left:
         rest = "dropped" if config.last_batch == "drop" else f"wrapped to a batch with {config.batch - loader.plan.left} again"
         print(f"{loader.plan.left} videos at each epoch's end are {rest} (--last-batch)")

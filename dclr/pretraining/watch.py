@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
 
 from dclr import distributed, metrics
 from dclr.checkpoint import Trunk
+from dclr.data.config import Choice
 from dclr.data.fetch import Cache
 from dclr.data.manifest import ShardSet
 from dclr.evaluation.setting import EvalConfig, Pooled, Setting, forward, labelled, over_videos
@@ -25,9 +27,9 @@ class Videos:
         order = np.argsort(shards.video_N[samples_N], kind="stable")
         self._shards, self._samples = shards, samples_N[order]
         self._ids = shards.video_N[self._samples]
-        kinds = list(shards.manifest.classes)
+        kinds = list(shards.classes)
         self._label = shards.labels[kinds[0]] if kinds else np.full(len(shards.video_N), -1)
-        self._names = shards.manifest.classes[kinds[0]] if kinds else []
+        self._names = shards.classes[kinds[0]] if kinds else []
 
     def sample(self, video: torch.Tensor) -> np.ndarray:
         """A sample of each video, int64. An unknown id, which is that of an empty entry, gives any known video's sample."""
@@ -57,15 +59,18 @@ class Videos:
 
 
 def knn_setting(
-    config: PretrainConfig, model: DCLR, shards: ShardSet, cache: Cache | None, device: torch.device, dtype: torch.dtype
+    config: PretrainConfig, model: DCLR, sets: Sequence[ShardSet], cache: Cache | None, device: torch.device, dtype: torch.dtype
 ) -> Setting:
-    """The evaluation that ``--knn-split`` asks for: the training split is the gallery."""
+    """The evaluation that ``--knn-split`` asks for, on the first set that has that split: what it trains on is the gallery."""
+    place = next((place for place, one in enumerate(sets) if set(config.knn_split) <= set(one.splits)), 0)
+    shards = sets[place]
     options = EvalConfig(
-        mode="knn", shards=config.shards, out=config.out, train_split=config.split, test_split=config.knn_split,
+        mode="knn", shards=config.shards[place], out=config.out, test_split=config.knn_split,
+        train_split=tuple(split for split in config.split if split in shards.splits),
         pretrained="in training", test_clips=1, workers=config.workers, on_error=config.on_error,
-        max_skipped=config.max_skipped,
+        max_skipped=config.max_skipped, **{one.name: getattr(config, one.name) for one in fields(Choice)},
     )  # fmt: skip
-    trunk = Trunk(model.f_q.backbone, config.arch, config.width, {})
+    trunk, cache = Trunk(model.f_q.backbone, config.arch, config.width, {}), cache if shards.remote else None
     return labelled(options, trunk, "", shards, cache, replace(config.clip, cue=None), device, dtype)
 
 

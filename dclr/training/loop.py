@@ -142,7 +142,7 @@ class Clock:
 def _skipped(learner: Learner) -> dict[str, float]:
     if learner.max_skipped is None:
         return {}
-    found = all_skipped(learner.loader.skipped, len(learner.loader.plan.samples_N), learner.max_skipped)
+    found = all_skipped(learner.loader.skipped, len(learner.loader.plan.source), learner.max_skipped)
     return {"data/skipped": len(found)}
 
 

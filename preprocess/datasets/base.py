@@ -5,6 +5,7 @@ A file that a list names by its path is taken as it is; what else below the root
 
 from __future__ import annotations
 
+import math
 import posixpath
 import re
 from collections import Counter
@@ -15,6 +16,7 @@ from typing import Any
 from dclr.errors import InputError
 from dclr.storage import Folder
 from preprocess.found import VIDEO_SUFFIXES, find_files, no_video, suffix_of, tell_apart
+from preprocess.transcode import Span
 
 UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # in a path or a name: control characters, halves of characters
 # Why what is below the root is not in a set, beside what preprocess/found.py says
@@ -26,26 +28,36 @@ EMPTY_CLASS = "a class without a video"
 @dataclass(frozen=True)
 class Video:
     """One video of a set: its ``path`` relative to the root with ``/``, its ``labels`` (kind -> index, the default kind
-    first; empty where unlabelled), the ``splits`` it belongs to, the ``span`` of frames [first, end) in decode order that
-    it is (None: all of them) and the ``bytes`` of the source file (0 where it is missing)."""
+    first; empty where unlabelled), the ``splits`` it belongs to, the ``span`` of the file that it is (None: all of it) and the
+    ``bytes`` of the source file (0 where it is missing)."""
 
     path: str
     labels: dict[str, int]
     splits: tuple[str, ...]
-    span: tuple[int, int] | None = None
+    span: Span | None = None
     bytes: int = 0
 
     @property
     def id(self) -> str:
         """What tells it from all others of the set; two spans of one file are two videos."""
-        return self.path if self.span is None else f"{self.path}[{self.span[0]}:{self.span[1]}]"
+        if self.span is None:
+            return self.path
+        first, end = self.span
+        return f"{self.path}[{first}:{'' if end is None else end}]"
+
+    @property
+    def order(self) -> tuple[str, float, float]:
+        """Its place in a set: by path and span."""
+        first, end = self.span or (-1, -1)
+        return self.path, first, math.inf if end is None else end
 
 
 @dataclass(frozen=True)
 class VideoSet:
     """A data set's videos as found: ``videos`` on disk sorted by path and span, kind -> class names (no kind where unlabelled),
     ``missing`` ones that a list names (path: where they were expected), the number of videos ``listed``, path -> reason of what
-    is ``left_out`` of all that lies below the root, and the ``options`` that the set was found or made with."""
+    is ``left_out`` of all that lies below the root, the ``options`` that the set was found or made with, and ``notes`` for
+    ``--dry-run``: how a list was read."""
 
     name: str
     root: Folder
@@ -55,6 +67,7 @@ class VideoSet:
     listed: int = 0
     left_out: dict[str, str] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,8 @@ class DataSet:
 
     ``find(root, lists)`` says which videos it has: ``lists`` is what the command's ``flag`` names, such as ``--splits``. Where
     there is no ``flag`` it is ``find(root)``. ``help`` says in a line what the data set is; ``flag_help`` and ``metavar`` say
-    what the flag takes.
+    what the flag takes. ``settings`` is a dataclass of further flags (:func:`dclr.settings.setting`), where there are any;
+    ``find`` gets them by their names. ``opened`` makes of the root the folder of the videos, where these are no files of it.
     """
 
     name: str
@@ -72,6 +86,8 @@ class DataSet:
     flag: str = ""
     flag_help: str = ""
     metavar: str = "LISTS"
+    settings: type | None = None
+    opened: Callable[[Folder], Folder] | None = None
 
 
 def video_set(
@@ -82,6 +98,7 @@ def video_set(
     classes: dict[str, list[str]],
     on_disk: tuple[dict[str, int], dict[str, str]] | None = None,
     others: dict[str, str] | None = None,
+    notes: list[str] | None = None,
 ) -> VideoSet:
     """The videos ``listed``, told apart by what is on disk below ``root``, with their sizes in place.
 
@@ -89,11 +106,12 @@ def video_set(
         name: of the data set, which its shards keep; ``lists`` is how a message names the lists, such as ``--splits lists``.
         on_disk: what :func:`find_files` says of the root, where that is known already.
         others: path -> reason of files that are not taken.
+        notes: how the lists were read.
 
     Raises InputError where nothing is listed, nothing of it is on disk, or the name of a file is no text.
     """
     files, unread = on_disk or find_files(root)
-    listed = sorted(listed, key=lambda video: (video.path, video.span or (-1, -1)))
+    listed = sorted(listed, key=lambda video: video.order)
     if not listed:
         raise InputError(f"{lists}: no videos in its lists")
     videos = [replace(video, bytes=files[video.path]) for video in listed if video.path in files]
@@ -111,7 +129,13 @@ def video_set(
     taken, others = {video.path for video in videos}, others or {}
     left_out = {path: others.get(path) or no_video(path) or UNLISTED for path in files if path not in taken} | unread
     printable = {UNFIT.sub(lambda at: ascii(at[0])[1:-1], path): reason for path, reason in sorted(left_out.items())}
-    return VideoSet(name, root, videos, classes, missing, len(listed), printable)
+    return VideoSet(name, root, videos, classes, missing, len(listed), printable, notes=notes or [])
+
+
+def no_videos(root: Folder, files: Collection[str], others: dict[str, str]) -> InputError:
+    """The error where none of ``files`` is a video; ``others`` has path -> reason of each."""
+    why = ", ".join(f"{count} {reason}" for reason, count in Counter(others.values()).most_common())
+    return InputError(f"--root {root}: no videos in it; of its {len(files)} files are {why}")
 
 
 def by_stem(root: Folder, files: dict[str, int], stems: Collection[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -145,7 +169,7 @@ def sample_keys(paths: list[str], used: Collection[str] = frozenset()) -> list[s
     The path without its suffix, other characters as ``_``; where two paths come out the same or one is too long, a number
     follows. The order of ``paths`` and ``used`` decide, nothing else.
     """
-    stems = [re.sub(r"\.[^./\[]*(\[\d+:\d+\])?\Z", r"\1", path) or path for path in paths]
+    stems = [re.sub(r"\.[^./\[]*(\[[\d.]+:[\d.]*\])?\Z", r"\1", path) or path for path in paths]
     plain = [re.sub(r"[^A-Za-z0-9_-]", "_", stem)[-72:] for stem in stems]
     count = Counter(plain)
     alone = {name for name in plain if count[name] == 1}.difference(used)

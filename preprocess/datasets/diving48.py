@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from dclr.errors import InputError
 from dclr.storage import Folder
 from preprocess.datasets.base import UNFIT, DataSet, Video, VideoSet, by_stem, preferred, video_set
-from preprocess.datasets.lists import LAST_NUMBER, NOT_BOTH, inside, list_files, quoted, read_text
+from preprocess.datasets.lists import LAST_NUMBER, NOT_BOTH, inside, list_files, quoted, read_entries
 from preprocess.found import find_files
 
 
@@ -44,21 +42,10 @@ def _only(lists: Path, kind: str) -> Path:
     return files[0]
 
 
-def _entries(path: Path) -> list[Any]:
-    """The list that a JSON file holds; raises InputError."""
-    try:
-        entries = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f"{path}: expected a list with entries in it")
-    return entries
-
-
 def _vocabulary(path: Path) -> list[str]:
     """Class names of Diving48's vocabulary, the words of each joined by ``-``, in label order; raises InputError."""
     names: list[str] = []
-    for number, words in enumerate(_entries(path)):
+    for number, words in enumerate(read_entries(path, list)):
         plain = isinstance(words, list) and all(isinstance(word, str) and not UNFIT.search(word) for word in words)
         if not plain or not any(words):
             raise InputError(f"{path}, entry {number}: {quoted(words)}, expected a list of words")
@@ -71,7 +58,7 @@ def _vocabulary(path: Path) -> list[str]:
 
 def _dives(path: Path, classes: int) -> Iterator[tuple[str, int, tuple[int, int]]]:
     """Name, label and span of each entry of Diving48's train or test list; raises InputError naming the entry."""
-    for number, entry in enumerate(_entries(path)):
+    for number, entry in enumerate(read_entries(path, list)):
         given = entry if isinstance(entry, dict) else {}
         name = given.get("vid_name")
         numbers = [given.get(key) for key in ("label", "start_frame", "end_frame")]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 
-from dclr.errors import InputError
 from dclr.storage import Folder
-from preprocess.datasets.base import EMPTY_CLASS, DataSet, Video, VideoSet, video_set
+from preprocess.datasets.base import EMPTY_CLASS, DataSet, Video, VideoSet, no_videos, video_set
 from preprocess.found import HIDDEN, find_files, no_video, tell_apart
 
 
@@ -16,8 +14,7 @@ def find(root: Folder) -> VideoSet:
     files, unread = find_files(root)
     paths, others = tell_apart(root, files, files)
     if not paths:
-        why = ", ".join(f"{count} {reason}" for reason, count in Counter(others.values()).most_common())
-        raise InputError(f"--root {root}: no videos in it; of its {len(files)} files are {why}")
+        raise no_videos(root, files, others)
     outside = [path for path in paths if "/" not in path]
     names = [] if outside else sorted({path.partition("/")[0] for path in paths})
     if outside and len(outside) < len(paths):

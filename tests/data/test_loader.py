@@ -331,7 +331,7 @@ def test_damage_inside_a_picture_is_named_and_skipped(synthetic_set: Path, tmp_p
 def test_what_cannot_be_read_is_replaced_and_counted(synthetic_set: Path, tmp_path: Path, workers: int) -> None:
     """No batch is short, the stand-ins are the same for any number of workers, and the rest is untouched."""
     whole = loader(synthetic_set)
-    bad = whole.plan.samples_N[[0, 5, 33]].tolist()
+    bad = whole.plan.source.samples_N[[0, 5, 33]].tolist()
     copy = damaged_copy(synthetic_set, tmp_path / "copy", bad)
     some = loader(copy, on_error="skip", workers=workers)
     found = list(some)

@@ -90,3 +90,32 @@ def test_without_stored_energy_nothing_is_blanked(tmp_path: Path) -> None:
         f"scene: {name}" for name in ("whole", "static", "shuffled", "reversed", "neighbours")
     ]
     assert np.isfinite(result["scene: whole"]) and result["random"] == {}
+
+
+def test_a_list_with_several_labels_is_reported_like_the_embedded_set(tmp_path: Path) -> None:
+    shards, own = tmp_path / "shards", tmp_path / "own"
+    common = ("--size", "32", "--cues", "none")
+    succeed("-m", "preprocess", "synthetic", "--out", shards, "--videos", "192", *common)
+    root = shards / "videos/lab0"
+    lines = ["path,split,scene,motion"]
+    for video in sorted(root.rglob("*_*.*")):
+        split, motion, name = video.relative_to(root).parts
+        lines.append(f"{split}/{motion}/{name},{split},{name.partition('_')[0]},{motion}")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    listed = ("--root", root, "--list", tmp_path / "list.csv", "--label-column", "motion", "scene", "--out", own)
+    succeed("-m", "preprocess", "csv", *listed, *common)
+    results = []
+    for name, of in (("embedded", shards), ("listed", own)):
+        succeed(
+            "train_eval.py", "bias", "--shards", of, "--train-split", "train", "--test-split", "test", "--pretrained", "random",
+            "-a", "r2plus1d_10", "--width", "4", "-fpc", "4", "-cs", "32", "-j", "0", "--test-clips", "1", "-cpv", "1",
+            "--precision", "fp32", "--out", tmp_path / name,
+        )  # fmt: skip
+        results.append(json.loads((tmp_path / name / "result.json").read_text()))
+    embedded, mine = results
+    names = [name for name in mine if ": " in name]
+    assert {name.partition(": ")[0] for name in names} == {"motion", "scene"}
+    assert names == [name for name in embedded if ": " in name and not name.startswith("texture")]
+    assert [mine[name] for name in names] == pytest.approx([embedded[name] for name in names], abs=0.05)
+    neighbours = [name for name in names if name.endswith("neighbours")]
+    assert len(neighbours) == 2 and all(mine[name] == embedded[name] for name in neighbours)

@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import refuse, scalars, succeed
+from conftest import SMALL, refuse, render, run, scalars, succeed
 from safetensors.numpy import load_file
 
 from dclr import metrics
+from dclr.checkpoint import load
 from dclr.compare import compare
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
 from dclr.evaluation import pieces, probe
 from dclr.evaluation import setting as evaluation
+from dclr.evaluation.features import name as features_name
 from dclr.evaluation.probe import Labelled
 from dclr.evaluation.setting import EvalConfig, held_out, over_videos
+from preprocess.synthetic import encode
 
 GOOD = EvalConfig(mode="linear", shards="s", out="o", train_split=("a",), test_split=("b",), pretrained="x.pt")
 TINY = ["-fpc", "4", "-cs", "32", "--precision", "fp32", "-j", "0", "--test-clips", "2", "-cpv", "2"]
@@ -238,6 +241,57 @@ def test_finetuning_from_a_checkpoint_and_from_random(
     assert abs(curves["ours"][0] - curves["random"][0]) > 1e-3  # the checkpoint's weights were there
     said = compare([tmp_path / "ours", tmp_path / "random"])
     assert said.count("finetune") == 2 and "12.5" in said
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of 12 training and 4 test videos of two classes; two of the test videos are training videos under another name."""
+    root = tmp_path_factory.mktemp("copies")
+    lines = ["path,label,split"]
+    for number in range(16):
+        path = root / f"{number}.mp4"
+        if number < 14:
+            encode(render(("left", "up")[number % 2], "dots", ("copies", number))[0], 25, path)
+        else:
+            shutil.copy(root / f"{number - 14}.mp4", path)
+        lines.append(f"{number}.mp4,{number % 2},{'train' if number < 12 else 'test'}")
+    (root / "list.csv").write_text("\n".join(lines))
+    succeed("-m", "preprocess", "csv", "--root", root, "--list", root / "list.csv", "--size", "32", "--out", root / "set")
+    return root / "set"
+
+
+def test_an_evaluation_trains_on_the_videos_that_are_chosen(copies: Path, tmp_path: Path) -> None:
+    """It says how many of how many they are, keeps how they were chosen, and warns of those that it tests too."""
+    common = ("--shards", copies, "--train-split", "train", "--test-split", "test", *SMALL, "--pretrained", "random")
+    small = (*common, "--test-clips", "1", "-cpv", "1")
+    done = run("train_eval.py", "linear", *small, "--out", tmp_path / "all")
+    assert done.returncode == 0 and "are chosen by" not in done.stdout, done.stderr
+    warning = "warning: 2 videos are in train and in test (the same packets): "
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert line.startswith(warning) and "0 and 14" in line and "1 and 15" in line
+    one_epoch = ("train_eval.py", "finetune", *small, "-b", "4", "--epochs", "1", "--out", tmp_path / "some")
+    assert "9 of 12 videos of train are chosen by --share 0.75" in succeed(*one_epoch, "--share", "75%")
+    result = json.loads((tmp_path / "some/result.json").read_text())
+    assert result["options"]["share"] == 0.75 and result["options"]["min_motion"] is None and result["videos"] == 4
+    assert load(tmp_path / "some/last.pt")["loader"]["samples"] == 9
+    (tmp_path / "some/result.json").unlink()
+    other = refuse(*one_epoch, "--share", "50%")
+    assert "--share 0.5: the run in" in other and "was made with 0.75" in other
+    none = refuse("train_eval.py", "knn", *small, "--min-motion", "200", "--out", tmp_path / "none")
+    assert "--min-motion 200 leaves none of 12 videos of" in none
+
+
+def test_features_of_a_network_whose_statistics_are_of_other_videos_are_others(copies: Path) -> None:
+    config = replace(GOOD, train_split=("train",), test_split=("test",), frames=4, size=32, workers=0)
+    trunk, weights = evaluation.random_weights("r2plus1d_10", 4, 0)
+
+    def name(**how: Any) -> str:
+        device, some = torch.device("cpu"), replace(config, **how)
+        setting = evaluation.labelled(some, trunk, weights, ShardSet(copies), None, some.clip({}), device, torch.float32)
+        return features_name(setting, setting.test_N, 1, 1, "")
+
+    assert name() == name(share=0.5)  # nothing of the test features depends on the training videos
+    assert len({name(precise_bn=1), name(precise_bn=1, share=0.5), name(precise_bn=1, min_motion=0.1)}) == 3
 
 
 def test_the_probe_reaches_the_minimum_of_its_objective() -> None:

@@ -17,9 +17,10 @@ from conftest import REPOSITORY, succeed
 import train_pretrain
 from dclr.data import clips
 from dclr.data.clips import ClipConfig
+from dclr.data.config import Choice
 from dclr.data.loader import TrainLoader
 from dclr.data.manifest import ShardSet
-from dclr.data.plan import Plan
+from dclr.data.plan import Permutations, Plan
 from dclr.method import losses, norm, views
 from dclr.method.backbones import ARCHITECTURES, build
 from dclr.method.model import DCLR, Output
@@ -252,7 +253,10 @@ def test_fault_10_no_flag_is_dead_and_blur_is_drawn_for_every_clip(synthetic_set
     code = "".join(path.read_text() for path in (REPOSITORY / "dclr" / "pretraining").glob("*.py"))
     code = re.sub(r"def __post_init__.*?\n    @property", "", code, flags=re.S)  # to check a flag is not to use it
     levers = set(Levers.__dataclass_fields__) & set(Method.__dataclass_fields__)  # these go to Method by their names
-    assert not [flag for flag in flags - levers if not re.search(rf"\b(config|self)\.{flag}\b", code)]
+    choices = set(Choice.__dataclass_fields__)  # what they choose is chosen in evaluations too
+    assert not [flag for flag in flags - levers - choices if not re.search(rf"\b(config|self)\.{flag}\b", code)]
+    chosen = (REPOSITORY / "dclr" / "data" / "sets.py").read_text()
+    assert not [flag for flag in choices if not re.search(rf"\bchoice\.{flag}\b", chosen)]
     method = (REPOSITORY / "dclr" / "method" / "model.py").read_text() + (REPOSITORY / "dclr/method/objective.py").read_text()
     assert not [flag for flag in levers if not re.search(rf"\b(method|self)\.{flag}\b", method)]
     shards = ShardSet(synthetic_set)
@@ -265,7 +269,7 @@ def test_fault_10_no_flag_is_dead_and_blur_is_drawn_for_every_clip(synthetic_set
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_fault_11_the_ranks_split_one_order(world: int) -> None:
     """No video twice in a batch, each exactly once in an epoch, on any number of ranks."""
-    plan = Plan(np.arange(120), np.zeros(120, np.int64), seed=0, batch=12)
+    plan = Plan(Permutations(np.arange(120), np.zeros(120, np.int64), seed=0), batch=12)
     seen = [plan.rows(at, rank, world)[1] for at in range(plan.steps) for rank in range(world)]
     assert sorted(np.concatenate(seen).tolist()) == list(range(120))
 

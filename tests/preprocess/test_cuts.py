@@ -1,7 +1,9 @@
 """Cuts between shots are found where videos were spliced, and nowhere else; they reach the set, its index and its readers."""
 
 import json
+import tarfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -13,6 +15,7 @@ from conftest import REAL, needs_real_data, render, stored, succeed
 from dclr.data.clips import ClipConfig, crop_resize, eval_crops
 from dclr.data.loader import TrainLoader, eval_loader
 from dclr.data.manifest import ShardSet, read_index
+from dclr.data.sets import JoinedSets
 from dclr.storage import open_folder
 from preprocess.cuts import AROUND, Cuts
 from preprocess.synthetic import HARD, encode
@@ -162,6 +165,31 @@ def test_a_set_without_cuts_is_what_it_was_before_they_were_looked_for(synthetic
     assert b"cuts" not in (synthetic_set / "shard-000000.tar").read_bytes()
     state = TrainLoader(shards, shards.select(["train"]), ClipConfig(size=32), clips=2, batch=8, seed=0).state_dict()
     assert state["clip"] == 4048072032  # of a run that was made before, which goes on
+
+
+def test_videos_in_tars_have_the_cuts_of_videos_in_files(tmp_path: Path) -> None:
+    true = spliced(tmp_path / "in/v.mp4", [drawn(n, 20) for n in range(3)])
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars/00000.tar", "w") as tar:
+        tar.add(tmp_path / "in/v.mp4", "v.mp4")
+    for command, root in (("folder", "in"), ("wds", "tars")):
+        succeed("-m", "preprocess", command, "--root", tmp_path / root, "--out", tmp_path / command, "--size", "32")
+        shards = ShardSet(tmp_path / command)
+        assert shards.read(0).meta.cuts == tuple(true) and shards.cuts_N.tolist() == [2]
+
+
+@pytest.mark.parametrize("crossing", [False, True])
+def test_no_clip_of_several_sets_crosses_a_cut_unless_it_may(cut_set: Path, synthetic_set: Path, crossing: bool) -> None:
+    sets = [ShardSet(synthetic_set), ShardSet(cut_set)]
+    joined, clip = JoinedSets(sets), ClipConfig(frames=4, stride=3, size=32, cross_cuts=crossing)
+    samples = joined.numbers([np.arange(4), np.arange(4)])
+    assert joined.cuts_N[samples].tolist() == [0] * 4 + [2] * 4
+    loader = TrainLoader(joined, samples, clip, clips=2, batch=8, seed=0, epochs=10)
+    batches = [batch for _ in range(10) for batch in loader]
+    frames = np.concatenate([batch["frames"][batch["sample"] >= len(sets[0])].reshape(-1, 4).numpy() for batch in batches])
+    assert len(frames) == 80 and ((frames[:, 0] // 20 != frames[:, -1] // 20).sum() > 0) == crossing
+    other = TrainLoader(joined, samples, replace(clip, cross_cuts=not crossing), clips=2, batch=8, seed=0)
+    assert other.state_dict()["clip"] != loader.state_dict()["clip"]
 
 
 @pytest.mark.parametrize("crossing", [False, True])

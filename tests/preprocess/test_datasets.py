@@ -23,6 +23,7 @@ from preprocess.datasets import (
     hmdb51,
     kinetics,
     sample_keys,
+    ssv2,
     ucf101,
 )
 from preprocess.found import ONE_FRAME
@@ -496,6 +497,92 @@ def test_the_official_diving48_lists(tmp_path: Path) -> None:
     assert len(source.classes["action"]) == 48 and source.classes["action"][0] == "Back-15som-05Twis-FREE"
 
 
+# --- Something-Something V2
+
+
+def clip(id: str, template: str = "Pulling [something] from [left to right]", **changes: Any) -> dict[str, Any]:
+    label = template.replace("[something]", "a cup").lower()
+    return {"id": id, "label": label, "template": template, "placeholders": ["a cup"]} | changes
+
+
+@pytest.fixture
+def things(tmp_path: Path) -> Callable[..., Path]:
+    """The official files in small, or with something else in one of them; None leaves one out."""
+
+    def write(prefix: str = "", **contents: object) -> Path:
+        files = {
+            "labels": {"Holding something": "1", "Pulling something from left to right": "0", "Tilting it": "2"},
+            "train": [clip("7"), clip("100", "Holding [something]")],
+            "validation": [clip("8", "Holding [something]")],
+            "test": [{"id": "9"}, {"id": "10"}],
+        } | contents
+        given = {f"{prefix}{name}__json": content for name, content in files.items() if content is not None}
+        said = {name: content if isinstance(content, str) else json.dumps(content) for name, content in given.items()}
+        return written(tmp_path / "lists", **said)
+
+    return write
+
+
+WEBMS = "20bn-something-something-v2/7.webm", "20bn-something-something-v2/8.webm", "9.mp4", "11.webm"
+
+
+@pytest.mark.parametrize("prefix", ["", "something-something-v2-"])
+def test_templates_without_brackets_are_the_classes(things: Callable[..., Path], prefix: str) -> None:
+    source = ssv2.find(Listing(*WEBMS), things(prefix))
+    assert source.classes == {"action": ["Pulling something from left to right", "Holding something", "Tilting it"]}
+    assert rows(source) == [
+        ("20bn-something-something-v2/7.webm", 0, ("train",)),
+        ("20bn-something-something-v2/8.webm", 1, ("validation",)),
+        ("9.mp4", None, ("test",)),
+    ]
+    assert {(v.path, v.splits) for v in source.missing} == {("100.webm", ("train",)), ("10.webm", ("test",))}
+    assert source.left_out == {"11.webm": UNLISTED}
+
+
+def test_answers_label_the_test_videos(things: Callable[..., Path], tmp_path: Path) -> None:
+    written(things(), **{"test-answers__csv": "10;Tilting it\r\n9;Holding something\r\n"})
+    source = ssv2.find(Listing(*WEBMS), tmp_path / "lists")
+    assert [row for row in rows(source) if row[2] == ("test",)] == [("9.mp4", 1, ("test",))]
+    assert [v.labels for v in source.missing if v.splits == ("test",)] == [{"action": 2}]
+    written(tmp_path / "lists", **{"test-answers__csv": "9;Holding a cup\n"})
+    with pytest.raises(InputError, match=r"test-answers.csv, line 1: '9;Holding a cup', expected 'id;class' with a class of"):
+        ssv2.find(Listing(*WEBMS), tmp_path / "lists")
+
+
+def test_some_of_the_splits_are_enough(things: Callable[..., Path]) -> None:
+    source = ssv2.find(Listing(*WEBMS), things(test=None, train=None))
+    assert rows(source) == [("20bn-something-something-v2/8.webm", 1, ("validation",))] and not source.missing
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"labels": None}, "labels.json: cannot be read"),
+        ({"labels": []}, "labels.json: expected a table with entries in it"),
+        ({"labels": {"a": "0", "b": "2"}}, "labels.json: expected class names with the numbers from 0 to 1, each once"),
+        ({"labels": {"a": "0", "b": "0"}}, "from 0 to 1, each once"),
+        ({"labels": {"a": [0]}}, "from 0 to 0, each once"),
+        ({"labels": {"a\x1b": "0"}}, "from 0 to 0, each once"),
+        ({"train": None, "validation": None, "test": None}, "no train.json, validation.json or test.json in it"),
+        ({"train": "{"}, "train.json: not JSON"),
+        ({"train": {}}, "train.json: expected a list with entries in it"),
+        ({"train": [7]}, "train.json, entry 0: 7, expected an id of letters and digits"),
+        ({"train": [clip("../7")]}, "entry 0: .*expected an id"),
+        ({"train": [clip("7"), clip("a.b")]}, "entry 1: .*expected an id"),
+        ({"train": [{"id": 7}]}, "entry 0: .*expected an id"),
+        ({"train": [clip("7", "Eating [something]")]}, r"template 'Eating \[something\]', expected a class of labels.json"),
+        ({"train": [{"id": "7"}]}, "template None, expected a class"),
+        ({"train": [{"id": "7", "template": ["x"]}]}, r"template \['x'\], expected a class"),
+        ({"validation": [clip("7")]}, "validation.json, entry 0: 7 is in train too or has two labels; a video trains or tests"),
+        ({"train": [clip("7"), clip("7", "Holding [something]")]}, "entry 1: 7 is in train too or has two labels"),
+        ({"something-something-v2-train": [clip("7")]}, "something-something-v2-train.json,train.json in it, expected one"),
+    ],
+)
+def test_wrong_something_something_lists(things: Callable[..., Path], changes: dict[str, object], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        ssv2.find(Listing(*WEBMS), things(**changes))
+
+
 # --- folders, and a list of one's own
 
 
@@ -545,6 +632,118 @@ def test_a_csv_with_everything(tmp_path: Path) -> None:
     assert source.classes == {"action": ["run", "walk"]} and source.left_out == {"d/c.mp4": UNLISTED}
 
 
+KINDS = "file\tmotion\tscene\tfold\nb.mp4\tleft\t10\ttrain\nd/c.mp4\tup\t9\ttest\na.mp4\t\t10\ttrain\ngone.mp4\tdown\t\ttrain\n"
+
+
+def columns(tmp_path: Path, content: str, **named: Any) -> VideoSet:
+    return csv.find(Listing("a.mp4", "b.mp4", "d/c.mp4"), written(tmp_path, mine__tsv=content) / "mine.tsv", **named)
+
+
+def test_a_table_with_names_of_its_own_and_several_kinds_of_label(tmp_path: Path) -> None:
+    source = columns(tmp_path, KINDS, path_column="file", label_column=("motion", "scene"), split_column="fold")
+    assert source.classes == {"motion": ["down", "left", "up"], "scene": ["9", "10"]}
+    assert [(v.path, v.labels, v.splits) for v in source.videos] == [
+        ("a.mp4", {"scene": 1}, ("train",)),
+        ("b.mp4", {"motion": 1, "scene": 1}, ("train",)),
+        ("d/c.mp4", {"motion": 2, "scene": 0}, ("test",)),
+    ]
+    assert [(v.path, v.labels) for v in source.missing] == [("gone.mp4", {"motion": 0})]
+    assert source.notes == [
+        f"{tmp_path}/mine.tsv: a header, tabs",
+        "line 2: b.mp4, motion 'left', scene '10', split 'train'",
+        "line 3: d/c.mp4, motion 'up', scene '9', split 'test'",
+        "line 4: a.mp4, scene '10', split 'train'",
+    ]
+    again = columns(tmp_path, KINDS.replace("motion", "label"), path_column="file", label_column=("scene", "label"))
+    assert list(again.classes) == ["scene", "action"] and again.videos[0].splits == ("all",)
+
+
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [
+        ({"path_column": "path"}, "line 1: 'file,motion,scene,fold', expected a header with path"),
+        ({"path_column": "file", "label_column": ("texture",)}, "expected a header with file,texture, each column once"),
+        ({"path_column": "file", "split_column": "split"}, "expected a header with file,split"),
+        ({"path_column": "file", "label_column": ("empty",)}, "--label-column empty: no video of .*mine.tsv has a label there"),
+        ({"path_column": "file", "label_column": ("label", "action")}, "label,action: two of them are one kind"),
+        ({"path_column": "file", "label_column": ("label", "label")}, "label,label: two of them are one kind"),
+    ],
+)
+def test_columns_that_are_not_there(tmp_path: Path, named: dict[str, Any], says: str) -> None:
+    content = KINDS.replace("fold", "empty").replace("train", "").replace("test", "") if "empty" in says else KINDS
+    with pytest.raises(InputError, match=says):
+        columns(tmp_path, content, **named)
+
+
+def test_a_column_that_is_named_needs_a_header(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"line 1: 'a.mp4,3', expected a header with path,label"):
+        columns(tmp_path, "a.mp4,3", label_column=("label",))
+
+
+@pytest.mark.parametrize(
+    ("content", "found", "form"),
+    [
+        ("a.mp4\nd/c.mp4\n", [("a.mp4", None), ("d/c.mp4", None)], "path"),
+        ("a.mp4 2\r\nd/c.mp4 10\r\n", [("a.mp4", 0), ("d/c.mp4", 1)], "path label"),  # as mmaction2's video lists
+        ("a.mp4,walk\nd/c.mp4,air drumming\n", [("a.mp4", 1), ("d/c.mp4", 0)], "path label"),
+        ("a.mp4\t1\nb.mp4\t1\n", [("a.mp4", 0), ("b.mp4", 0)], "path label"),
+        ("a.mp4 0 1\nb.mp4 48 2\n", [("a.mp4[0:]", 0), ("b.mp4[48:]", 1)], "path start label; start in frames"),
+        ("d/e f 2.MP4 7\na.mp4 7\n", [("a.mp4", 0), ("d/e f 2.MP4", 0)], "path label"),
+        ("d/e f 2.MP4 16 7\n", [("d/e f 2.MP4[16:]", 0)], "path start label; start in frames"),
+        ("d/e f 2.MP4\n", [("d/e f 2.MP4", None)], "path"),
+        ("clip 3\n", [("clip", 0)], "path label"),
+    ],
+)
+def test_lists_without_a_header(tmp_path: Path, content: str, found: list[tuple[str, int | None]], form: str) -> None:
+    source = own(tmp_path, content, "a.mp4", "b.mp4", "d/c.mp4", "d/e f 2.MP4", "clip")
+    assert rows(source) == [(name, label, ("all",)) for name, label in found]
+    assert source.notes[0] == f"{tmp_path}/mine.csv: no header, {form}"
+
+
+def test_starts_without_an_end_that_overlap_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = own(tmp_path, "a.mp4 16 0\na.mp4 0 0\nb.mp4 0 0\n")
+    assert [v.id for v in source.videos] == ["a.mp4[0:]", "a.mp4[16:]", "b.mp4[0:]"]
+    assert "1 videos (a.mp4, ...) have several starts without an end" in capsys.readouterr().err
+    own(tmp_path, "path,start,end\na.mp4,0,5\na.mp4,5,\nb.mp4,,\n")
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("header", "values", "span", "unit"),
+    [
+        ("start,end", "3,6", (3, 6), "frames"),
+        ("start,end", "3,6.5", (3.0, 6.5), "seconds"),
+        ("start_frame,end_frame", "3.0,6", (3, 6), "frames"),
+        ("start_seconds,end_seconds", "3,6", (3.0, 6.0), "seconds"),
+        ("time_start,time_end", "30.025882995319815,205", (30.026, 205.0), "seconds"),
+        ("start_time,end_time", "3,", (3.0, None), "seconds"),
+        ("start_time", "3", (3.0, None), "seconds"),
+        ("start,end", ",", None, "frames"),
+    ],
+)
+def test_spans_in_frames_and_seconds(tmp_path: Path, header: str, values: str, span: Any, unit: str) -> None:
+    source = own(tmp_path, f"path,{header}\na.mp4,{values}\n")
+    (video,) = source.videos
+    assert video.span == span and (span is None or [type(end) for end in video.span or ()] == [type(end) for end in span])
+    assert source.notes[0].endswith(f"a header, commas; {header.partition(',')[0]} in {unit}")
+    assert len(set(sample_keys([video.id, "a.mp4"]))) == 2 and "." not in sample_keys([video.id])[0]
+
+
+def test_absolute_paths_inside_the_root(tmp_path: Path) -> None:
+    (tmp_path / "videos/d").mkdir(parents=True)
+    for name in ("a.mp4", "d/b.mp4"):
+        (tmp_path / "videos" / name).touch()
+    (tmp_path / "link").symlink_to("videos")
+    lists = written(tmp_path, mine__csv=f"path\n{tmp_path}/videos/a.mp4\nd/b.mp4\n") / "mine.csv"
+    for root in ("videos", "videos/", "link/../videos"):
+        assert [v.path for v in csv.find(Folder(f"{tmp_path}/{root}"), lists).videos] == ["a.mp4", "d/b.mp4"]
+    assert [v.path for v in csv.find(Folder(f"{tmp_path}/link"), lists).videos] == ["a.mp4", "d/b.mp4"]
+    with pytest.raises(InputError, match="stays in --root"):
+        csv.find(Folder(f"{tmp_path}/videos/d"), lists)
+    source = own(tmp_path, "path\ns3://bucket/videos/d/c.mp4\na.mp4\n")
+    assert [v.path for v in source.videos] == ["a.mp4", "d/c.mp4"]
+
+
 def test_classes_are_the_labels_that_occur_and_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
     source = own(tmp_path, "path,label\na.mp4,0\nb.mp4,10\nd/c.mp4,2\n")
     assert [v.labels["action"] for v in source.videos] == [0, 2, 1] and source.classes == {"action": ["0", "2", "10"]}
@@ -559,26 +758,39 @@ def test_classes_are_the_labels_that_occur_and_numbers_are_sorted_as_numbers(tmp
     ("content", "says"),
     [
         ("", "mine.csv: empty, expected a header with path"),
-        ("a.mp4\nb.mp4", "mine.csv, line 1: 'a.mp4', expected a header with path"),
+        ("file\nb.mp4", "line 1: 'file', expected a header with path, each column once; --path-column, .* name others"),
+        ("path label\na.mp4 3", "line 1: 'path label', expected a header with path"),
         ("path,path\na.mp4,b.mp4", "each column once"),
         ("path\n", "no videos in its lists"),
         ("path,label\na.mp4,walk,fast", "line 2: 3 values, expected the 2 of the header"),
-        ("path\n../a.mp4", "line 2: path '../a.mp4', expected one relative to --root"),
-        ("path\n/a.mp4", "relative to --root"),
-        ("path\nd/../../a.mp4", "relative to --root"),
-        ("path\na\0.mp4", "relative to --root"),
-        ("path,label\n,run", "relative to --root"),
+        ("path\n../a.mp4", "line 2: path '../a.mp4', expected one that stays in --root: relative to it"),
+        ("path\n/a.mp4", "stays in --root"),
+        ("path\n/bucket/videos/a.mp4", "stays in --root"),
+        ("path\ns3://bucket/videosa.mp4", "path 's3://bucket/videosa.mp4', .*stays in --root"),
+        ("path\ns3://bucket/videos/../a.mp4", "stays in --root"),
+        ("path\ns3://bucket/videos//a.mp4", "stays in --root"),
+        ("path\nd/../../a.mp4", "stays in --root"),
+        ("path\na\0.mp4", "stays in --root"),
+        ("path,label\n,run", "stays in --root"),
         ("path\nnotes.txt", "line 2: path 'notes.txt', expected a video"),
         ("path,split\na.mp4,'a\x1bb'", "line 2: split .*expected a name"),
         ('path,split\na.mp4,"train,test"', "line 2: split 'train,test', expected a name without a comma"),
-        ("path,start,end\na.mp4,1.5,3", "start '1.5', end '3', expected .*seconds times the frame rate"),
-        ("path,start,end\na.mp4,0,2.0", "seconds times the frame rate"),
-        ("path,start,end\na.mp4,5,", "both as whole frame numbers"),
-        ("path,end\na.mp4,5", "both as whole frame numbers"),
-        ("path,start,end\na.mp4,-5,5", "both as whole frame numbers"),
-        ("path,start,end\na.mp4,0," + "9" * 5000, "both as whole frame numbers"),
+        ("path,start_frame,end_frame\na.mp4,1.5,3", "start '1.5', end '3', expected both in whole frames, or a start alone"),
+        ("path,start,end\na.mp4,0,2.0", "start and end may be frames or seconds: call them start_frame,end_frame or start_s"),
+        ("path,start,end,start_time\na.mp4,0,2,3", "columns start,end and start_time,end_time, expected one pair"),
+        ("path,end\na.mp4,5", "start '', end '5', expected both in whole frames"),
+        ("path,start,end\na.mp4,-5,5", "both in whole frames"),
+        ("path,start,end\na.mp4,0," + "9" * 5000, "both in whole frames"),
+        ("path,start,end\na.mp4,1.5,x", "start '1.5', end 'x', expected both in seconds"),
+        ("path,start_time,end_time\na.mp4,1e3,2e3", "both in seconds"),
+        ("path,start_time,end_time\na.mp4,2.0001,2.0004", "expected an end"),
         ("path,start,end\na.mp4,5,5", "start 5, end 5, expected an end"),
         ("path,label\na.mp4,run\na.mp4,walk", "line 3: a.mp4 is labelled 'run' and 'walk', expected one label"),
+        ("a.mp4 3\nb.mp4", "line 2: 1 values, expected path label as in the first line"),
+        ("a.mp4,3,train", "line 1: 'a.mp4 3 train', expected 'path', 'path label' or 'path start label' with whole numbers"),
+        ("a.mp4 0 10 3", "any other list needs a header line"),
+        ("some/dir 163 1\nsome/other 122 1", "line 1: 'some/dir 163 1', expected a video; lists of raw frames .*not read"),
+        ("../a.mp4 3", "stays in --root"),
         ("path,label\na.mp4," + "9" * 5000, "expected 0 to 1000000000"),
         ("path,label\na.mp4,-1\nb.mp4,3", "label '-1', expected 0 to 1000000000, or nothing"),
         ("path,Label\na.mp4,run", "line 1: column 'Label', expected 'label': names of columns are lower case"),
@@ -599,8 +811,8 @@ def test_a_csv_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
 
 def test_unknown_columns_are_named_and_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert rows(own(tmp_path, "path,labels,fold\na.mp4,run,1\n")) == [("a.mp4", None, ("all",))]
-    said = "ignored columns: 'labels' (is label meant?), 'fold'; known are path,label,split,start,end"
-    assert capsys.readouterr().err == f"warning: {tmp_path / 'mine.csv'}, line 1: {said}\n"
+    said = "ignored columns: 'labels' (is label meant?), 'fold'; known are path,label,split,start,end,start_frame"
+    assert capsys.readouterr().err.startswith(f"warning: {tmp_path / 'mine.csv'}, line 1: {said}")
     own(tmp_path, "path,label,split,start,end\na.mp4,run,x,0,3\n")
     assert not capsys.readouterr().err
 
@@ -634,6 +846,7 @@ def test_keys_are_safe_and_unique() -> None:
 
 def test_keys_of_spans_say_which() -> None:
     assert sample_keys(["a.avi[0:10]", "a.avi[10:20]", "a.avi", "b.c[1].avi"]) == ["a_0_10_", "a_10_20_", "a", "b_c_1_"]
+    assert sample_keys(["a.avi[0.5:10.25]", "a.avi[10:]", "a.avi[0.5:]"]) == ["a_0_5_10_25_", "a_10__", "a_0_5__"]
     assert len(set(sample_keys(["d" * 300 + ".avi[0:10]", "d" * 300 + ".avi[10:20]"]))) == 2
 
 

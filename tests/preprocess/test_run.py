@@ -2,14 +2,17 @@
 
 import errno
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import webdataset as wds
@@ -21,9 +24,9 @@ from dclr.record import members, video_id
 from dclr.storage import Folder, open_folder
 from preprocess.datasets import EMPTY_CLASS, Video
 from preprocess.found import HIDDEN
-from preprocess.plan import Task
+from preprocess.plan import RunPlan, Task
 from preprocess.preview import CURVE
-from preprocess.run import make_samples
+from preprocess.run import finish, make_samples
 from preprocess.synthetic import MOTIONS, encode
 from preprocess.transcode import Options
 from preprocess.write import Made
@@ -247,6 +250,79 @@ def test_append_keeps_the_numbers_of_classes(few: Path, tmp_path: Path) -> None:
     assert labels == {"A_0": 0, "B_1": 1, "A_2": 2, "B_3": 0, "A_4": 2}
 
 
+def test_a_list_with_kinds_of_label_and_seconds(few: Path, tmp_path: Path) -> None:
+    """Also of a video that was missing: retry knows its seconds and its labels."""
+    root, out, table = tmp_path / "root", tmp_path / "set", tmp_path / "list.tsv"
+    shutil.copytree(few, root)
+    (root / "A/2.avi").rename(tmp_path / "2.avi")
+    lines = ["clip\tmotion\tscene\tstart_seconds\tend_seconds", f"{root}/A/0.mp4\tleft\t2\t0.2\t0.8", "B/1.avi\t\t10\t\t"]
+    table.write_text("\n".join([*lines, "A/2.avi\tup\t10\t0.4\t"]))
+    command = (
+        "-m", "preprocess", "csv", "--root", root, "--list", table, "--out", out, "--size", "32",
+        "--path-column", "clip", "--label-column", "motion,scene",
+    )  # fmt: skip
+    said = succeed(*command, "--dry-run").splitlines()
+    assert said[:4] == [
+        f"{table}: a header, tabs; start_seconds in seconds",
+        "line 2: A/0.mp4[0.2:0.8], motion 'left', scene '2', split 'all'",
+        "line 3: B/1.avi, scene '10', split 'all'",
+        "line 4: A/2.avi[0.4:], motion 'up', scene '10', split 'all'",
+    ]
+    succeed(*command)
+    (tmp_path / "2.avi").rename(root / "A/2.avi")
+    succeed("-m", "preprocess", "retry", out)
+    shards, whole = ShardSet(out), len(ShardSet(made(few, tmp_path)).read(1))
+    assert shards.manifest.classes == {"motion": ["left", "up"], "scene": ["2", "10"]}
+    metas = [shards.read(number).meta for number in range(3)]
+    assert [(m.video, m.label, m.class_name, m.labels) for m in metas] == [
+        ("A/0.mp4[0.2:0.8]", 0, "left", {"motion": 0, "scene": 0}),
+        ("B/1.avi", None, None, {"scene": 1}),
+        ("A/2.avi[0.4:]", 1, "up", {"motion": 1, "scene": 1}),
+    ]
+    assert [(m.source.first, m.frames) for m in metas[::2]] == [(5, 15), (10, whole - 10)]
+    assert shards.labels["motion"].tolist() == [0, -1, 1] and shards.labels["scene"].tolist() == [0, 1, 1]
+
+
+def test_something_something_in_its_official_form(few: Path, tmp_path: Path) -> None:
+    """Drawn webm videos by their ids, and the JSON files."""
+    root, lists = tmp_path / "20bn-something-something-v2", tmp_path / "labels"
+    root.mkdir()
+    lists.mkdir()
+    for id, video in zip(("78687", "42326", "151201"), sorted(few.rglob("*.avi")), strict=False):
+        with av.open(str(video)) as source, av.open(str(root / f"{id}.webm"), "w") as container:
+            stream = container.add_stream("libvpx", rate=12)
+            stream.width, stream.height, stream.pix_fmt = 110, 110, "yuv420p"
+            for number, frame in enumerate(source.decode(video=0)):
+                frame = frame.reformat(110, 110, "yuv420p")
+                frame.pts, frame.time_base = number, Fraction(1, 12)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    classes = {"Holding [something] next to [something]": "1", "Putting [something similar to other things] on the table": "0"}
+    entries = [
+        {"id": id, "label": "a sentence", "template": template, "placeholders": ["a cup"]}
+        for id, template in zip(("78687", "42326"), classes, strict=True)
+    ]
+    (lists / "labels.json").write_text(json.dumps({re.sub(r"[\[\]]", "", name): number for name, number in classes.items()}))
+    (lists / "train.json").write_text(json.dumps(entries[:1]))
+    (lists / "validation.json").write_text(json.dumps(entries[1:]))
+    (lists / "test.json").write_text('[{"id": "151201"}]')
+    out = tmp_path / "set"
+    succeed("-m", "preprocess", "ssv2", "--root", tmp_path, "--splits", lists, "--out", out, "--size", "32")
+    shards = ShardSet(out)
+    assert shards.manifest.splits == {"test": 1, "train": 1, "validation": 1} and set(shards.fps_N) == {12}
+    metas = {shards.read(number).meta.video: shards.read(number).meta for number in range(3)}
+    assert {Path(video).name: (meta.class_name, meta.splits) for video, meta in metas.items()} == {
+        "78687.webm": ("Holding something next to something", ("train",)),
+        "42326.webm": ("Putting something similar to other things on the table", ("validation",)),
+        "151201.webm": (None, ("test",)),
+    }
+
+
+def made(root: Path, place: Path) -> Path:
+    succeed(*FOLDER, root, "--out", place / "whole", "--size", "32")
+    return place / "whole"
+
+
 @needs_real_data
 def test_videos_with_rare_suffixes_become_a_set(tmp_path: Path) -> None:
     root = tmp_path / "root"
@@ -320,6 +396,110 @@ def test_append_adds_the_new_videos_of_a_grown_set(few: Path, tmp_path: Path) ->
     encode(render("up", "rings", ("x",))[0], 25, root / "A/0.mp4")
     succeed(*FOLDER, root, "--out", out, *SMALL_SHARDS, "--append")
     assert len(ShardSet(out)) == 11
+
+
+def remuxed(source: Path, path: Path) -> None:
+    """The same packets in another container."""
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(old.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                new.mux(packet)
+
+
+@pytest.fixture
+def copies(few: Path, tmp_path: Path) -> Path:
+    """The eight videos, a copy and a remuxed copy of two of them, and a part of a third, in a list of train and test."""
+    root = tmp_path / "root"
+    shutil.copytree(few, root)
+    shutil.copy(root / "A/0.mp4", root / "B/copy.mp4")
+    remuxed(root / "A/2.avi", root / "B/remuxed.mkv")
+    lines = [f"{'AB'[n % 2]}/{n}.{'avi' if n % 3 else 'mp4'},train,," for n in range(8) if n != 7]
+    lines += ["B/7.avi,train,0,20", "B/7.avi,test,20,40", "B/copy.mp4,test,,", "B/remuxed.mkv,test,,", "A/6.mp4,test,,"]
+    (tmp_path / "list.csv").write_text("\n".join(["path,split,start,end", *lines]))
+    return root
+
+
+CSV = ("-m", "preprocess", "csv", "--size", "32", "--root")
+
+
+def test_a_video_that_trains_and_tests_is_named_with_both_keys(copies: Path, tmp_path: Path) -> None:
+    """By its path, or by its packets; the set is made all the same, and an evaluation names them too."""
+    listed, out = ("--list", tmp_path / "list.csv"), tmp_path / "set"
+    made = run(*CSV, copies, *listed, "--out", out)
+    said = [line for line in made.stderr.splitlines() if line.startswith("warning: ")]
+    assert made.returncode == 0 and len(said) == 2, made.stderr
+    for line, what, *pairs in zip(
+        said,
+        ("of the same file", "the same packets"),
+        ("B_7_0_20_ and B_7_20_40_", "A_0 and B_copy"),
+        ("A_6 and A_6", "A_2 and B_remuxed"),
+        strict=True,
+    ):
+        assert f"warning: 2 videos are in train and in test ({what}): " in line and all(pair in line for pair in pairs)
+    assert [line for line in run("-m", "preprocess", "merge", out).stderr.splitlines() if "warning" in line] == said
+    shards = ShardSet(out)
+    content = dict(zip(shards.keys, shards.content_N.tolist(), strict=True))
+    assert content["A_0"] == content["B_copy"] and len(set(content.values())) == len(content) - 2
+    records = {shards.keys[n]: shards.read(n) for n in range(len(shards))}
+    assert records["A_0"].meta.source.content == records["B_copy"].meta.source.content
+
+
+def test_segments_of_copies_have_the_same_contents_and_those_of_one_video_others(copies: Path, tmp_path: Path) -> None:
+    succeed(*FOLDER, copies, "--out", tmp_path / "set", "--size", "32", "--segment", "0.4")
+    shards = ShardSet(tmp_path / "set")
+    content = dict(zip(shards.keys, shards.content_N.tolist(), strict=True))
+    for one, other in (("A_0", "B_copy"), ("A_2", "B_remuxed")):
+        parts = [key for key in content if key.startswith(f"{one}_s")]
+        assert len(parts) > 2 and all(content[key] == content[key.replace(one, other)] for key in parts)
+        assert len({content[key] for key in parts}) == len(parts)
+
+
+def test_the_index_says_how_much_moves(few: Path, tmp_path: Path) -> None:
+    succeed(*FOLDER, few, "--out", tmp_path / "set", "--size", "32")
+    shards = ShardSet(tmp_path / "set")
+    for sample in range(len(shards)):
+        assert shards.motion_N[sample] == pytest.approx(shards.read(sample).array("energy").mean(), abs=1e-4)
+    assert shards.motion_N.min() > 0 and len(set(shards.motion_N.tolist())) == 8
+    assert "motion   least, quartiles" in succeed("-m", "preprocess", "stats", tmp_path / "set", "--out", tmp_path / "s.png")
+    succeed(*FOLDER, few, "--out", tmp_path / "none", "--size", "32", "--cues", "diff")
+    assert np.isnan(ShardSet(tmp_path / "none").motion_N).all()
+
+
+def aged(out: Path) -> None:
+    """Make the indexes those of a version that knew neither motion nor content."""
+    for index in out.glob("shard-??????.jsonl"):
+        lines = [json.loads(line) for line in index.read_text().splitlines()]
+        newer = ("motion", "content")
+        index.write_text("".join(json.dumps({n: v for n, v in line.items() if n not in newer}) + "\n" for line in lines))
+    plan = RunPlan.load(open_folder(str(out)))
+    finish(open_folder(str(out)), plan)
+
+
+def test_a_set_of_an_older_version_is_appended_to_and_learns_its_motion(few: Path, tmp_path: Path) -> None:
+    root, out = tmp_path / "root", tmp_path / "set"
+    shutil.copytree(few, root)
+    succeed(*FOLDER, root, "--out", out, *SMALL_SHARDS)
+    new = contents(out)
+    aged(out)
+    assert np.isnan(ShardSet(out).motion_N).all() and contents(out)["shard-000000.tar"] == new["shard-000000.tar"]
+    assert "8 videos" in succeed(*FOLDER, root, "--out", out, *SMALL_SHARDS)  # finished: nothing is made again
+    encode(render("up", "rings", ("more",))[0], 25, root / "A/more.avi")
+    succeed(*FOLDER, root, "--out", out, *SMALL_SHARDS, "--append")
+    shards = ShardSet(out)
+    assert np.isnan(shards.motion_N).sum() == 8 and shards.motion_N[8] > 0 and (shards.content_N >= 0).sum() == 1
+    said = refuse("train_pretrain.py", "--shards", out, "--split", "all", "--min-motion", "1", *SMALL, "--out", tmp_path / "no")
+    assert f"--min-motion 1: the index of {out} does not say how much moves" in said and f"preprocess merge {out}" in said
+    succeed("-m", "preprocess", "merge", out)
+    found = ShardSet(out).motion_N
+    assert found.min() > 0 and len(found) == 9
+    again = contents(out)
+    succeed("-m", "preprocess", "merge", out)
+    assert contents(out) == again
+    (out / "shard-000000.tar").write_bytes(b"x" * 1024)
+    aged(out)
+    assert f"{out}/shard-000000.tar: " in (said := refuse("-m", "preprocess", "merge", out)) and "copy it again" in said
 
 
 def test_parts_and_merge_give_the_set_of_one_run(few: Path, tmp_path: Path) -> None:
@@ -453,7 +633,7 @@ def test_videos_out_of_time_are_killed_and_listed(few: Path, tmp_path: Path) -> 
 
 
 def test_a_long_video_spools_to_disk_and_no_byte_differs(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = Task(Video("A/0.mp4", {}, ("all",)), "k", None)
+    task = Task(Video("A/0.mp4", {}, ("all",)), "k", None, "A/0.mp4")
     options = Options(size=64, cues=("diff", "flow", "energy"))
     small = make_samples(task, open_folder(few), options, tmp_path)
     monkeypatch.setattr("preprocess.transcode.SPOOL", 20_000)

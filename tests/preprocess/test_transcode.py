@@ -17,7 +17,7 @@ from conftest import REAL, needs_real_data, refuse, run, stored, succeed
 from dclr.data.manifest import ShardSet
 from dclr.record import Record, Source, pack, unpack
 from preprocess.synthetic import encode
-from preprocess.transcode import OpenedVideo, Options, TranscodeError, measured_rate, stored_size, transcode
+from preprocess.transcode import OpenedVideo, Options, Span, TranscodeError, measured_rate, stored_size, transcode
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -66,7 +66,7 @@ def test_frames_are_the_source_in_colour_and_order(tmp_path: Path, suffix: str, 
     encode(source, 25, tmp_path / f"v{suffix}")
     done = stored(tmp_path / f"v{suffix}", size=96, codec=codec)
     assert done.size == (96, 128) and done.meta.fps == 25
-    assert done.meta.source == Source(f"v{suffix}", 128, 96, 0)
+    assert done.meta.source == Source(f"v{suffix}", 128, 96, 0, content=done.meta.source.content)
     frames = done.frames(range(12))
     assert len(done) == 12 and all(psnr(a, b) > 28 for a, b in zip(frames, source, strict=True))
     assert psnr(frames[0], source[6]) < 20
@@ -83,6 +83,13 @@ def test_the_difference_is_signed_and_starts_with_its_second_entry(tmp_path: Pat
     assert abs(front.mean()) > 2 and np.sign(front.mean()) == -np.sign(back.mean()) and abs(rest).max() <= 2
     assert done.array("energy")[4] == pytest.approx(2 * np.abs(moved[4]).mean(), abs=0.5)
     assert done.array("grid")[4].astype(float).mean() == pytest.approx(done.array("energy")[4], rel=0.01)
+
+
+def test_what_a_segment_is_depends_on_its_place_too(tmp_path: Path) -> None:
+    """When the first of them is found to be whole, the packets of both are read."""
+    encode(moving_square(11), 25, tmp_path / "v.mp4")
+    contents = [done.meta.source.content for done in transcode(tmp_path / "v.mp4", Options(size=32, segment=0.4))]
+    assert len(contents) == len(set(contents)) == 2
 
 
 @pytest.mark.parametrize("codec", ["jpeg", "h264"])
@@ -335,7 +342,7 @@ def test_the_headers_rate_stays_where_timestamps_agree(tmp_path: Path, suffix: s
 
 def test_packets_that_are_fields_do_not_double_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "v.mkv", moving_square(20), "ffv1", "yuv420p")
-    monkeypatch.setattr(OpenedVideo, "_packets", lambda self: list(range(0, 800, 20)))  # milliseconds: 40 fields
+    monkeypatch.setattr(OpenedVideo, "_packet_times", lambda self: list(range(0, 800, 20)))  # milliseconds: 40 fields
     done = stored(tmp_path / "v.mkv", size=32)
     assert done.meta.fps == 25 and done.meta.source.rate is None
 
@@ -430,6 +437,23 @@ def test_a_span_is_part_of_the_video(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.frames(range(4)), whole.frames(range(3, 7)))
     with pytest.raises(TranscodeError, match="frames 20 to 30 asked for, and the video has 10"):
         list(transcode(tmp_path / "v.mkv", Options(), (20, 30)))
+
+
+@pytest.mark.parametrize(
+    ("span", "first", "frames"),
+    [((0.15, 0.29), 4, 3), ((0.24, None), 6, 4), ((6, None), 6, 4), ((0.0, 9.0), 0, 10), ((0.12, 0.121), 3, 1), ((0, 1), 0, 1)],
+)
+def test_a_span_in_seconds_is_one_of_the_average_rate(tmp_path: Path, span: Span, first: int, frames: int) -> None:
+    write(tmp_path / "v.mkv", moving_square(10), "ffv1", "yuv420p")
+    (part,) = transcode(tmp_path / "v.mkv", Options(size=32, cues=()), span)
+    assert (part.meta.source.first, part.meta.frames, part.meta.fps) == (first, frames, 25)
+
+
+def test_a_span_after_the_end_says_where_it_was_sought(tmp_path: Path) -> None:
+    write(tmp_path / "v.mkv", moving_square(10), "ffv1", "yuv420p")
+    for span, says in (((2.0, None), "frames 50 to the end asked for"), ((2.0, 3.0), "frames 50 to 75 asked for")):
+        with pytest.raises(TranscodeError, match=f"{says}, and the video has 10"):
+            list(transcode(tmp_path / "v.mkv", Options(), span))
 
 
 def test_stored_sizes() -> None:

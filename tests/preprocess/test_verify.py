@@ -59,6 +59,9 @@ def test_a_whole_set_has_no_faults(synthetic_set: Path) -> None:
         (edit("manifest.json", lambda text: text.replace('"test": 32', '"test": 31')), "the indexes say"),
         (lambda folder: (folder / "index.npz").unlink(), "index.npz is missing"),
         (lambda folder: (folder / "index.npz").write_bytes(b"PK"), "index.npz: sha256 is"),
+        (edit("shard-000000.jsonl", lambda text: re.sub(r'("motion": )(\d+\.)', r"\g<1>1\2", text, count=1)), "its content is"),
+        (edit("shard-000000.jsonl", lambda text: text.replace('"content": "', '"content": "0', 1)), "content '0"),
+        (edit("shard-000000.jsonl", lambda text: re.sub(r'("motion": )(\d+\.)', r"\1-\2", text, count=1)), "motion -"),
         (edit("shard-000000.jsonl", lambda text: text.replace('"fps": 2', '"fps": 1', 1)), "index.npz: says otherwise"),
     ],
 )  # fmt: skip

@@ -356,10 +356,25 @@ def test_configurations_that_cannot_work_are_refused(wrong: dict, says: str) -> 
         PretrainConfig(**{"shards": "s", "out": "o", "split": ("train",)} | wrong)
 
 
+def test_each_of_several_sets_is_checked(synthetic_set: Path, h264_set: Path, tmp_path: Path) -> None:
+    common = ("train_pretrain.py", *SMALL, "-b", "8", "--split", "train", "--out", tmp_path / "no", "--shards", synthetic_set)
+    assert f"{h264_set} holds no cue 'flow' (it has: diff, energy)" in refuse(*common, h264_set, "--dynamic", "flow")
+    assert f"short side 32 of {synthetic_set}" in refuse(*common, h264_set, "-cs", "64")
+    assert f"--shards {synthetic_set}: the same set twice" in refuse(*common, synthetic_set)
+    assert "--weights 1.0: expected a number above 0 for each set" in refuse(*common, h264_set, "--weights", "1")
+    assert "--weights 0.0: expected above 0" in refuse(*common, h264_set, "--weights", "1", "0")
+    assert "argument --share: share '0%': expected a part of the videos, such as 25%" in refuse(*common, "--share", "0%")
+    said = refuse(*common, h264_set, "--min-seconds", "100")
+    assert f"--min-seconds 100 leaves none of 64 videos of {synthetic_set}" in said
+    said = refuse(*common, h264_set, "--split", "train,train01")
+    assert f"no split 'train01' in any of {synthetic_set}, {h264_set}; they have: test, train" in said
+    assert "no manifest.json there" in refuse(*common, tmp_path / "nothing")
+
+
 def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     config = PretrainConfig(shards="~/set", out="~/run", split=("train",), cache="s3://b/~")
-    assert (config.shards, config.out, config.cache) == ("/home/me/set", "/home/me/run", "s3://b/~")
+    assert (config.shards, config.out, config.cache) == (("/home/me/set",), "/home/me/run", "s3://b/~")
 
 
 def test_wrong_input_is_answered_in_one_line(

@@ -55,9 +55,9 @@ def reached(out: Path, step: int, process: subprocess.Popen[str]) -> bool:
     return False
 
 
-def assert_same_weights(one: Path, other: Path) -> None:
+def assert_same_weights(one: Path, other: Path, step: int = 24) -> None:
     a, b = load(one), load(other)
-    assert a["step"] == b["step"] == 24 and a["loader"] == b["loader"]
+    assert a["step"] == b["step"] == step and a["loader"] == b["loader"]
     assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
     for p, q in zip(a["optimiser"]["state"].values(), b["optimiser"]["state"].values(), strict=True):
         assert p and p.keys() == q.keys() and all(torch.equal(p[name], q[name]) for name in p)
@@ -328,6 +328,34 @@ def test_a_run_with_every_lever_goes_on_with_the_same_bits(synthetic_set: Path, 
     first = [kept["model"][f"{encoder}.backbone.stem.0.weight"] for encoder in ("f_k", *(f"followers.{who}" for who in "dms"))]
     assert not any(torch.equal(one, other) for n, one in enumerate(first) for other in first[:n])
     assert "--temperature 0.07" in refuse(*command, tmp_path / "cut", "--temperature", "0.07")
+
+
+def test_a_run_of_two_sets_goes_on_within_an_epoch_with_the_same_bits(
+    synthetic_set: Path, h264_set: Path, tmp_path: Path
+) -> None:
+    """Half of each, seen 7 to 3: 54 videos, 6 steps an epoch."""
+    mixed = ("--shards", synthetic_set, h264_set, "--weights", "0.7", "0.3", "--share", "50%")
+    more = ("--epochs", "2", "--save-minutes", "0.0001", "--keep", "99", "--knn-split", "test", "--knn-every", "1")
+    command = ("train_pretrain.py", *FLAGS, *mixed, *more, "--out")
+    said = succeed(*command, tmp_path / "straight")
+    assert f"{synthetic_set}: 32 of 64 videos are chosen by --share 0.5, 70.0% of what is seen" in said
+    assert f"{h264_set}: 22 of 43 videos are chosen by --share 0.5, 30.0% of what is seen" in said
+    assert "54 videos, 6 steps an epoch" in said and "are dropped" not in said
+    shutil.copytree(tmp_path / "straight", tmp_path / "cut")
+    for path in saver.found(tmp_path / "cut"):
+        if saver.number(path) > 9:
+            path.unlink()
+    (tmp_path / "cut/last.pt").unlink()
+    went_on = max(map(saver.number, saver.found(tmp_path / "cut")))
+    assert 6 < went_on <= 9 and f"resumed after step {went_on} of 12" in succeed(*command, tmp_path / "cut")
+    assert_same_weights(tmp_path / "straight/last.pt", tmp_path / "cut/last.pt", 12)
+    kept = load(tmp_path / "cut/last.pt")
+    assert kept["config"]["shards"] == [str(synthetic_set), str(h264_set)] and kept["config"]["weights"] == [0.7, 0.3]
+    assert kept["config"]["share"] == 0.5 and kept["loader"]["parts"] == [7, 3]
+    assert set((kept["model"]["queue.video_K"] % 2).tolist()) == {0, 1}  # ids of both
+    other = refuse(*command, tmp_path / "cut", "--weights", "0.6", "0.4")
+    assert "--weights 0.6,0.4: the run in" in other and "was made with 0.7,0.3" in other
+    assert "--share 0.25: the run in" in refuse(*command, tmp_path / "cut", "--share", "25%")
 
 
 AVERAGED = """
