@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from dclr.data.clips import ClipConfig
+from dclr.data.clips import LEARNED, ClipConfig
 from dclr.errors import InputError
 from dclr.files import whole
 from dclr.method.backbones import ARCHITECTURES, build
@@ -103,7 +103,7 @@ class Trunk:
     module: Backbone
     arch: str
     width: int
-    clip: dict[str, int]
+    clip: dict[str, Any]
     matched: str = "random weights"
 
 
@@ -223,7 +223,7 @@ def _trunk(path: Path, tensors: Tensors, config: Mapping[str, Any], aside: Seque
     module = build(best, width)
     module.load_state_dict({name: tensors[name] for name in wanted}, strict=False)  # all of them: checked above
     try:
-        clip: dict[str, Any] = {name: int(config[name]) for name in ("frames", "stride", "size") if name in config}
+        clip: dict[str, Any] = {name: kind(config[name]) for name, kind in LEARNED.items() if config.get(name) is not None}
         ClipConfig(**clip)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(f"{path}: what it says of its clips is not readable: {error}") from None

@@ -42,7 +42,9 @@ MAX_NUMBER = 1 << 40  # of anything that KEY.json counts
 LETTERS_SHOWN = 80  # letters of a wrong value that an error shows
 MAX_SIDE = 4096  # of a stored frame, in pixels: a bound on what a hostile header can make us allocate
 HDR = ("PQ", "HLG")  # transfer functions
-TRAITS = ("non-square pixels", "odd rotation", "interlaced", *HDR)  # of a source, that ``stats`` counts
+REPEATED = "repeated frames"
+TRAITS = ("non-square pixels", "odd rotation", "interlaced", *HDR, REPEATED)  # of a sample's source, that ``stats`` counts
+SLOWER = 0.99  # times the stored rate: a source below it repeats frames, above it no more than NTSC's 29.97 of 30
 SAR = re.compile(r"[1-9]\d{0,9}:[1-9]\d{0,9}")
 OCTAL = re.compile(rb"[0-7]{1,11}")
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a letter, which JSON can hold and UTF-8 cannot
@@ -85,7 +87,8 @@ class Source:
 
     ``sar`` is its sample aspect ratio where pixels are not square. It is shown turned clockwise by ``rotation`` degrees, and
     then mirrored left to right where ``mirror`` says so. ``interlaced``: pictures are flagged as two fields.
-    ``transfer`` is its transfer function where that is one of :data:`HDR`.
+    ``transfer`` is its transfer function where that is one of :data:`HDR`. ``fps`` is its own rate, 0 where it does not say, in
+    a set that was made with ``--fps``.
     """
 
     path: str
@@ -99,6 +102,7 @@ class Source:
     mirror: bool = False
     interlaced: bool = False
     transfer: str | None = None
+    fps: float | None = None
 
     def __post_init__(self) -> None:
         _expect(self, "path", _text(self.path), "a text")
@@ -113,12 +117,13 @@ class Source:
         _expect(self, "mirror", isinstance(self.mirror, bool), "true or false")
         _expect(self, "interlaced", isinstance(self.interlaced, bool), "true or false")
         _expect(self, "transfer", self.transfer in (None, *HDR), f"one of {', '.join(HDR)}")
+        _expect(self, "fps", self.fps is None or _rate(self.fps), "frames a second, or 0")
 
     @property
     def traits(self) -> tuple[str, ...]:
         """Those of :data:`TRAITS` that the file has."""
         has = self.sar is not None, self.rotation % 90 != 0, self.interlaced, *(self.transfer == one for one in HDR)
-        return tuple(trait for trait, there in zip(TRAITS, has, strict=True) if there)
+        return tuple(trait for trait, there in zip(TRAITS, has, strict=False) if there)
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ class SampleMeta:
         _expect(self, "video", _text(self.video), "its id, a text")
         _expect(self, "codec", isinstance(self.codec, str) and self.codec in CODECS, f"one of {', '.join(CODECS)}")
         _expect(self, "cues", _texts(self.cues) and CUES.keys() >= set(self.cues), f"some of {', '.join(CUES)}")
-        _expect(self, "fps", type(self.fps) in (int, float) and 0 <= self.fps < math.inf, "frames a second, or 0")
+        _expect(self, "fps", _rate(self.fps), "frames a second, or 0")
         _expect(self, "label", self.label is None or _whole(self.label), "a number of a class, or null")
         _expect(self, "class_name", self.class_name is None or _text(self.class_name), "a name, or null")
         _expect(self, "labels", all(map(_whole, labels)), "a number of a class for each kind of label")
@@ -160,6 +165,14 @@ class SampleMeta:
         rising = isinstance(self.cuts, tuple) and all(_whole(cut, 1, self.frames - 1) for cut in self.cuts)
         rising = rising and all(map(operator.lt, self.cuts, self.cuts[1:]))
         _expect(self, "cuts", rising, f"ascending numbers of frames, 1..{self.frames - 1}")
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        """Those of :data:`TRAITS` that its source has, and :data:`REPEATED` where that is slower than what is stored."""
+        if self.source is None:
+            return ()
+        repeats = self.source.fps is not None and (self.source.fps or DEFAULT_FPS) < SLOWER * self.fps
+        return (*self.source.traits, *[REPEATED] * repeats)
 
     def dumps(self) -> bytes:
         """UTF-8 JSON; the same fields give the same bytes."""
@@ -194,6 +207,10 @@ def _from_table(part: type[Part], table: Mapping[str, Any]) -> Part:
 
 def _whole(number: Any, least: int = 0, most: int = MAX_NUMBER) -> bool:
     return type(number) is int and least <= number <= most
+
+
+def _rate(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
 
 
 def _text(value: Any) -> bool:
@@ -314,7 +331,7 @@ class Stream:
         out = out if where is None else out[where]
         return out[..., 0] if grey else out
 
-    def grain(self, stride: int) -> int:
+    def grain(self, stride: float) -> int:
         """A random clip of this stride should start at a multiple of this number of frames."""
         return 1
 
@@ -347,7 +364,7 @@ class PacketStream(Stream):
 
     kinds: str  # N letters I, P or b in display order
 
-    def grain(self, stride: int) -> int:
+    def grain(self, stride: float) -> int:
         """Even frames are references: with an even stride, a clip that starts at one needs none of the others."""
         return 1 if stride % 2 else 2
 

@@ -164,7 +164,7 @@ def _probe(of: tuple[Video, str], root: Folder, options: Options) -> tuple[float
             sar = opened.sar if options.sar == "square" else 1
             width, height = stored_size(max(stream.width, 1) * sar, max(stream.height, 1), options.size)
             seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
-            frames = min(seconds, 1e6 if options.segment else options.max_seconds) * (opened.fps or DEFAULT_FPS)
+            frames = min(seconds, 1e6 if options.segment else options.max_seconds) * (options.fps or opened.fps or DEFAULT_FPS)
     except (TranscodeError, InputError, OSError, ValueError):
         return 0.0, 0.0
     return video.bytes, max(frames, 0.0) * width * height * pixel_bytes(options)

@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from dclr.data.manifest import FAILURES, INDEX, MANIFEST, Entry, Manifest, Shard, ShardSet, pack_columns, read_index
 from dclr.errors import InputError
-from dclr.record import pack
-from dclr.settings import check_values, setting
+from dclr.record import REPEATED, pack
+from dclr.settings import check_values, flag, setting
 from dclr.storage import Folder, open_folder
 from dclr.text import public
 from dclr.threads import permitted
@@ -52,6 +52,7 @@ TOLD = {  # trait of a source that a run warns of -> what it is
     "odd rotation": "by their metadata turned by another angle than quarter turns, which is left aside",
     "PQ": "HDR (transfer function PQ) and stored without tone mapping: dark and flat",
     "HLG": "HDR (transfer function HLG) and stored without tone mapping: a little flat",
+    REPEATED: "slower than --fps and repeat frames",
 }
 SAMPLED = 8  # videos that a dry run transcodes to measure
 
@@ -375,8 +376,10 @@ def append(source: VideoSet, out: Folder, options: Options, how: How) -> Summary
     made_with, wanted = usual | have.manifest.options, usual | manifest_options(options, source)
     for name in usual:
         if made_with[name] != wanted[name]:
-            flag, old = name.replace("_", "-"), made_with[name]
-            raise InputError(f"--{flag} {wanted[name]}: {out} was made with --{flag} {old}; give the same to append to it")
+            given, made = (
+                f"no {flag(name)}" if value is None else f"{flag(name)} {value}" for value in (wanted[name], made_with[name])
+            )
+            raise InputError(f"{given}: {out} was made with {made}; give the same to append to it")
     if have.manifest.dataset != source.name:
         raise InputError(f"{out} holds {have.manifest.dataset}, not {source.name}: name another folder")
     classes = {kind: list(names) for kind, names in have.manifest.classes.items()}

@@ -5,7 +5,8 @@ the encoder: colour conversion and scaling, not decoding, are where the time goe
 encoded spools to disk above 64 MB.
 
 Rules. Frames are counted in decode order, never by pts (a quarter of real files lie about it); every decoded frame is kept, so
-a variable frame rate stays as it is and ``fps`` is the file's average: its header's or, where that lies, its timestamps'. The
+a variable frame rate stays as it is and ``fps`` is the file's average: its header's or, where that lies, its timestamps'. With
+``--fps`` frames are chosen by time (:meth:`OpenedVideo.resampled`). The
 first picture's size decides the stored one; quarter turns and mirrors in the metadata are applied, pixels become square unless
 ``--sar keep`` says otherwise, alpha is dropped, fields stay interlaced without ``--deinterlace``. Of several video streams
 FFmpeg's choice is taken (the largest); a cover picture is none.
@@ -17,6 +18,7 @@ import hashlib
 import io
 import math
 import tempfile
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -60,6 +62,7 @@ TOLERANCE = 0.05  # share of the frames by which a header's rate may miss the ti
 ORDER = Fraction(1, DEFAULT_FPS)  # time base where only the order counts
 REORDER = 32  # places that a picture may be coded away from its place in time
 RARE = 0.01  # share of timestamps that may be missing or equal
+EVEN = 1e-6  # of a frame: nearer than this two times are the same
 PAUSE = 10  # seconds between two frames: pauses that long may not make up half of a video
 SARS = ("square", "keep")
 TURNS: dict[float, tuple[bool, bool, bool]] = {  # clockwise degrees -> transposed, then upside down, then mirrored
@@ -78,8 +81,8 @@ class Options:
     """What decides a sample's bytes, kept in the manifest. ``size``: stored short side in pixels. ``codec``: jpeg or h264.
     ``quality``: JPEG quality or h264's crf. ``cues``: some of :data:`dclr.cues.CUES`. ``stabilise``: the
     camera's motion is removed from cues. ``sar``: pixels become square or are kept. ``deinterlace``: interlaced pictures become
-    whole ones, by FFmpeg's bwdif. ``segment``: seconds of a sample, 0 for whole videos, of ``max_seconds`` at most.
-    ``shard_size``: estimated megabytes (10**6) of a shard."""
+    whole ones, by FFmpeg's bwdif. ``fps``: stored frames a second, None for the video's own. ``segment``: seconds of a sample,
+    0 for whole videos, of ``max_seconds`` at most. ``shard_size``: estimated megabytes (10**6) of a shard."""
 
     title = "what is stored"
     size: int = setting(128, "short side of the stored frames", metavar="PIXELS", least=16, most=1024)
@@ -93,6 +96,9 @@ class Options:
         "square", "sample aspect ratios: square pixels, or keep pixels as they are", choices=SARS, before="square"
     )
     deinterlace: bool = setting(False, "make whole pictures of interlaced ones", before=False)
+    fps: float | None = setting(
+        None, "store so many frames a second, chosen by their timestamps", metavar="RATE", above=0, most=1000, before=None
+    )
     segment: float = setting(
         0, "cut videos into samples of this length (0: not)", metavar="SECONDS", least=0, most=1e6, group=WHICH
     )
@@ -312,13 +318,14 @@ class OpenedVideo:
     stream: Any = field(init=False)
     fps: float = field(init=False)  # 0 where the file does not say
     rate: str | None = field(init=False)  # None: fps is the header's; "measured" or "contradictory" as shards/README.md says
+    steady: bool = field(init=False)  # frames are equally far apart, or nothing tells how far
     interlaced: bool = False  # a picture that was decoded so far is
     _packets: Any = field(init=False, default_factory=partial(hashlib.blake2b, digest_size=16))  # those that were decoded
 
     def __enter__(self) -> OpenedVideo:
         self.container, self.stream = _opened(self.path)
         try:
-            self.fps, self.rate = self._rate()
+            self.fps, self.rate, self.steady = self._rate()
         except BaseException:
             self.container.close()
             raise
@@ -352,19 +359,45 @@ class OpenedVideo:
         digest.update(first.to_bytes(8, "little"))
         return digest.hexdigest()
 
-    def _rate(self) -> tuple[float, str | None]:
-        """``fps`` and ``rate``. The header's holds where the container's timestamps agree with it. Where they do not, those of
-        the decoded pictures decide: a packet may be one field of a picture, or none."""
+    def resampled(self, frames: Iterable[tuple[int, av.VideoFrame]], fps: float) -> Iterator[tuple[int, av.VideoFrame]]:
+        """``fps`` of these numbered frames a second, each as often as it is due. The i-th is the one nearest to i / fps seconds
+        after the first, of two equally near the earlier; they end with the last one's time on the screen.
+
+        The time of a frame is its timestamp. It is one frame's duration after the frame before where timestamps say no more:
+        they are those of a constant rate or contradict each other, its own is missing or not after the one before.
+        """
+        step, made, place, after = fps / (self.fps or DEFAULT_FPS), 0, 0.0, 0.0  # places among what is made
+        held: tuple[int, av.VideoFrame] | None = None
+        begin: float | None = None
+        for one in frames:
+            now = after
+            if not self.steady and one[1].pts is not None:
+                told = one[1].pts * float(one[1].time_base or 0) * fps
+                begin = told - after if begin is None else begin
+                now = told - begin if told - begin > place else after
+            while held is not None and made <= (place + now) / 2 + EVEN:
+                yield held
+                made += 1
+            held, place, after = one, now, now + step
+        while held is not None and made < after - EVEN:
+            yield held
+            made += 1
+
+    def _rate(self) -> tuple[float, str | None, bool]:
+        """``fps``, ``rate`` and ``steady``. The header's rate holds where the container's timestamps agree with it. Where they
+        do not, those of the decoded pictures decide: a packet may be one field of a picture, or none."""
         header = round(float(self.stream.average_rate or self.stream.guessed_rate or 0), 3)
         index = self.stream.index_entries
         indexed, measured = len(index) >= self.stream.frames > 1, None
         for read in (lambda: [entry.timestamp for entry in index]) if indexed else self._packet_times, self._picture_times:
             if len(times := read()) < 2:
-                return header, None
+                return header, None, True
             measured = measured_rate(times, self.stream.time_base)
             if measured and abs(header / measured - 1) < max(TOLERANCE, 1 / (len(times) - 1)):
-                return header, None
-        return (round(measured, 3), "measured") if measured else (header, "contradictory")
+                return header, None, is_steady(times, self.stream.time_base, header)
+        if not measured:
+            return header, "contradictory", True
+        return round(measured, 3), "measured", is_steady(times, self.stream.time_base, measured)
 
     def _packet_times(self) -> list[int | None]:
         with _opened(self.path)[0] as container:  # once more: not every file can be wound back to its beginning
@@ -404,6 +437,16 @@ def measured_rate(times: Sequence[int | None], time_base: Fraction) -> float | N
     if np.abs(order - np.arange(len(order))).max() > REORDER or gaps[gaps > PAUSE].sum() > gaps.sum() / 2:
         return None
     return float((len(times) - 1) / gaps.sum())
+
+
+def is_steady(times: Sequence[int | None], time_base: Fraction, rate: float) -> bool:
+    """Whether frames of these timestamps, in any order, come at this rate: each less than half a frame off.
+
+    >>> is_steady([0, 2, 1, 3], Fraction(1, 25), 25), is_steady([0, 1, 2, 4], Fraction(1, 25), 25)
+    (True, False)
+    """
+    told = np.sort(np.array([time for time in times if time is not None], np.float64)) * float(time_base) * rate
+    return bool(np.abs(told - told[0] - np.arange(len(told))).max() < 0.5)
 
 
 def _opened(path: Path) -> tuple[Any, Any]:
@@ -468,11 +511,13 @@ def displayed(frame: av.VideoFrame) -> tuple[float, bool]:
 
 
 def deinterlaced(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    """As many frames: those that are flagged as interlaced are made whole by FFmpeg's bwdif, the others are left as they are.
+    """As many frames with their timestamps: those that are flagged as interlaced are made whole by FFmpeg's bwdif, the others
+    are left as they are.
 
     Raises TranscodeError where the filter does not take them."""
     graph: av.filter.Graph | None = None
     size: tuple[int, int, str] | None = None
+    stamps: deque[tuple[int | None, Any]] = deque()
 
     def pulled(frame: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
         if graph is None:
@@ -480,7 +525,9 @@ def deinterlaced(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
         try:
             graph.push(frame)
             while True:
-                yield graph.vpull()
+                made = graph.vpull()
+                made.pts, made.time_base = stamps.popleft()
+                yield made
         except (av.error.BlockingIOError, av.error.EOFError):
             return
         except (av.error.FFmpegError, ValueError) as error:
@@ -494,6 +541,7 @@ def deinterlaced(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
             graph.link_nodes(
                 source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink")
             ).configure()
+        stamps.append((frame.pts, frame.time_base))
         frame.pts, frame.time_base = number, ORDER  # not the file's: a filter may drop what comes out of order
         yield from pulled(frame)
     yield from pulled(None)
@@ -566,7 +614,7 @@ def transcode(path: Path, options: Options, span: Span | None = None, spool: Pat
     """
     with OpenedVideo(path) as opened:
         rate = opened.fps or DEFAULT_FPS
-        most = max(1, round((options.segment or options.max_seconds) * rate))
+        most = max(1, round((options.segment or options.max_seconds) * (options.fps or rate)))
         first, end = frames_of(span, rate)
         sample: SampleEncoder | None = None
         scaler: Scaler | None = None
@@ -576,23 +624,26 @@ def transcode(path: Path, options: Options, span: Span | None = None, spool: Pat
             source = Source(
                 path.name, *scaler.source, sample.first, opened.rate, opened.content(sample.first),
                 sar=None if opened.sar == 1 else _ratio(opened.sar), rotation=scaler.rotation, mirror=scaler.mirror,
-                interlaced=opened.interlaced, transfer=scaler.transfer,
+                interlaced=opened.interlaced, transfer=scaler.transfer, fps=opened.fps if options.fps else None,
             )  # fmt: skip
             meta = SampleMeta(
-                path.name, sample.frames, scaler.width, scaler.height, options.codec, options.cues, opened.fps, source=source,
-                cuts=sample.cuts(),
+                path.name, sample.frames, scaler.width, scaler.height, options.codec, options.cues, options.fps or opened.fps,
+                source=source, cuts=sample.cuts(),
             )  # fmt: skip
             members = sample.members()
             energy = members.get(array_name("energy"))
             return Transcoded(members, meta, mean_motion(np.load(io.BytesIO(energy))) if isinstance(energy, bytes) else None)
 
-        frames = deinterlaced(opened.frames()) if options.deinterlace else opened.frames()
-        for number, frame in enumerate(frames):
-            if end is not None and number >= end:
-                break
-            seen = number + 1
-            if number < first:
-                continue
+        def spanned() -> Iterator[tuple[int, av.VideoFrame]]:
+            nonlocal seen
+            for number, frame in enumerate(deinterlaced(opened.frames()) if options.deinterlace else opened.frames()):
+                if end is not None and number >= end:
+                    return
+                seen = number + 1
+                if number >= first:
+                    yield number, frame
+
+        for number, frame in opened.resampled(spanned(), options.fps) if options.fps else spanned():
             scaler = scaler or Scaler(frame, options.size, opened.sar if options.sar == "square" else Fraction(1))
             if sample is not None and sample.frames == most:
                 if not options.segment:

@@ -139,8 +139,7 @@ def _sample_faults(data: memoryview, entry: Entry, deep: bool, rates: Counter[st
     try:
         record = unpack(data)
         meta = record.meta
-        traits = list(meta.source.traits) if meta.source else []
-        said = (record.key, len(record), meta.video, meta.labels, list(meta.splits), list(meta.cuts), traits)
+        said = (record.key, len(record), meta.video, meta.labels, list(meta.splits), list(meta.cuts), list(meta.traits))
         if said != (entry.key, entry.frames, entry.video, entry.labels, entry.splits, entry.cuts, entry.traits):
             return [f"holds {said}, and the index says otherwise"]
         content = meta.source.content if meta.source else None

@@ -180,8 +180,7 @@ class Entry:
     def of(cls, meta: SampleMeta, key: str, offset: int, size: int, crc32: int, motion: float | None = None) -> Entry:
         """The line of a sample of which this is ``KEY.json``."""
         labels, splits, content = meta.labels, list(meta.splits), meta.source.content if meta.source else None
-        traits = list(meta.source.traits) if meta.source else []
-        said = labels, splits, meta.frames, meta.fps, meta.video, motion, content, list(meta.cuts), traits
+        said = labels, splits, meta.frames, meta.fps, meta.video, motion, content, list(meta.cuts), list(meta.traits)
         return cls(key, offset, size, crc32, meta.label, *said)
 
     def dumps(self) -> str:
