@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import math
 import tempfile
 from collections import deque
@@ -361,7 +362,7 @@ class OpenedVideo:
 
     def resampled(self, frames: Iterable[tuple[int, av.VideoFrame]], fps: float) -> Iterator[tuple[int, av.VideoFrame]]:
         """``fps`` of these numbered frames a second, each as often as it is due. The i-th is the one nearest to i / fps seconds
-        after the first, of two equally near the earlier; they end with the last one's time on the screen.
+        after the first, of two equally near the earlier. They end where one more source frame would be nearer than the last.
 
         The time of a frame is its timestamp. It is one frame's duration after the frame before where timestamps say no more:
         they are those of a constant rate or contradict each other, its own is missing or not after the one before.
@@ -369,9 +370,9 @@ class OpenedVideo:
         step, made, place, after = fps / (self.fps or DEFAULT_FPS), 0, 0.0, 0.0  # places among what is made
         held: tuple[int, av.VideoFrame] | None = None
         begin: float | None = None
-        for one in frames:
+        for one in itertools.chain(frames, (None,)):
             now = after
-            if not self.steady and one[1].pts is not None:
+            if one is not None and not self.steady and one[1].pts is not None:
                 told = one[1].pts * float(one[1].time_base or 0) * fps
                 begin = told - after if begin is None else begin
                 now = told - begin if told - begin > place else after
@@ -379,9 +380,6 @@ class OpenedVideo:
                 yield held
                 made += 1
             held, place, after = one, now, now + step
-        while held is not None and made < after - EVEN:
-            yield held
-            made += 1
 
     def _rate(self) -> tuple[float, str | None, bool]:
         """``fps``, ``rate`` and ``steady``. The header's rate holds where the container's timestamps agree with it. Where they
