@@ -97,8 +97,8 @@ def _checked(path: Path, state: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Trunk:
-    """A backbone to evaluate: the ``module``, its ``arch`` and ``width``, the ``clip`` (frames, stride, size) that it learned
-    on (empty where the file does not say), and ``matched``, a table of what was found in the file."""
+    """A backbone to evaluate: the ``module``, its ``arch`` and ``width``, the ``clip`` (frames, stride or clip_fps, size) that
+    it learned on (empty where the file does not say), and ``matched``, a table of what was found in the file."""
 
     module: Backbone
     arch: str
