@@ -49,6 +49,7 @@ SAR = re.compile(r"[1-9]\d{0,9}:[1-9]\d{0,9}")
 OCTAL = re.compile(rb"[0-7]{1,11}")
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a letter, which JSON can hold and UTF-8 cannot
 CONTENT = re.compile(r"[0-9a-f]{32}")
+EVEN = 1e-6  # of a frame: two moments that are nearer to each other are the same
 DEFAULT_FPS = 25  # of a video that does not say: turns seconds into frames and back
 KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")  # no dots: webdataset ends the key at the first one
 JPEG_MATRIX = np.array([[1, 0, 1.402, 0], [1, -0.344136, -0.714136, 0], [1, 1.772, 0, 0]])  # of Y, U, V and 1

@@ -40,6 +40,7 @@ from dclr.errors import InputError
 from dclr.record import (
     CODECS,
     DEFAULT_FPS,
+    EVEN,
     MAX_SIDE,
     SampleMeta,
     Source,
@@ -63,7 +64,6 @@ TOLERANCE = 0.05  # share of the frames by which a header's rate may miss the ti
 ORDER = Fraction(1, DEFAULT_FPS)  # time base where only the order counts
 REORDER = 32  # places that a picture may be coded away from its place in time
 RARE = 0.01  # share of timestamps that may be missing or equal
-EVEN = 1e-6  # of a frame: nearer than this two times are the same
 PAUSE = 10  # seconds between two frames: pauses that long may not make up half of a video
 SARS = ("square", "keep")
 TURNS: dict[float, tuple[bool, bool, bool]] = {  # clockwise degrees -> transposed, then upside down, then mirrored

@@ -18,7 +18,7 @@ import numpy as np
 from dclr.cues import CUES, GRID, STILL
 from dclr.draws import generator
 from dclr.errors import InputError
-from dclr.record import DEFAULT_FPS, Record, video_id
+from dclr.record import DEFAULT_FPS, EVEN, Record, video_id
 from dclr.settings import check_values, setting
 
 COLOURS = 10  # floats of one photometric draw: brightness, contrast, saturation, hue, their order (4), grey, blur sigma
@@ -27,7 +27,6 @@ RATIO = (3 / 4, 4 / 3)  # of RandomResizedCrop, width / height
 CENTRE = 112 / 128  # evaluation: short side 128, centre crop 112, for any clip size
 LEARNED = {"frames": int, "stride": int, "clip_fps": float, "size": int}  # what a checkpoint says of its clips
 CROPS = (1, 3)  # evaluation: the middle, or the middle and both ends of the long side
-EVEN = 1e-6  # of a frame: nearer than this two frames are equally near
 PACES = 1e-6, 1e6  # least and most stored frames a frame of a clip, whatever a video says of its rate
 AREA_FROM = 1.5  # a crop that shrinks by more is averaged over areas (four times the time), less is interpolated
 
