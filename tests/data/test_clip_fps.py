@@ -13,7 +13,7 @@ from dclr.checkpoint import load
 from dclr.data.clips import LEARNED, ClipConfig, cue_interval, eval_clips, frame_indices, train_clips, uniform_starts
 from dclr.data.loader import TrainLoader
 from dclr.data.manifest import ShardSet
-from dclr.data.sets import unknown_rates
+from dclr.data.sets import pace_warnings
 from dclr.errors import InputError
 from dclr.evaluation.config import EvalConfig
 from dclr.pretraining.config import PretrainConfig
@@ -174,13 +174,14 @@ def test_a_state_says_the_pace(synthetic_set: Path) -> None:
     assert len({said(), said(clip_fps=12.5), said(clip_fps=15)}) == 3
 
 
-def test_videos_that_do_not_say_their_rate_are_named(synthetic_set: Path) -> None:
+def test_videos_that_do_not_say_their_rate_or_are_slower_are_named(synthetic_set: Path) -> None:
     shards = ShardSet(synthetic_set)
-    assert unknown_rates(shards, np.arange(8)) == []
-    shards.fps_N = np.where(np.arange(len(shards)) % 2, shards.fps_N, 0)
-    (said,) = unknown_rates(shards, np.arange(14))
-    assert "--clip-fps takes 7 videos that do not say how many frames a second they have for 25 a second" in said
-    assert f": {shards.keys[0]}, {shards.keys[2]}" in said and said.endswith(" and 2 more")
+    shards.fps_N = np.array([0, 29.97, 15] * 7)
+    assert pace_warnings(shards, np.array([1, 2, 4]), 12.5) == []
+    unknown, slower = pace_warnings(shards, np.arange(21), 30)
+    assert "--clip-fps 30: 7 videos do not say how many frames a second they have, and count as 25: " in unknown
+    assert f": {shards.keys[0]}, {shards.keys[3]}, " in unknown and unknown.endswith(" and 2 more")
+    assert f"7 videos are slower, and clips show frames of theirs twice: {shards.keys[2]}, {shards.keys[5]}, " in slower
 
 
 NEEDED = {"shards": ("s",), "split": ("a",), "out": "o"}
