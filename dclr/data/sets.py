@@ -11,6 +11,7 @@ import numpy as np
 from dclr.data.config import Choice
 from dclr.data.manifest import Names, ShardSet
 from dclr.errors import InputError
+from dclr.record import DEFAULT_FPS, SLOWER
 
 TRAIN, TESTS = "train", ("test", "val")  # how the splits of a fold are called, before the fold's number
 SHOWN_PAIRS = 5
@@ -103,7 +104,7 @@ class JoinedSets(ShardSet):
         self.damaged = [said for one in sets for said in one.damaged]
         self.tars = tuple(tar for one in sets for tar in one.tars)
         self.keys = Names.joined([one.keys for one in sets])
-        for column in ("offset_N", "size_N", "frames_N", "fps_N", "crc32_N"):
+        for column in ("offset_N", "size_N", "frames_N", "fps_N", "crc32_N", "cuts_N"):
             setattr(self, column, np.concatenate([getattr(one, column) for one in sets]))
         before = np.cumsum([0, *(len(one.tars) for one in sets[:-1])])
         self.shard_N = np.concatenate([one.shard_N + first for one, first in zip(sets, before, strict=True)])
@@ -142,6 +143,20 @@ def leaks(shards: ShardSet, train: Sequence[str], test: Sequence[str], train_N: 
         named = ", ".join(f"{one} and {other}" for one, other in pairs[:SHOWN_PAIRS])
         more = f" and {len(pairs) - SHOWN_PAIRS} more" if len(pairs) > SHOWN_PAIRS else ""
         lines.append(f"warning: {len(pairs)} videos are in {','.join(train)} and in {','.join(test)} ({what}): {named}{more}")
+    return lines
+
+
+def pace_warnings(shards: ShardSet, samples_N: np.ndarray, clip_fps: float) -> list[str]:
+    """A warning where videos do not say how many frames a second they have, and one where they have fewer than a clip."""
+    rate_N, lines = shards.fps_N[samples_N], []
+    for what, which_N in (
+        (f"do not say how many frames a second they have, and count as {DEFAULT_FPS}", rate_N <= 0),
+        ("are slower, and clips show frames of theirs twice", (rate_N > 0) & (rate_N < SLOWER * clip_fps)),
+    ):
+        keys = [shards.keys[number] for number in samples_N[which_N][:SHOWN_PAIRS]]
+        more = f" and {which_N.sum() - SHOWN_PAIRS} more" if which_N.sum() > SHOWN_PAIRS else ""
+        if keys:
+            lines.append(f"warning: --clip-fps {clip_fps:g}: {which_N.sum()} videos {what}: {', '.join(keys)}{more}")
     return lines
 
 
