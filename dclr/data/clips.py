@@ -279,8 +279,9 @@ def moved_noise(flow_T2SS: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         out_TPC[t] = rng.integers(256, size=out_TPC[t].shape, dtype=np.uint8)
         if t == 0:
             continue
-        x, y = np.rint(at_2P - flow_2P).astype(int).clip(0, size - 1)
-        from_2P = np.rint(at_2P - flow_2P - past_2P[:, y * size + x]).astype(int)
+        x, y = (at_2P + np.floor(0.5 - flow_2P).astype(int)).clip(0, size - 1)
+        back_2P = np.floor(0.5 - flow_2P - past_2P[:, y * size + x]).astype(int)
+        from_2P = at_2P + back_2P
         inside_P = ((from_2P >= 0) & (from_2P < size)).all(0)
         from_P = np.where(inside_P, from_2P[1] * size + from_2P[0], -1)
         order_P = np.argsort(np.square(flow_2P).sum(0), kind="stable")
@@ -288,8 +289,7 @@ def moved_noise(flow_T2SS: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         taker_P[from_P[order_P]] = order_P  # of those that ask for the same place the last one stays
         kept_P = inside_P & (taker_P[from_P] == np.arange(size * size))
         out_TPC[t, kept_P] = out_TPC[t - 1, from_P[kept_P]]
-        moved_2P = from_2P + past_2P[:, from_P] + flow_2P - at_2P
-        past_2P = np.where(kept_P, moved_2P.clip(-0.5, 0.5), 0)
+        past_2P = np.where(kept_P, (past_2P[:, from_P] + flow_2P + back_2P).clip(-0.5, 0.5), 0)
     return out_TPC.reshape(-1, size, size, 3)
 
 
