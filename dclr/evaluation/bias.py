@@ -74,7 +74,7 @@ def over_stripes(batch: dict[str, Any]) -> torch.Tensor:
     return torch.where(batch["moving"][0].bool().unsqueeze(-1), batch["rgb"][0], batch["stripes"][0].unsqueeze(1))
 
 
-def still_over_stripes(batch: dict[str, Any]) -> torch.Tensor:
+def static_stripes(batch: dict[str, Any]) -> torch.Tensor:
     """The middle frame of :func:`over_stripes`, repeated."""
     clip_NTSSC = over_stripes(batch)
     middle = clip_NTSSC.shape[1] // 2
@@ -94,7 +94,7 @@ class Condition:
     of: tuple[str, ...] = ()
 
 
-STRIPES, STRIPES_STILL, SWAP = "stripes", "stripes, one frame", "swap"
+STRIPES, STATIC_STRIPES, SWAP = "stripes", "static stripes", "swap"
 CONDITIONS = {
     "static": Condition(static),
     "shuffled": Condition(shuffled),
@@ -103,7 +103,7 @@ CONDITIONS = {
     "background blanked": Condition(moving_part, ("moving",)),
     "appearance removed": Condition(noise, ("noise",)),
     STRIPES: Condition(over_stripes, ("moving", "stripes")),
-    STRIPES_STILL: Condition(still_over_stripes, ("moving", "stripes")),
+    STATIC_STRIPES: Condition(static_stripes, ("moving", "stripes")),
     SWAP: Condition(over_another, ("moving", "ground")),
 }
 CUE = {"moving": "diff", "noise": "flow"}  # what a picture is made of
@@ -227,12 +227,12 @@ def measure(
         for (name, of), answer_M in zip(tests.items(), np.split(scores.argmax(1), ends), strict=True):
             right[name] = answer_M == classes.number(label_N[of.sample])
             shares = {name: right[name]}
-            if name == STRIPES_STILL:
-                shares["stripes, by motion"] = right[STRIPES] & ~right[name]
+            if name == STATIC_STRIPES:
+                shares["stripes by motion"] = right[STRIPES] & ~right[name]
             elif name == SWAP:
                 other = answer_M == classes.number(label_N[[asked.beside.partner[sample] for sample in of.sample]])
-                shares = {"swap, as foreground": right[name], "swap, as background": other}
-                shares["swap, as neither"] = ~right[name] & ~other
+                shares = {"swap as foreground": right[name], "swap as background": other}
+                shares["swap as neither"] = ~right[name] & ~other
             found |= {f"{kind}: {said}": float(share.mean()) for said, share in shares.items()}
         found[f"{kind}: {AGREEMENT}"] = float((label_N[train.sample][place_Mk] == label_N[test.sample][:, None]).mean())
     return found
