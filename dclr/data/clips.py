@@ -284,7 +284,8 @@ def moved_noise(flow_T2SS: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         from_2P = at_2P + back_2P
         inside_P = ((from_2P >= 0) & (from_2P < size)).all(0)
         from_P = np.where(inside_P, from_2P[1] * size + from_2P[0], -1)
-        order_P = np.argsort(np.square(flow_2P).sum(0), kind="stable")
+        speed_P = np.minimum(256 * np.hypot(*flow_2P), 65535).astype(np.uint16)  # numpy sorts 16 bits many times faster
+        order_P = np.argsort(speed_P, kind="stable")
         taker_P = np.empty(size * size + 1, int)
         taker_P[from_P[order_P]] = order_P  # of those that ask for the same place the last one stays
         kept_P = inside_P & (taker_P[from_P] == np.arange(size * size))

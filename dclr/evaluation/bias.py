@@ -216,7 +216,7 @@ def measure(
     train, test = features
     tests = {"whole": test, **{name: Features(altered.value[:, n], altered.sample) for n, name in enumerate(names)}}
     tests |= {"scenes swapped": swapped} if swapped else {}
-    found = {}
+    found: dict[str, float] = {}
     place_Mk, _ = metrics.nearest(test.value.mean(1), train.value.mean(1), NEAREST)
     for kind in kinds:
         classes, label_N = setting.classes_of(kind), shards.labels[kind]

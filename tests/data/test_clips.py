@@ -1,6 +1,7 @@
 """Where clips start, how they are cropped, what is drawn for them."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from dclr.data.clips import ClipConfig
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
 from dclr.record import PacketStream, Record
-from preprocess.synthetic import encode
+from preprocess.synthetic import LAB, encode
 
 CLIP = ClipConfig(frames=8, stride=2, size=32, cue="diff")
 
@@ -450,6 +451,22 @@ def test_the_noise_of_a_clip_moves_as_the_video_does(tmp_path: Path) -> None:
         assert (noise[:, t, 10:-10, 10:-10] == noise[:, t - 1, 12:-8, 6:-14]).mean() > 0.8
     again, other = (clips.eval_clips(record, clip, 2, 3, ("rgb", "noise"), seed)["noise"] for seed in (1, 2))
     assert (again == noise).all() and (other != noise).mean() > 0.99
+
+
+def test_noise_tells_the_motion_of_the_embedded_set(tmp_path: Path) -> None:
+    """Which way most of the noise that moves goes names the motion, whatever the scene and the object."""
+    ways = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
+    clip, right = ClipConfig(frames=8, stride=1, size=32), []
+    for number, (name, scene) in enumerate(itertools.product(ways, ("bricks", "clouds", "mosaic", "rings"))):
+        encode(*LAB.render(name, scene, "bars", (number,)), tmp_path / "v.avi")
+        record = stored(tmp_path / "v.avi", size=40, cues=("flow",))
+        noise = clips.eval_clips(record, clip, 1, names=("rgb", "noise"))["noise"][0]
+        middle, moved = noise[1:, 4:-4, 4:-4], np.zeros(2)
+        for x, y in itertools.product(range(-4, 5), repeat=2):
+            before = noise[:-1, 4 - y : 28 - y, 4 - x : 28 - x]
+            moved += (middle == before).all(-1).sum() * np.array([x, y])
+        right.append(max(ways, key=lambda way: float(np.dot(ways[way], moved))) == name)
+    assert np.mean(right) > 0.9
 
 
 def test_a_clip_is_by_default_the_methods_and_the_least_ones_are_allowed() -> None:

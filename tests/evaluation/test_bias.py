@@ -13,6 +13,7 @@ from conftest import succeed
 from dclr.compare import compare
 from dclr.evaluation import bias
 from dclr.evaluation.setting import Setting
+from preprocess.synthetic import encode
 
 
 @pytest.fixture
@@ -159,6 +160,33 @@ def test_the_report_of_a_checkpoint_beside_random_weights(checkpoint: Path, tmp_
     succeed("train_eval.py", "bias", *common[:-1], tmp_path / "anew", "--out", tmp_path / "two", ranks=2)
     two = json.loads((tmp_path / "two/result.json").read_text())
     assert [two[name] for name in names] == [result[name] for name in names] and two["random"] == result["random"]
+
+
+def test_what_moves_answers_a_swap_with_its_own_class_and_what_rests_with_the_backgrounds(tmp_path: Path) -> None:
+    """A coloured square moves over a grey ground, and both are labels: random weights tell them apart."""
+    colours, greys = (240, 20, 20), (10, 245, 128)
+    lines, rng = ["path,split,square,ground"], np.random.default_rng(0)
+    for n in range(108):
+        square, ground, split = n % 3, n // 3 % 3, "test" if n >= 72 else "train"
+        frames = np.full((16, 48, 48, 3), greys[ground], np.uint8)
+        (left, top), looks = rng.integers(0, 8, 2), rng.uniform(0.5, 1, (24, 24, 1)) * np.roll(colours, square)
+        for t in range(16):
+            frames[t, top : top + 24, left + t : left + t + 24] = looks
+        encode(frames, 25, tmp_path / f"videos/v{n}.avi")
+        lines.append(f"v{n}.avi,{split},{square},{ground}")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    shards, out = tmp_path / "shards", tmp_path / "out"
+    listed = ("--root", tmp_path / "videos", "--list", tmp_path / "list.csv", "--label-column", "square", "ground")
+    succeed("-m", "preprocess", "csv", *listed, "--out", shards, "--size", "48", "--cues", "diff")
+    succeed(
+        "train_eval.py", "bias", "--shards", shards, "--train-split", "train", "--test-split", "test", "--pretrained", "random",
+        "-a", "r2plus1d_10", "--width", "8", "-fpc", "4", "-cs", "32", "-j", "0", "--test-clips", "1", "-cpv", "1",
+        "--precision", "fp32", "--out", out,
+    )  # fmt: skip
+    result = json.loads((out / "result.json").read_text())
+    assert result["square: whole"] > 0.8 and result["ground: whole"] > 0.8
+    assert result["square: swap as foreground"] > 0.6 > 0.3 > result["square: swap as background"]
+    assert result["ground: swap as background"] > 0.5 > 0.4 > result["ground: swap as foreground"]
 
 
 def test_without_stored_differences_nothing_is_blanked_or_swapped(tmp_path: Path) -> None:
