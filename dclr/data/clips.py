@@ -8,14 +8,14 @@ clip, shared by its RGB frames, its static frame and its stored cue.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
 import numpy as np
 
-from dclr.cues import CUES, GRID, STILL
+from dclr.cues import CUES, GRID, STILL, flow_size
 from dclr.draws import generator
 from dclr.errors import InputError
 from dclr.record import DEFAULT_FPS, EVEN, Record, video_id
@@ -28,6 +28,7 @@ CENTRE = 112 / 128  # evaluation: short side 128, centre crop 112, for any clip 
 LEARNED = {"frames": int, "stride": int, "clip_fps": float, "size": int}  # what a checkpoint says of its clips
 CROPS = (1, 3)  # evaluation: the middle, or the middle and both ends of the long side
 PACES = 1e-6, 1e6  # least and most stored frames a frame of a clip, whatever a video says of its rate
+GAP = 4  # cells between moving ones that move too
 AREA_FROM = 1.5  # a crop that shrinks by more is averaged over areas (four times the time), less is interpolated
 
 
@@ -338,28 +339,97 @@ def train_shapes(clip: ClipConfig, clips: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def eval_shapes(clip: ClipConfig, clips: int, crops: int, moving: bool = False) -> dict[str, tuple[int, ...]]:
-    """The pictures that :func:`eval_clips` makes."""
-    shape = (clips * crops, clip.frames, clip.size, clip.size)
-    return {"rgb": (*shape, 3)} | ({"moving": shape} if moving else {})
+def eval_shapes(clip: ClipConfig, clips: int, crops: int, names: Collection[str] = ("rgb",)) -> dict[str, tuple[int, ...]]:
+    """The pictures that :func:`eval_clips` makes, those of ``names``."""
+    n, size = clips * crops, (clip.size, clip.size)
+    shapes: dict[str, tuple[int, ...]] = {
+        "rgb": (n, clip.frames, *size, 3),
+        "moving": (n, clip.frames, *size),
+        "ground": (n, *size, 3),
+        "stripes": (n, *size, 3),
+        "noise": (n, clip.frames, *size, 3),
+    }
+    return {name: shapes[name] for name in names}
 
 
-def moving_cells(grid_NGG: np.ndarray, indices_T: np.ndarray, stride: int, cuts: Sequence[int] = ()) -> np.ndarray:
-    """The cells of each frame of a clip in which something moves, by the stored energy: bool (T, G, G).
+def moving_cells(record: Record, indices_T: np.ndarray, stride: int, cuts: Sequence[int] = ()) -> np.ndarray:
+    """The cells of each frame of a clip in which something moves, by the stored difference: bool (T, h, w) of
+    :func:`dclr.cues.flow_size`, so that a cell is 4 x 4 stored pixels.
 
-    The energy of a cell in a frame is its mean over the stored frames of its shot between the clip's frame before and the one
-    after, ``stride`` stored frames away. A cell moves where that is above Otsu's threshold of all cells of the clip (the split
-    into two classes of least variance; Otsu 1979). In a clip without energy none moves.
+    The energy of a cell in a frame is the mean absolute difference over its pixels and over the stored frames of its shot
+    between the clip's frame before and the one after, ``stride`` stored frames away. A cell moves where that is above Otsu's
+    threshold of all cells of the clip (the split into two classes of least variance; Otsu 1979). So do the cells of a gap of up
+    to four between such cells: within a plain surface nothing changes. In a clip without energy none moves.
     """
-    bounds, shot_T1 = np.array([0, *cuts, len(grid_NGG)]), np.searchsorted(cuts, indices_T, "right")[:, None]
-    around = (indices_T[:, None] + np.arange(1 - stride, stride + 1)).clip(bounds[shot_T1], bounds[shot_T1 + 1] - 1)
-    around = cue_entries(around, len(grid_NGG), cuts)
-    energy = np.nan_to_num(grid_NGG[around].astype(np.float32), posinf=0, neginf=0).clip(0).mean(1)
-    if not energy.max() > 0:
-        return np.zeros(energy.shape, bool)
-    levels = np.rint(energy * (255 / energy.max())).astype(np.uint8)
+    total = len(record)
+    bounds, shot_T1 = np.array([0, *cuts, total]), np.searchsorted(cuts, indices_T, "right")[:, None]
+    around_TK = (indices_T[:, None] + np.arange(1 - stride, stride + 1)).clip(bounds[shot_T1], bounds[shot_T1 + 1] - 1)
+    entry_E, place_P = np.unique(cue_entries(around_TK, total, cuts), return_inverse=True)
+    change_EHW = np.abs(record.pictures("diff", entry_E).astype(np.float32) - STILL)
+    size = flow_size(*record.size)[::-1]
+    cells_Ehw = np.stack([cv2.resize(change, size, interpolation=cv2.INTER_AREA) for change in change_EHW])
+    energy_Thw = cells_Ehw[place_P.reshape(around_TK.shape)].mean(1)
+    if not energy_Thw.max() > 0:
+        return np.zeros(energy_Thw.shape, bool)
+    levels = np.rint(energy_Thw * (255 / energy_Thw.max())).astype(np.uint8)
     threshold, _ = cv2.threshold(levels.reshape(1, -1), 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
-    return levels > threshold
+    shape = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (GAP + 1, GAP + 1))
+    cells = (levels > threshold).astype(np.uint8)
+    return np.stack([cv2.morphologyEx(frame, cv2.MORPH_CLOSE, shape) for frame in cells]).astype(bool)
+
+
+def moved_noise(flow_T2SS: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Noise that moves by the flow of frames that follow each other: uint8 (T, S, S, 3) from float32 (T, 2, S, S), the motion
+    rightward and downward, in pixels a frame, of what is seen there (the first frame's is not used).
+
+    As in Ilic et al. (ECCV 2022) motion is all that such a clip shows. A pixel takes the value that was where its vector comes
+    from; what moves by less than a pixel a frame moves once its parts of a pixel add up to one. No value is taken twice: of
+    pixels that ask for the same one the fastest gets it, because what moves covers what rests. The others, and those whose
+    vector comes from outside, get new noise. So each frame by itself is noise whose values are independent of each other and
+    of the video."""
+    size = flow_T2SS.shape[-1]
+    out_TPC = np.empty((len(flow_T2SS), size * size, 3), np.uint8)
+    at_2P = np.mgrid[:size, :size][::-1].reshape(2, -1)  # x and y of each pixel
+    past_2P = np.zeros(at_2P.shape, np.float32)  # how far the value of each pixel is from its middle
+    for t, flow_2P in enumerate(flow_T2SS.reshape(len(flow_T2SS), 2, -1)):
+        out_TPC[t] = rng.integers(256, size=out_TPC[t].shape, dtype=np.uint8)
+        if t == 0:
+            continue
+        x, y = (at_2P + np.floor(0.5 - flow_2P).astype(int)).clip(0, size - 1)
+        back_2P = np.floor(0.5 - flow_2P - past_2P[:, y * size + x]).astype(int)
+        from_2P = at_2P + back_2P
+        inside_P = ((from_2P >= 0) & (from_2P < size)).all(0)
+        from_P = np.where(inside_P, from_2P[1] * size + from_2P[0], -1)
+        speed_P = np.minimum(256 * np.hypot(*flow_2P), 65535).astype(np.uint16)  # numpy sorts 16 bits many times faster
+        order_P = np.argsort(speed_P, kind="stable")
+        taker_P = np.empty(size * size + 1, int)
+        taker_P[from_P[order_P]] = order_P  # of those that ask for the same place the last one stays
+        kept_P = inside_P & (taker_P[from_P] == np.arange(size * size))
+        out_TPC[t, kept_P] = out_TPC[t - 1, from_P[kept_P]]
+        past_2P = np.where(kept_P, (past_2P[:, from_P] + flow_2P + back_2P).clip(-0.5, 0.5), 0)
+    return out_TPC.reshape(-1, size, size, 3)
+
+
+def background(rgb_TSSC: np.ndarray, moving_TSS: np.ndarray) -> np.ndarray:
+    """What lies behind that which moves in a clip, one picture: uint8 (S, S, 3) from uint8 (T, S, S, 3), and (T, S, S), 1 where
+    it moves.
+
+    A pixel is that of the frame nearest to the middle one in which it does not move. What moves in all frames is filled from
+    around it (Telea 2004)."""
+    away_T = np.abs(np.arange(len(rgb_TSSC)) - len(rgb_TSSC) // 2)
+    frame_SS = (away_T[:, None, None] + len(rgb_TSSC) * moving_TSS.astype(int)).argmin(0)
+    ground_SSC = np.take_along_axis(rgb_TSSC, frame_SS[None, ..., None], 0)[0]
+    return cv2.inpaint(ground_SSC, moving_TSS.min(0), 3, cv2.INPAINT_TELEA)
+
+
+def striped(size: int, rng: np.random.Generator) -> np.ndarray:
+    """A picture of stripes, uint8 (size, size, 3), as in Li et al. (ICCV 2023): a sine of 2 to 8 periods between two colours.
+    Colours, direction, periods and phase are drawn."""
+    y, x = np.mgrid[:size, :size] / size
+    turn, phase = rng.uniform(0, 2 * math.pi, 2)
+    wave_SS = np.sin(2 * math.pi * rng.uniform(2, 8) * (x * math.cos(turn) + y * math.sin(turn)) + phase)
+    one, other = rng.uniform(0, 255, (2, 3))
+    return (one + (other - one) * (0.5 + 0.5 * wave_SS[..., None])).astype(np.uint8)
 
 
 def crop_cells(
@@ -425,24 +495,51 @@ def eval_clips(
     clip: ClipConfig,
     clips: int,
     crops: int = 1,
-    moving: bool = False,
+    names: Collection[str] = ("rgb",),
+    seed: int = 0,
     pictures: dict[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """``clips`` uniform clips of a video, no flip, each cut ``crops`` times: rgb uint8 (clips * crops, T, S, S, 3), all of a
-    clip side by side. With ``moving`` also that, uint8 (clips * crops, T, S, S), 1 where something moves
-    (:func:`moving_cells`); raises FormatError for a sample without the cue "energy"."""
+    """``clips`` uniform clips of a video, no flip, each cut ``crops`` times, all of a clip side by side: N = clips * crops.
+
+    Returns, by ``names``, written into ``pictures`` (:func:`eval_shapes`) where given:
+        rgb: uint8 (N, T, S, S, 3).
+        moving: uint8 (N, T, S, S), 1 where something moves (:func:`moving_cells`).
+        ground: uint8 (N, S, S, 3), the :func:`background`; with rgb and moving.
+        stripes: uint8 (N, S, S, 3), :func:`striped`, drawn from (seed, key, number of the clip).
+        noise: uint8 (N, T, S, S, 3), :func:`moved_noise` by the stored flow, drawn from (seed, key, number of the clip).
+    Raises:
+        FormatError: the sample lacks the cue "diff" of moving, or "flow" of noise.
+    """
     clip, total, cuts = clip.of(record.meta.fps), len(record), () if clip.cross_cuts else record.meta.cuts
-    indices = np.concatenate([frame_indices(s, total, clip) for s in uniform_starts(total, clip, clips, cuts)])
+    starts = uniform_starts(total, clip, clips, cuts)
+    indices = np.concatenate([frame_indices(start, total, clip) for start in starts])
     frames = record.frames(indices)  # a frame in two clips is decoded once
     if pictures is None:
-        pictures = {name: np.empty(shape, np.uint8) for name, shape in eval_shapes(clip, clips, crops, moving).items()}
-    for n in range(clips):
-        part = slice(n * clip.frames, (n + 1) * clip.frames)
-        cells = moving_cells(record.array("grid"), indices[part], clip.step, cuts) if moving else None
-        for number, box in enumerate(eval_crops(*record.size, crops)):
-            crop_resize(frames[part], box, False, pictures["rgb"][n * crops + number])
-            if cells is not None:
-                crop_cells(cells, record.size, box, pictures["moving"][n * crops + number])
+        pictures = {name: np.empty(shape, np.uint8) for name, shape in eval_shapes(clip, clips, crops, names).items()}
+    boxes = eval_crops(*record.size, crops)
+    for n, start in enumerate(starts):
+        part, rows = slice(n * clip.frames, (n + 1) * clip.frames), range(n * crops, (n + 1) * crops)
+        for row, box in zip(rows, boxes, strict=True):
+            crop_resize(frames[part], box, False, pictures["rgb"][row])
+        if "moving" in names:
+            cells_T1hw = moving_cells(record, indices[part], clip.step, cuts)[:, None] * np.uint8(255)
+            for row, box in zip(rows, boxes, strict=True):
+                crop_small(cells_T1hw, record.size, box, False, pictures["moving"][row][:, None])
+                pictures["moving"][row] //= 128
+        if "ground" in names:
+            for row in rows:
+                pictures["ground"][row] = background(pictures["rgb"][row], pictures["moving"][row])
+        if "stripes" in names:
+            for row in rows:
+                pictures["stripes"][row] = striped(clip.size, generator("stripes", seed, record.key, row))
+        if "noise" in names:
+            every = cue_entries((start + np.arange(clip.span)) % total, total, cuts)  # of its frames and those between them
+            levels, levels_T2SS = record.pictures("flow", every), np.empty((clip.span, 2, clip.size, clip.size), np.uint8)
+            scale_T = np.nan_to_num(record.array("flow")[every], posinf=0, neginf=0)
+            for row, box in zip(rows, boxes, strict=True):
+                zoom_2 = crop_flow(levels, record.size, box, False, levels_T2SS)
+                flow_T2SS = (levels_T2SS.astype(np.float32) - STILL) * (scale_T[:, None] * zoom_2)[..., None, None]
+                pictures["noise"][row] = moved_noise(flow_T2SS, generator("noise", seed, record.key, row))[clip.offsets]
     return pictures | identity(record)
 
 

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -72,15 +72,35 @@ class TrainRows(torch.utils.data.IterableDataset):
             yield list(zip(numbers.tolist(), samples.tolist(), strict=True))
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What an evaluation has beside the RGB clips of its videos.
+
+    Attributes:
+        names: of the pictures that :func:`dclr.data.clips.eval_clips` makes, beside rgb.
+        seed: what they are drawn from.
+        partner: sample -> the sample that lends it its background. Pictures of ground are of this one.
+    """
+
+    names: tuple[str, ...] = ()
+    seed: int = 0
+    partner: Mapping[int, int] = field(default_factory=dict)
+
+
+ALONE = Beside()
+
+
 @dataclass
 class EvalRows(torch.utils.data.IterableDataset):
-    """Stage 1, evaluation: this worker's videos, one a row."""
+    """Stage 1, evaluation: this worker's videos, one a row, as number 0; number 1 is its partner where it has one."""
 
     samples_N: np.ndarray
+    partner: Mapping[int, int]
 
     def __iter__(self) -> Iterator[Row]:
-        for number in _of_this_worker(range(len(self.samples_N))):
-            yield [(0, int(self.samples_N[number]))]
+        for place in _of_this_worker(range(len(self.samples_N))):
+            sample = int(self.samples_N[place])
+            yield [(0, sample), *([(1, self.partner[sample])] if sample in self.partner else [])]
 
 
 @dataclass
@@ -138,8 +158,8 @@ class ReadRecords:
 
 @dataclass
 class CutClips:
-    """Stage 3: records -> clips. ``make`` cuts the clips of a record into its row of the batch's pictures. A batch without a
-    readable record, which is a damaged video of an evaluation, is left out."""
+    """Stage 3: records -> clips. ``make`` cuts the clips of a record into its row of the batch's pictures. A batch of an
+    evaluation with a damaged record is left out."""
 
     shards: ShardSet
     kind: str | None
@@ -154,7 +174,7 @@ class CutClips:
                 sample = self._first_good(attempts, {name: array[row] for name, array in cut.pictures.items()})
                 if sample is not None:
                     cut.samples.append(sample)
-            if cut.samples:
+            if len(cut.samples) == len(batch):
                 yield cut
             elif self.pages and cut.lent:
                 self.pages.take_back(next(iter(cut.lent.values())).worker)
@@ -177,9 +197,10 @@ class CutClips:
         return {"key": key, "sample": read.sample, "label": label, "damaged": read.damaged, "video": video}
 
 
-def _eval_clips(record: Record, epoch: int, **how: Any) -> Sample:
-    """The clips of an evaluation. They do not depend on an epoch: the same clips are cut each time."""
-    return eval_clips(record, **how)
+def _eval_clips(record: Record, epoch: int, names: Sequence[str], **how: Any) -> Sample:
+    """The clips of an evaluation, the same each time: of a video all but its background, of its partner (1) that."""
+    own = ("rgb", "moving", "ground") if epoch else [name for name in names if name != "ground"]
+    return eval_clips(record, names=own, **how)
 
 
 def _batches(
@@ -360,7 +381,7 @@ def eval_loader(
     *,
     clips: int,
     crops: int = 1,
-    moving: bool = False,
+    beside: Beside = ALONE,
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
@@ -370,16 +391,16 @@ def eval_loader(
 ) -> Iterator[Sample]:
     """Evaluation batches of one rank, one video each; every selected video comes once over all ranks.
 
-    A batch has ``rgb`` uint8 (1, clips * crops, T, S, S, 3), ``key``, ``sample`` and ``label``. ``moving=True`` adds ``moving``
-    uint8 (1, clips * crops, T, S, S), 1 where something moves. With ``on_error="skip"`` a video that cannot be read is left
-    out."""
+    A batch has ``rgb`` uint8 (1, clips * crops, T, S, S, 3), ``key``, ``sample`` and ``label``, and the pictures that
+    ``beside`` names. Of a video that has a partner it has two rows. Row 1 is the partner's, and ``ground`` is there alone. With
+    ``on_error="skip"`` a video that cannot be read, or whose partner cannot, is left out."""
     _check(on_error, cache, shards)
     if crops not in CROPS:
         raise InputError(f"--crops {crops}: expected 1 (the middle) or 3 (along the long side)")
-    rows = EvalRows(plan.eval_share(samples_N, rank, world))
-    make = partial(_eval_clips, clip=clip, clips=clips, crops=crops, moving=moving)
-    cut = CutClips(shards, kind, eval_shapes(clip, clips, crops, moving), make)
-    return _batches(rows, ReadRecords(shards, on_error == "skip", None, cache), cut, 1, workers)
+    rows, names = EvalRows(plan.eval_share(samples_N, rank, world), beside.partner), ("rgb", *beside.names)
+    make = partial(_eval_clips, clip=clip, clips=clips, crops=crops, names=names, seed=beside.seed)
+    cut = CutClips(shards, kind, eval_shapes(clip, clips, crops, names), make)
+    return _batches(rows, ReadRecords(shards, on_error == "skip", None, cache), cut, 1 + bool(beside.partner), workers)
 
 
 def all_skipped(skipped: set[int], samples: int, percent: float) -> set[int]:

@@ -1,12 +1,13 @@
 """The bias report: what a network still names when motion, or the scene, is taken out of the test clips.
 
 For each kind of label that the set has, a linear probe is fitted on whole training clips. It is then asked about test clips of
-which something is missing. The same network with random weights stands beside it.
+which something is missing or exchanged. The same network with random weights stands beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from dclr import metrics, report
-from dclr.data.loader import eval_loader
+from dclr.data.loader import Beside, eval_loader
 from dclr.draws import generator
 from dclr.evaluation.features import Features, extract
 from dclr.evaluation.probe import Labelled, both, fit_and_score, neighbours
@@ -29,6 +30,7 @@ from dclr.text import table
 FILL = torch.tensor([round(255 * mean) for mean in MEAN], dtype=torch.uint8)  # the colour that normalisation takes to 0
 SWAPPED = "swapped"  # the split of the embedded set whose motions are those of its test split, over other scenes
 AGREEMENT = "neighbours"  # the number that is no share of test videos
+DRAWS = 64  # of a partner, before all are looked at
 NEAREST = 10  # training videos that are asked whether they agree with a test video
 
 
@@ -62,13 +64,59 @@ def moving_part(batch: dict[str, Any]) -> torch.Tensor:
     return torch.where(batch["moving"][0].bool().unsqueeze(-1), batch["rgb"][0], FILL)
 
 
-ALTERED: dict[str, Callable[[dict[str, Any]], torch.Tensor]] = {
-    "static": static,
-    "shuffled": shuffled,
-    "reversed": backwards,
-    "motion blanked": still_part,
-    "background blanked": moving_part,
+def noise(batch: dict[str, Any]) -> torch.Tensor:
+    """Noise that moves as the clip does (:func:`dclr.data.clips.moved_noise`): motion is all that is left."""
+    return batch["noise"][0]
+
+
+def over_stripes(batch: dict[str, Any]) -> torch.Tensor:
+    """The cells that move, over drawn stripes (:func:`dclr.data.clips.striped`)."""
+    return torch.where(batch["moving"][0].bool().unsqueeze(-1), batch["rgb"][0], batch["stripes"][0].unsqueeze(1))
+
+
+def static_stripes(batch: dict[str, Any]) -> torch.Tensor:
+    """The middle frame of :func:`over_stripes`, repeated."""
+    clip_NTSSC = over_stripes(batch)
+    middle = clip_NTSSC.shape[1] // 2
+    return clip_NTSSC[:, middle : middle + 1].expand_as(clip_NTSSC)
+
+
+def over_another(batch: dict[str, Any]) -> torch.Tensor:
+    """The cells that move, over the background of the partner's clips (:func:`dclr.data.clips.background`)."""
+    return torch.where(batch["moving"][0].bool().unsqueeze(-1), batch["rgb"][0], batch["ground"][1].unsqueeze(1))
+
+
+@dataclass(frozen=True)
+class Condition:
+    """``alter`` makes a video's clips, uint8 (N, T, S, S, 3), of its batch, which has the pictures ``of`` beside rgb."""
+
+    alter: Callable[[dict[str, Any]], torch.Tensor]
+    of: tuple[str, ...] = ()
+
+
+STRIPES, STATIC_STRIPES, SWAP = "stripes", "static stripes", "swap"
+CONDITIONS = {
+    "static": Condition(static),
+    "shuffled": Condition(shuffled),
+    "reversed": Condition(backwards),
+    "motion blanked": Condition(still_part, ("moving",)),
+    "background blanked": Condition(moving_part, ("moving",)),
+    "appearance removed": Condition(noise, ("noise",)),
+    STRIPES: Condition(over_stripes, ("moving", "stripes")),
+    STATIC_STRIPES: Condition(static_stripes, ("moving", "stripes")),
+    SWAP: Condition(over_another, ("moving", "ground")),
 }
+CUE = {"moving": "diff", "noise": "flow"}  # what a picture is made of
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The conditions that a report asks about by name, the test videos that can be read, int64 (M,), and what their clips come
+    with."""
+
+    conditions: list[str]
+    sample_M: np.ndarray
+    beside: Beside
 
 
 def bias(config: EvalConfig) -> dict[str, Any]:
@@ -78,22 +126,22 @@ def bias(config: EvalConfig) -> dict[str, Any]:
     :data:`NEAREST` training videos that have the test video's label. ``random`` has the same numbers of random weights."""
     setting = prepare(config)
     kinds = [setting.kind] if config.label else [kind for kind in setting.shards.labels if _labels_all(setting, kind)]
-    conditions = list(ALTERED) if "energy" in setting.shards.manifest.options.get("cues", []) else list(ALTERED)[:3]
     features = both(setting)
-    found = measure(setting, features, kinds, conditions)
+    asked, left_out = choose(setting, kinds)
+    found = measure(setting, features, kinds, asked)
     baseline: dict[str, float] | None = {}
     if config.pretrained != "random":
         before = setting.with_random_weights()
-        baseline = measure(before, both(before), kinds, conditions)
+        baseline = measure(before, both(before), kinds, asked)
     if features is None or found is None or baseline is None:
         return {}
     print(lines(found, baseline, kinds))
-    if len(conditions) < len(ALTERED):
-        print(f"nothing is blanked: {config.shards} has no cue energy (python -m preprocess ... --cues diff,energy makes it)")
+    for why, names in left_out.items():
+        print(f"left out: {', '.join(names)}: {why}")
     sides = {"random weights": baseline, "this network": found} if baseline else {"random weights": found}
     pictures: Pictures = {
         "bias.png": partial(report.bars, sides),
-        "conditions.png": partial(examples, setting, conditions),
+        "conditions.png": partial(examples, setting, asked),
         "neighbours.png": partial(neighbours, setting, *features),
         "maps.png": partial(overlays, setting, setting.test_N),
     }
@@ -102,42 +150,90 @@ def bias(config: EvalConfig) -> dict[str, Any]:
     return save_result(setting, found, features[1].sample, extra, pictures, kinds, what)
 
 
+def choose(setting: Setting, kinds: list[str]) -> tuple[Asked, dict[str, list[str]]]:
+    """What can be asked of this set, once its test clips were read; and the conditions that cannot, by the reason."""
+    shards, config, damaged = setting.shards, setting.config, set(setting.skipped)
+    sample_M = np.array([sample for sample in setting.test_N if shards.keys[sample] not in damaged])
+    partner = partners(setting, sample_M, kinds)
+    lacks = {
+        picture: f"{config.shards} has no cue {cue} (python -m preprocess ... --cues diff,flow,energy makes it)"
+        for picture, cue in CUE.items()
+        if cue not in shards.manifest.options.get("cues", [])
+    }
+    if not partner:
+        lacks["ground"] = f"not every test video has one of another {' and '.join(kinds)} (--label asks about one kind)"
+    names: list[str] = []
+    left_out: dict[str, list[str]] = {}
+    for name, condition in CONDITIONS.items():
+        why = next((lacks[picture] for picture in condition.of if picture in lacks), None)
+        (left_out.setdefault(why, []) if why else names).append(name)
+    pictures = dict.fromkeys(picture for name in names for picture in CONDITIONS[name].of)
+    return Asked(names, sample_M, Beside(tuple(pictures), config.seed, partner if SWAP in names else {})), left_out
+
+
+def partners(setting: Setting, sample_M: np.ndarray, kinds: list[str]) -> dict[int, int]:
+    """For each sample another one that has another class in every kind, drawn from (seed, video); empty where one has none.
+
+    A few draws among all samples find one, unless nearly all have the same class."""
+    shards, count = setting.shards, len(sample_M)
+    label_KM = np.stack([shards.labels[kind][sample_M] for kind in kinds])
+    found = {}
+    for m, sample in enumerate(sample_M.tolist()):
+        rng = generator("swap", setting.config.seed, shards.video_N[sample])
+        for others in (rng.integers(count, size=DRAWS), np.arange(count)):
+            others = others[(label_KM[:, others] != label_KM[:, [m]]).all(0)]
+            if len(others):
+                found[sample] = int(sample_M[rng.choice(others)])
+                break
+        else:
+            return {}
+    return found
+
+
 def _labels_all(setting: Setting, kind: str) -> bool:
     every = np.concatenate([setting.train_N, setting.val_N, setting.test_N])
     return bool((setting.shards.labels[kind][every] >= 0).all())
 
 
 def measure(
-    setting: Setting, features: tuple[Features, Features] | None, kinds: list[str], conditions: list[str]
+    setting: Setting, features: tuple[Features, Features] | None, kinds: list[str], asked: Asked
 ) -> dict[str, float] | None:
     """The numbers of one network by name, on rank 0, which has its ``features``; None on others."""
-    config, shards = setting.config, setting.shards
+    config, shards, names = setting.config, setting.shards, asked.conditions
 
     def ask(module: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        return torch.stack([forward(module, setting, ALTERED[name](batch)) for name in conditions])
+        return torch.stack([forward(module, setting, CONDITIONS[name].alter(batch)) for name in names])
 
+    what = f"{' '.join(names)} of {' '.join(kinds)}, seed {config.seed}"
     altered = extract(
-        setting, setting.test_N, config.test_clips, config.crops, "altered test features", ask, " ".join(conditions),
-        moving=len(conditions) == len(ALTERED),
-    )  # fmt: skip
+        setting, asked.sample_M, config.test_clips, config.crops, "altered test features", ask, what, asked.beside
+    )
     swapped = None
     if SWAPPED in shards.manifest.splits and SWAPPED not in (*config.train_split, *config.test_split):
         swapped = extract(setting, shards.select([SWAPPED]), config.test_clips, config.crops, "test features, scenes swapped")
     if features is None or altered is None:
         return None
     train, test = features
-    tests = {"whole": test.value, **{name: altered.value[:, n] for n, name in enumerate(conditions)}}
-    found = {}
+    tests = {"whole": test, **{name: Features(altered.value[:, n], altered.sample) for n, name in enumerate(names)}}
+    tests |= {"scenes swapped": swapped} if swapped else {}
+    found: dict[str, float] = {}
     place_Mk, _ = metrics.nearest(test.value.mean(1), train.value.mean(1), NEAREST)
     for kind in kinds:
         classes, label_N = setting.classes_of(kind), shards.labels[kind]
         known = Labelled(train.value, classes.number(label_N[train.sample]))
-        asked = [(name, values, test.sample) for name, values in tests.items()]
-        asked += [("scenes swapped", swapped.value, swapped.sample)] if swapped else []
-        scores = fit_and_score(known, np.concatenate([values for _, values, _ in asked]), classes.known, config.average)
-        ends = np.cumsum([len(samples) for _, _, samples in asked])[:-1]
-        for (name, _, samples), part in zip(asked, np.split(scores, ends), strict=True):
-            found[f"{kind}: {name}"] = metrics.accuracies(part, classes.number(label_N[samples]))["top1"]
+        scores = fit_and_score(known, np.concatenate([of.value for of in tests.values()]), classes.known, config.average)
+        ends = np.cumsum([len(of.sample) for of in tests.values()])[:-1]
+        right: dict[str, np.ndarray] = {}
+        for (name, of), answer_M in zip(tests.items(), np.split(scores.argmax(1), ends), strict=True):
+            right[name] = answer_M == classes.number(label_N[of.sample])
+            shares = {name: right[name]}
+            if name == STATIC_STRIPES:
+                shares["stripes by motion"] = right[STRIPES] & ~right[name]
+            elif name == SWAP:
+                other = answer_M == classes.number(label_N[[asked.beside.partner[sample] for sample in of.sample]])
+                shares = {"swap as foreground": right[name], "swap as background": other}
+                shares["swap as neither"] = ~right[name] & ~other
+            found |= {f"{kind}: {said}": float(share.mean()) for said, share in shares.items()}
         found[f"{kind}: {AGREEMENT}"] = float((label_N[train.sample][place_Mk] == label_N[test.sample][:, None]).mean())
     return found
 
@@ -152,16 +248,16 @@ def lines(found: dict[str, float], baseline: dict[str, float], kinds: list[str])
     return table(rows)
 
 
-def examples(setting: Setting, conditions: list[str], out: Path) -> Path:
-    """Write a PNG: four frames of a test clip under each condition."""
+def examples(setting: Setting, asked: Asked, out: Path) -> Path:
+    """Write a PNG: four frames of two test clips, whole and under each condition."""
+    sample_n = asked.sample_M[np.unique([0, len(asked.sample_M) // 2])]
     loader = eval_loader(
-        setting.shards, setting.test_N[:1], setting.clip, clips=1, moving=len(conditions) == len(ALTERED), cache=setting.cache,
-        on_error="skip",
-    )  # fmt: skip
-    rows = []
+        setting.shards, sample_n, setting.clip, clips=1, beside=asked.beside, cache=setting.cache, on_error="skip"
+    )
+    rows: list[list[tuple[np.ndarray, str]]] = [[] for _ in ("whole", *asked.conditions)]
     for batch in loader:
-        for name in ("whole", *conditions):
-            clip = batch["rgb"][0][0] if name == "whole" else ALTERED[name](batch)[0]
-            at = np.linspace(0, len(clip) - 1, report.SHOWN).astype(int)
-            rows.append([(clip[t].numpy(), f"{name}, frame {t}") for t in at])
+        clips = {"whole": batch["rgb"][0], **{name: CONDITIONS[name].alter(batch) for name in asked.conditions}}
+        for row, (name, clip_NTSSC) in zip(rows, clips.items(), strict=True):
+            at = np.linspace(0, clip_NTSSC.shape[1] - 1, report.SHOWN).astype(int)
+            row.extend((clip_NTSSC[0, t].numpy(), f"{name}, frame {t}") for t in at)
     return report.neighbours(rows, out)

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from dclr import distributed
+from dclr.data.loader import ALONE, Beside
 from dclr.errors import InputError, make_folder
 from dclr.evaluation.pieces import Pieces
 from dclr.evaluation.setting import Pooled, Setting, forward, over_videos
@@ -37,7 +38,7 @@ class Features:
 
 def extract(
     setting: Setting, samples_N: np.ndarray, clips: int, crops: int, title: str, found: Found | None = None, what: str = "",
-    moving: bool = False,
+    beside: Beside = ALONE,
 ) -> Features | None:  # fmt: skip
     """Features of the videos ``samples_N`` (int64 (N,), one sample a video) on rank 0; None on other ranks.
 
@@ -48,8 +49,8 @@ def extract(
     Args:
         title: what the progress bar calls them.
         found: computes a video's features from its batch; None pools the feature map of the RGB clips.
-        what: the name of ``found``, a part of the hash.
-        moving: the batch also says where the clips move (:func:`dclr.data.loader.eval_loader`).
+        what: the name of ``found`` and of what it reads, a part of the hash.
+        beside: what the batch has beside the RGB clips.
     Raises:
         FloatingPointError: the features are not finite; nothing is written.
     """
@@ -62,20 +63,20 @@ def extract(
         with held(folder / f".{path.stem}{LOCK}", f"--features {folder}", wait=True) if first else nullcontext():
             distributed.wait()  # for another evaluation that makes the same
             if not distributed.from_first(path.exists()):
-                return _extracted(setting, samples_N, clips, crops, title, found, moving, path)
+                return _extracted(setting, samples_N, clips, crops, title, found, beside, path)
     if first:
         print(f"{title} from {path}")
     return read(path) if first else None
 
 
 def _extracted(
-    setting: Setting, samples_N: np.ndarray, clips: int, crops: int, title: str, found: Found | None, moving: bool, path: Path
+    setting: Setting, samples_N: np.ndarray, clips: int, crops: int, title: str, found: Found | None, beside: Beside, path: Path
 ) -> Features | None:
     """What :func:`extract` does where no file has the features yet."""
     module = place(Pooled(setting.trunk.module), setting.device).eval()
     ask = found or (lambda net, batch: forward(net, setting, batch["rgb"][0]))
     kept = path.with_suffix(".part")
-    values, samples = over_videos(setting, samples_N, clips, crops, title, lambda batch: ask(module, batch), kept, moving)
+    values, samples = over_videos(setting, samples_N, clips, crops, title, lambda batch: ask(module, batch), kept, beside)
     if distributed.rank() != 0:
         return None
     if not np.isfinite(values).all():

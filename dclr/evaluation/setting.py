@@ -23,7 +23,7 @@ from dclr import checkpoint, distributed
 from dclr.checkpoint import Trunk
 from dclr.data.clips import ClipConfig
 from dclr.data.fetch import Cache
-from dclr.data.loader import TrainLoader, all_skipped, eval_loader, open_sets
+from dclr.data.loader import ALONE, Beside, TrainLoader, all_skipped, eval_loader, open_sets
 from dclr.data.manifest import ShardSet, require_size
 from dclr.data.sets import choose, leaks, pace_warnings
 from dclr.draws import generator
@@ -261,14 +261,14 @@ def forward(module: nn.Module, setting: Setting, rgb_NTSSC: torch.Tensor) -> tor
 
 def over_videos(
     setting: Setting, samples_N: np.ndarray, clips: int, crops: int, title: str,
-    found: Callable[[dict[str, Any]], torch.Tensor], kept: Path | None = None, moving: bool = False,
+    found: Callable[[dict[str, Any]], torch.Tensor], kept: Path | None = None, beside: Beside = ALONE,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """What ``found`` says of every video, each asked exactly once over all ranks, in ascending sample order; the segments of a
     cut video count as one, with the mean of their results. What cannot be read is left out and named in ``setting.skipped``
     where ``--on-error skip`` says so.
 
     Args:
-        found: a batch of :func:`dclr.data.loader.eval_loader` (one video; with ``moving`` where it moves) -> a tensor.
+        found: a batch of :func:`dclr.data.loader.eval_loader` (one video, and what is ``beside`` it) -> a tensor.
         kept: a folder for what is found as it is found, so that a killed evaluation goes on; the caller removes it.
     Returns:
         the stacked results (N, ...) float32 and each video's first sample int64 (N,), the same on every rank.
@@ -278,13 +278,14 @@ def over_videos(
     before = distributed.from_first(pieces.read() if rank == 0 else None)
     rest_N = np.setdiff1d(samples_N, np.array(list(before), np.int64))
     loader = eval_loader(
-        setting.shards, rest_N, setting.clip, clips=clips, crops=crops, moving=moving, rank=rank, world=world,
+        setting.shards, rest_N, setting.clip, clips=clips, crops=crops, beside=beside, rank=rank, world=world,
         workers=config.workers, cache=setting.cache, on_error=config.on_error,
     )  # fmt: skip
     mine: dict[int, np.ndarray] = {}
     for batch in tqdm(loader, total=-(-len(rest_N) // world), desc=title, unit="video", disable=rank != 0):
-        mine[int(batch["sample"])] = result = found(batch).cpu().numpy()
-        pieces.add(int(batch["sample"]), result)
+        sample = int(batch["sample"][0])
+        mine[sample] = result = found(batch).cpu().numpy()
+        pieces.add(sample, result)
     results = before | {sample: value for part in distributed.joined_objects(mine) for sample, value in part.items()}
     absent = set(samples_N.tolist()) - set(results)
     if absent and config.on_error != "skip":

@@ -1,18 +1,21 @@
 """Where clips start, how they are cropped, what is drawn for them."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+from conftest import stored
 
 from dclr.data import clips
 from dclr.data.clips import ClipConfig
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
 from dclr.record import PacketStream, Record
+from preprocess.synthetic import LAB, encode
 
 CLIP = ClipConfig(frames=8, stride=2, size=32, cue="diff")
 
@@ -71,8 +74,10 @@ def test_motion_at_a_cut_attracts_no_clip_and_is_in_none(record: Record) -> None
     assert set(made["frames"][:, 0].tolist()) <= set(range(26, 31)) and not made["cue"].any()
     made = clips.train_clips(cut, dataclasses.replace(config, sample_motion=False), 200, 0, 0)
     assert (made["frames"] == 20).any() and not made["cue"].any()  # its entry compares two shots
-    assert not clips.moving_cells(grid, np.array([18, 20, 22]), 2, (20,)).any()
-    assert clips.moving_cells(grid, np.array([18, 20, 22]), 2).any()
+    change = np.zeros((40, 64, 64), int)
+    change[20, 16:32, 16:32] = 50
+    assert not clips.moving_cells(Differences(change), np.array([18, 20, 22]), 2, (20,)).any()  # type: ignore[arg-type]
+    assert clips.moving_cells(Differences(change), np.array([18, 20, 22]), 2).any()  # type: ignore[arg-type]
 
 
 def test_the_entry_of_a_cut_gives_place_to_the_next_one() -> None:
@@ -142,7 +147,8 @@ def test_shapes_are_those_of_what_is_made(record: Record) -> None:
         assert clips.train_shapes(clip, 2) == shapes == {name: made[name].shape for name in shapes}
         assert ("cue" in made) == bool(cue) and ("scale" in made) == (cue == "flow")
     assert clips.eval_shapes(clip, 2, 3) == {"rgb": (6, 3, 16, 16, 3)}
-    assert clips.eval_shapes(clip, 2, 3, True) == {"rgb": (6, 3, 16, 16, 3), "moving": (6, 3, 16, 16)}
+    assert clips.eval_shapes(clip, 2, 3, ("rgb", "moving")) == {"rgb": (6, 3, 16, 16, 3), "moving": (6, 3, 16, 16)}
+    assert clips.eval_shapes(clip, 2, 1, ("ground",)) == {"ground": (2, 16, 16, 3)}
 
 
 def cropped(frames: np.ndarray, box: tuple[int, int, int, int], size: int, flip: bool) -> np.ndarray:
@@ -302,18 +308,129 @@ def test_flow_is_cut_where_the_picture_is_and_scales_and_turns_with_it() -> None
         np.testing.assert_allclose(zoom, [(-1 if flip else 1) * size / w, size / h], rtol=1e-6)
 
 
+class Differences:
+    """A record of 64 x 64 pixels that has nothing but its differences."""
+
+    def __init__(self, change_NHW: np.ndarray):
+        self.size, self._pictures_NHW = change_NHW.shape[1:], (128 + change_NHW).astype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._pictures_NHW)
+
+    def pictures(self, cue: str, indices: np.ndarray) -> np.ndarray:
+        assert cue == "diff"
+        return self._pictures_NHW[indices]
+
+
 def test_cells_with_motion_are_those_around_the_clips_frames() -> None:
-    """One cell moves at a time, from the left to the right: a clip's frame has what moves from its frame before to the next."""
-    grid = np.zeros((16, 8, 8), np.float16)
+    """8 pixels change at a time, from left to right: a clip's frame has what moves from its frame before to the next."""
+    change = np.random.default_rng(0).integers(-1, 2, (16, 64, 64))  # noise, which is no motion
     for t in range(16):
-        grid[t, 3, t // 2] = 10
-    grid[:, 0, 0] = 0.5  # noise, which is no motion
-    cells = clips.moving_cells(grid, np.array([4, 6, 8]), 2)
-    assert cells.dtype == bool and cells.shape == (3, 8, 8)
+        start = t // 2 * 8
+        change[t, 24:32, start : start + 8] = [[40], [-40]] * 4  # whose mean is 0
+    record = Differences(change)
+    cells = clips.moving_cells(record, np.array([4, 6, 8]), 2)  # type: ignore[arg-type]
+    assert cells.dtype == bool and cells.shape == (3, 16, 16)
     for t, found in zip((4, 6, 8), cells, strict=True):
-        assert set(np.flatnonzero(found[3])) == {(t - 1) // 2, t // 2, (t + 2) // 2} and found.sum() == found[3].sum()
-    assert not clips.moving_cells(np.zeros_like(grid), np.array([0, 2]), 2).any()
-    assert clips.moving_cells(grid, np.array([14, 15, 0]), 2).any((1, 2)).all()  # a looped video, at both ends
+        expected = {c for block in ((t - 1) // 2, t // 2, (t + 2) // 2) for c in (2 * block, 2 * block + 1)}
+        assert set(np.flatnonzero(found[6])) == set(np.flatnonzero(found[7])) == expected and found.sum() == 2 * len(expected)
+    assert not clips.moving_cells(Differences(np.zeros_like(change)), np.array([0, 2]), 2).any()  # type: ignore[arg-type]
+    ends = clips.moving_cells(record, np.array([14, 15, 0]), 2)  # type: ignore[arg-type]
+    assert ends.any((1, 2)).all()  # a looped video, at both ends
+
+
+@pytest.mark.parametrize(("gap", "closed"), [(4, True), (5, False)])
+def test_what_lies_within_something_that_moves_moves_too(gap: int, closed: bool) -> None:
+    change = np.zeros((4, 64, 64), int)
+    for start in (16, 16 + 4 * (gap + 1)):
+        change[:, 16:48, start : start + 4] = 50
+    found = clips.moving_cells(Differences(change), np.arange(4), 1)  # type: ignore[arg-type]
+    assert found[:, 4:12, [4, 5 + gap]].all() and (found[:, 6:10, 5 : 5 + gap] == closed).all()
+    assert not found[..., :4].any() and not found[..., 6 + gap :].any()
+
+
+SIDE = 48
+
+
+def motion(right: float, down: float, frames: int = 11) -> np.ndarray:
+    return np.tile(np.array([right, down], np.float32)[:, None, None], (frames, 1, SIDE, SIDE))
+
+
+@pytest.mark.parametrize(("right", "down"), [(0, 0), (2, 0), (0, -1), (0.3, 0), (-0.2, 0.5)])
+def test_noise_moves_by_its_flow(right: float, down: float) -> None:
+    """After ten frames it is ten vectors away, also where a vector is part of a pixel."""
+    noise = clips.moved_noise(motion(right, down), np.random.default_rng(0))
+    x, y = round(10 * right), round(10 * down)
+    inside = slice(20, SIDE - 20)
+    from_y, from_x = (slice(inside.start - way, inside.stop - way) for way in (y, x))
+    np.testing.assert_array_equal(noise[10, inside, inside], noise[0, from_y, from_x])
+    assert (noise == clips.moved_noise(motion(right, down), np.random.default_rng(0))).all()
+    assert (noise != clips.moved_noise(motion(right, down), np.random.default_rng(1))).mean() > 0.99
+
+
+def flows() -> dict[str, np.ndarray]:
+    """Motions that leave gaps, or take the same place twice: an object that moves, growth, and vectors at random."""
+    y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
+    grows = np.tile(np.stack([x, y])[None] * 0.06, (11, 1, 1, 1)).astype(np.float32)
+    moves = motion(0, 0)
+    for t in range(11):
+        moves[t, 0, 10:30, 3 * t : 3 * t + 16] = 3
+    return {"moves": moves, "grows": grows, "random": np.random.default_rng(3).normal(0, 2, grows.shape).astype(np.float32)}
+
+
+@pytest.mark.parametrize("name", flows())
+def test_each_frame_of_moved_noise_is_white(name: str) -> None:
+    """One frame tells nothing of the motion: no value is there twice, and neighbours, near or far, are independent."""
+    noise = clips.moved_noise(flows()[name], np.random.default_rng(0))
+    for frame in noise[[0, 5, 10]].astype(int):
+        values = frame.reshape(-1, 3) @ [1 << 16, 1 << 8, 1]
+        assert len(np.unique(values)) > SIDE**2 - 5  # a chance of 1 / 6 for one pair
+        assert abs(frame.mean() - 127.5) < 3.5 and abs(frame.std() - 73.9) < 2  # of 256 equal levels
+        spectrum = np.abs(np.fft.fft2(frame - frame.mean((0, 1)), axes=(0, 1))) ** 2
+        correlation = (
+            np.fft.ifft2(spectrum, axes=(0, 1)).real.sum(-1) / (frame - frame.mean((0, 1))).astype(float).var() / frame.size
+        )
+        assert np.abs(correlation.ravel()[1:]).max() < 5 / np.sqrt(frame.size)  # over all distances
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_an_object_takes_its_noise_along_and_leaves_new_noise_behind(mirrored: bool) -> None:
+    flow = flows()["moves"]
+    noise = clips.moved_noise(-flow[..., ::-1] if mirrored else flow, np.random.default_rng(0))
+    noise = noise[:, :, ::-1] if mirrored else noise
+    for t in range(1, 8):
+        now, before = noise[t, 10:30], noise[t - 1, 10:30]
+        assert (now[:, 3 * t + 3 : 3 * t + 16] == before[:, 3 * t : 3 * t + 13]).all()  # the object
+        assert (now[:, 3 * t - 3 : 3 * t] != before[:, 3 * t - 3 : 3 * t]).mean() > 0.98  # what it uncovers
+        assert (noise[t, :10] == noise[0, :10]).all() and (noise[t, 30:] == noise[0, 30:]).all()
+
+
+def test_a_background_is_what_is_seen_behind_and_beside_what_moves() -> None:
+    scene = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8), (0, 0), 5)
+    rgb, moving = np.tile(scene, (8, 1, 1, 1)), np.zeros((8, SIDE, SIDE), np.uint8)
+    for t in range(8):
+        moving[t, 10:20, 5 * t : 5 * t + 8] = 1
+    moving[:, 30:36, 30:36] = 1  # always
+    rgb[moving > 0] = 255
+    found, always = clips.background(rgb, moving), moving.min(0) > 0
+    np.testing.assert_array_equal(found[~always], scene[~always])
+    assert np.abs(found[always].astype(int) - scene[always]).max() < 30 < np.abs(255 - scene[always].astype(int)).min()
+    brightening = np.stack([np.full((8, 8, 3), 10 * t, np.uint8) for t in range(8)])
+    moving = np.zeros((8, 8, 8), np.uint8)
+    moving[3:6, :4] = 1
+    assert (
+        set(clips.background(brightening, moving)[:4].ravel()) <= {20, 60}
+        and (clips.background(brightening, moving)[4:] == 40).all()
+    )
+
+
+def test_stripes_are_drawn() -> None:
+    pictures = [clips.striped(40, np.random.default_rng(seed)) for seed in (0, 0, 1, 2, 3)]
+    assert pictures[0].shape == (40, 40, 3) and len({picture.tobytes() for picture in pictures}) == 4
+    for picture in pictures:
+        spectrum = np.abs(np.fft.fft2(picture.astype(float) - picture.mean((0, 1)), axes=(0, 1))).sum(-1)
+        row, column = np.unravel_index(spectrum.argmax(), spectrum.shape)
+        assert 1.4 < np.hypot(min(row, 40 - row), min(column, 40 - column)) < 8.6  # periods
 
 
 @pytest.mark.parametrize("frame", [(32, 40), (33, 47)])
@@ -347,15 +464,17 @@ def test_the_energy_of_the_crops_cells_comes_with_a_clip_and_turns_with_it(recor
 
 
 def test_each_evaluation_crop_says_where_it_moves(record: Record) -> None:
-    grid, clip = record.array("grid"), ClipConfig(frames=4, size=20)
-    made = clips.eval_clips(record, clip, 3, 3, moving=True)
-    assert made["moving"].shape == made["rgb"].shape[:-1] == (9, 4, 20, 20)
+    clip = ClipConfig(frames=4, size=20)
+    made = clips.eval_clips(record, clip, 3, 3, names=("rgb", "moving"))
+    assert made["moving"].shape == made["rgb"].shape[:-1] == (9, 4, 20, 20) and made["moving"].max() == 1
     boxes = clips.eval_crops(*record.size, 3)
     for n, start in enumerate(clips.uniform_starts(len(record), clip, 3)):
-        cells = clips.moving_cells(grid, clips.frame_indices(start, len(record), clip), clip.stride)
+        cells = clips.moving_cells(record, clips.frame_indices(start, len(record), clip), clip.stride)
+        whole = np.stack([cv2.resize(frame.astype(np.uint8) * 255, record.size[::-1]) for frame in cells])
         for number, box in enumerate(boxes):
-            expected = clips.crop_cells(cells, record.size, box, np.empty((4, 20, 20), np.uint8))
-            np.testing.assert_array_equal(made["moving"][3 * n + number], expected)
+            expected = np.empty((4, 20, 20), np.uint8)
+            clips.crop_resize(whole, box, False, expected)
+            assert ((expected > 127) == made["moving"][3 * n + number]).mean() > 0.98
     assert len({moving.tobytes() for moving in made["moving"]}) > 5
 
 
@@ -364,15 +483,48 @@ def test_what_moves_in_real_clips_lies_in_the_cells(synthetic_set: Path) -> None
     shards, clip = ShardSet(synthetic_set), ClipConfig(frames=4, size=28)
     times = []
     for sample in shards.select(["test"]):
-        made = clips.eval_clips(shards.read(int(sample)), clip, 2, moving=True)
+        made = clips.eval_clips(shards.read(int(sample)), clip, 2, names=("rgb", "moving"))
         change = np.abs(np.diff(made["rgb"].astype(float), axis=1)).sum(-1)
         moving = made["moving"][:, 1:].astype(bool)
         times.append(change[moving].mean() / change[~moving].mean())
     assert min(times) > 1 and np.median(times) > 3
 
 
+def test_the_noise_of_a_clip_moves_as_the_video_does(tmp_path: Path) -> None:
+    """A picture slides to the right and up. From frame to frame of a clip, so does its noise, in every crop."""
+    scene = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (160, 240, 3), np.uint8), (0, 0), 3)
+    scene = cv2.normalize(scene, None, 0, 255, cv2.NORM_MINMAX)  # type: ignore[call-overload]
+    frames = np.stack([scene[20 + t : 84 + t, 90 - 2 * t : 186 - 2 * t] for t in range(30)])  # 2 to the right, 1 up
+    encode(frames, 25, tmp_path / "v.mp4")
+    record = stored(tmp_path / "v.mp4", size=64, cues=("diff", "flow"))
+    clip = ClipConfig(frames=6, stride=2, size=56)  # of a crop of 56: not zoomed
+    made = clips.eval_clips(record, clip, 2, 3, names=("rgb", "noise"), seed=1)
+    noise = made["noise"]
+    assert noise.shape == made["rgb"].shape and len({clip.tobytes() for clip in noise}) == 6
+    for t in range(1, 6):
+        assert (noise[:, t, 10:-10, 10:-10] == noise[:, t - 1, 12:-8, 6:-14]).mean() > 0.8
+    again, other = (clips.eval_clips(record, clip, 2, 3, ("rgb", "noise"), seed)["noise"] for seed in (1, 2))
+    assert (again == noise).all() and (other != noise).mean() > 0.99
+
+
+def test_noise_tells_the_motion_of_the_embedded_set(tmp_path: Path) -> None:
+    """Which way most of the noise that moves goes names the motion, whatever the scene and the object."""
+    ways = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
+    clip, right = ClipConfig(frames=8, stride=1, size=32), []
+    for number, (name, scene) in enumerate(itertools.product(ways, ("bricks", "clouds", "mosaic", "rings"))):
+        encode(*LAB.render(name, scene, "bars", (number,)), tmp_path / "v.avi")
+        record = stored(tmp_path / "v.avi", size=40, cues=("flow",))
+        noise = clips.eval_clips(record, clip, 1, names=("rgb", "noise"))["noise"][0]
+        middle, moved = noise[1:, 4:-4, 4:-4], np.zeros(2)
+        for x, y in itertools.product(range(-4, 5), repeat=2):
+            before = noise[:-1, 4 - y : 28 - y, 4 - x : 28 - x]
+            moved += (middle == before).all(-1).sum() * np.array([x, y])
+        right.append(max(ways, key=lambda way: float(np.dot(ways[way], moved))) == name)
+    assert np.mean(right) > 0.9
+
+
 def test_a_clip_is_by_default_the_methods_and_the_least_ones_are_allowed() -> None:
-    assert dataclasses.astuple(ClipConfig()) == (16, 2, 112, 0.2, 0.5, None, False, False)
+    assert dataclasses.astuple(ClipConfig()) == (16, 2, 112, 0.2, 0.5, None, False, False, None)
     assert ClipConfig(frames=1, stride=1, size=8, min_scale=1.0, flip=0.0).span == 1
     assert ClipConfig(flip=1.0, cue="flow").span == 31
     for wrong in ({"size": 7}, {"min_scale": 1.01}, {"flip": -0.1}, {"flip": 1.01}, {"min_scale": -0.1}):

@@ -20,8 +20,8 @@ import pytest
 import torch
 from conftest import REPOSITORY, SMALL, refuse, run, scalars, succeed
 
-from dclr.data.clips import ClipConfig
-from dclr.data.loader import TrainLoader, eval_loader
+from dclr.data.clips import ClipConfig, eval_clips
+from dclr.data.loader import Beside, TrainLoader, eval_loader
 from dclr.data.manifest import ShardSet
 from dclr.data.pages import Pages
 from dclr.errors import InputError
@@ -351,6 +351,31 @@ def test_an_evaluation_leaves_out_what_cannot_be_read(synthetic_set: Path, tmp_p
     copy = ShardSet(damaged_copy(synthetic_set, tmp_path / "copy", [int(test[3])]))
     seen = [int(batch["sample"]) for batch in eval_loader(copy, test, CLIP, clips=1, on_error="skip")]
     assert seen == [sample for sample in test.tolist() if sample != test[3]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_partner_lends_its_background(synthetic_set: Path, tmp_path: Path, workers: int) -> None:
+    """Beside a video's own pictures there is the background of another, on any number of ranks and workers. Where either cannot
+    be read, the video is left out."""
+    shards = ShardSet(synthetic_set)
+    test = shards.select(["test"])[:6]
+    beside = Beside(("moving", "ground", "noise"), 3, dict(zip(test.tolist(), np.roll(test, 1).tolist(), strict=True)))
+    found = [
+        list(eval_loader(shards, test, CLIP, clips=2, beside=beside, rank=rank, world=2, workers=workers)) for rank in (0, 1)
+    ]
+    assert [batch["sample"].tolist() for batch in found[0]] == [
+        [sample, beside.partner[sample]] for sample in test[::2].tolist()
+    ]
+    for batch in [*found[0], *found[1]]:
+        sample, partner = batch["sample"].tolist()
+        own = eval_clips(shards.read(sample), CLIP, 2, names=("rgb", "moving", "noise"), seed=3)
+        other = eval_clips(shards.read(partner), CLIP, 2, names=("rgb", "moving", "ground"))
+        for name in ("rgb", "moving", "noise"):
+            np.testing.assert_array_equal(batch[name][0], own[name])
+        np.testing.assert_array_equal(batch["ground"][1], other["ground"])
+    copy = ShardSet(damaged_copy(synthetic_set, tmp_path / "copy", [int(test[3])]))
+    loader = eval_loader(copy, test, CLIP, clips=2, beside=beside, workers=workers, on_error="skip")
+    assert [int(batch["sample"][0]) for batch in loader] == test[[0, 1, 2, 5]].tolist()
 
 
 def test_training_goes_on_without_damaged_videos_up_to_a_budget(synthetic_set: Path, tmp_path: Path) -> None:
