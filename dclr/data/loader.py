@@ -87,7 +87,7 @@ class Beside:
     partner: Mapping[int, int] = field(default_factory=dict)
 
 
-ALONE = Beside()
+RGB_ALONE = Beside()
 
 
 @dataclass
@@ -381,7 +381,7 @@ def eval_loader(
     *,
     clips: int,
     crops: int = 1,
-    beside: Beside = ALONE,
+    beside: Beside = RGB_ALONE,
     rank: int = 0,
     world: int = 1,
     workers: int = 0,

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from dclr import distributed
-from dclr.data.loader import ALONE, Beside
+from dclr.data.loader import RGB_ALONE, Beside
 from dclr.errors import InputError, make_folder
 from dclr.evaluation.pieces import Pieces
 from dclr.evaluation.setting import Pooled, Setting, forward, over_videos
@@ -38,7 +38,7 @@ class Features:
 
 def extract(
     setting: Setting, samples_N: np.ndarray, clips: int, crops: int, title: str, found: Found | None = None, what: str = "",
-    beside: Beside = ALONE,
+    beside: Beside = RGB_ALONE,
 ) -> Features | None:  # fmt: skip
     """Features of the videos ``samples_N`` (int64 (N,), one sample a video) on rank 0; None on other ranks.
 

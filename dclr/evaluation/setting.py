@@ -23,7 +23,7 @@ from dclr import checkpoint, distributed
 from dclr.checkpoint import Trunk
 from dclr.data.clips import ClipConfig
 from dclr.data.fetch import Cache
-from dclr.data.loader import ALONE, Beside, TrainLoader, all_skipped, eval_loader, open_sets
+from dclr.data.loader import RGB_ALONE, Beside, TrainLoader, all_skipped, eval_loader, open_sets
 from dclr.data.manifest import ShardSet, require_size
 from dclr.data.sets import choose, leaks, pace_warnings
 from dclr.draws import generator
@@ -261,7 +261,7 @@ def forward(module: nn.Module, setting: Setting, rgb_NTSSC: torch.Tensor) -> tor
 
 def over_videos(
     setting: Setting, samples_N: np.ndarray, clips: int, crops: int, title: str,
-    found: Callable[[dict[str, Any]], torch.Tensor], kept: Path | None = None, beside: Beside = ALONE,
+    found: Callable[[dict[str, Any]], torch.Tensor], kept: Path | None = None, beside: Beside = RGB_ALONE,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """What ``found`` says of every video, each asked exactly once over all ranks, in ascending sample order; the segments of a
     cut video count as one, with the mean of their results. What cannot be read is left out and named in ``setting.skipped``
