@@ -372,7 +372,7 @@ def test_what_moves_in_real_clips_lies_in_the_cells(synthetic_set: Path) -> None
 
 
 def test_a_clip_is_by_default_the_methods_and_the_least_ones_are_allowed() -> None:
-    assert dataclasses.astuple(ClipConfig()) == (16, 2, 112, 0.2, 0.5, None, False, False)
+    assert dataclasses.astuple(ClipConfig()) == (16, 2, 112, 0.2, 0.5, None, False, False, None)
     assert ClipConfig(frames=1, stride=1, size=8, min_scale=1.0, flip=0.0).span == 1
     assert ClipConfig(flip=1.0, cue="flow").span == 31
     for wrong in ({"size": 7}, {"min_scale": 1.01}, {"flip": -0.1}, {"flip": 1.01}, {"min_scale": -0.1}):
