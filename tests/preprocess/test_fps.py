@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
@@ -12,7 +14,7 @@ from conftest import REAL, needs_real_data, refuse, run, stored, succeed
 
 from dclr.data.manifest import ShardSet
 from dclr.record import REPEATED, Record
-from preprocess.transcode import Options, transcode
+from preprocess.transcode import OpenedVideo, Options, transcode
 
 
 def numbered(path: Path, times: Sequence[int], rate: int, codec: str = "libx264") -> Path:
@@ -70,6 +72,15 @@ def test_of_a_variable_rate_the_timestamps_decide(tmp_path: Path, suffix: str, f
     assert found[: len(slow)] == slow and set(found[len(slow) :]) <= {13}  # the last one stays for an average duration
 
 
+@pytest.mark.parametrize("times", [[0, 1, None, 3, 4], [None, 1, 2, 3, 4], [0, 1, 0, 3, 4], [7, 8, 9, -50, None], [3] * 5])
+def test_a_frame_without_a_later_timestamp_is_one_frame_after_the_one_before(times: list[int | None]) -> None:
+    video = OpenedVideo(Path("v.mp4"))
+    video.fps, video.steady = 25.0, False
+    frames: list[Any] = [(number, SimpleNamespace(pts=time, time_base=Fraction(1, 25))) for number, time in enumerate(times)]
+    assert [number for number, _ in video.resampled(frames, 25)] == [0, 1, 2, 3, 4]
+    assert [number for number, _ in video.resampled(frames, 12.5)] == [0, 2, 4]
+
+
 def test_deinterlacing_leaves_the_timestamps(tmp_path: Path) -> None:
     path = numbered(tmp_path / "v.mp4", VARIABLE, 60)
     assert shown(stored(path, size=48, fps=30, deinterlace=True)) == shown(stored(path, size=48, fps=30))
@@ -99,6 +110,8 @@ def test_a_span_begins_with_its_own_first_frame_and_segments_share_its_time(tmp_
     path = numbered(tmp_path / "v.mp4", range(25), 60)
     (part,) = transcode(path, Options(size=48, fps=30), (3, 12))
     assert part.meta.frames == 5 and part.meta.source is not None and part.meta.source.first == 3
+    (part,) = transcode(numbered(tmp_path / "variable.mp4", VARIABLE, 60), Options(size=48, fps=30), (3, 8))
+    assert part.meta.frames == 10  # from 3 to 20 sixtieths, and a little
     parts = list(transcode(path, Options(size=48, fps=30, segment=5 / 30)))
     assert [done.meta.frames for done in parts] == [5, 5, 3]
     assert [done.meta.source.first for done in parts if done.meta.source] == [0, 10, 20]
