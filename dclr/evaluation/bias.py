@@ -89,7 +89,7 @@ def bias(config: EvalConfig) -> dict[str, Any]:
         return {}
     print(lines(found, baseline, kinds))
     if len(conditions) < len(ALTERED):
-        print(f"nothing is blanked: {config.shards} has no cue energy (python -m preprocess ... --cues diff,energy makes it)")
+        print(f"nothing is blanked: {config.shards} has no cue energy; python -m preprocess add-cues SET --cues energy adds it")
     sides = {"random weights": baseline, "this network": found} if baseline else {"random weights": found}
     pictures: Pictures = {
         "bias.png": partial(report.bars, sides),
