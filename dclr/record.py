@@ -434,7 +434,9 @@ class Record:
 
     def _without(self, cue: str) -> FormatError:
         have = ", ".join(self.meta.cues) or "none"
-        return FormatError(f"{self.key}: no cue {cue!r} in it (it has: {have}); python -m preprocess add-cues adds it")
+        return FormatError(
+            f"{self.key}: no cue {cue!r} in it (it has: {have}); python -m preprocess add-cues SET --cues {cue} adds it"
+        )
 
 
 def _header(block: bytes) -> tuple[str, int]:

@@ -19,10 +19,21 @@ from typing import IO
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
+from dclr.bars import bar
 from dclr.cues import CUES
-from dclr.data.manifest import MANIFEST, SPAN, Entry, Manifest, Shard, mapped, pack_columns, publish, read_index
+from dclr.data.manifest import (
+    MANIFEST,
+    SPAN,
+    Entry,
+    Manifest,
+    Shard,
+    drop_old_indexes,
+    mapped,
+    pack_columns,
+    publish,
+    read_index,
+)
 from dclr.errors import InputError
 from dclr.record import Contents, FormatError, Record, SampleMeta, array_name, mean_motion, members, pack, parse, parse_array
 from dclr.settings import NONE
@@ -152,7 +163,8 @@ def add_cues(out: Folder, cues: Sequence[str], how: How, root: str | None = None
         print(f"{out} has the cue {cue} already")
     new = tuple(in_order(set(cues).difference(have)))
     if not new:
-        clean(out, plan.names, everything=True)
+        clean(out, plan.names, everything=True)  # what a killed start left
+        drop_old_indexes(out, but_of=manifest.index_sha256)
         return manifest
     sizes = out.files()
     unmade = [name for name, recipe in plan.shards.items() if not done(out, name, recipe, sizes, read=False)]
@@ -162,7 +174,7 @@ def add_cues(out: Folder, cues: Sequence[str], how: How, root: str | None = None
     videos, files = _videos(plan, root)
     jobs = _jobs(out, plan, have, options, videos, files)
     _tell_sources(jobs, videos, root, " and ".join(new))
-    checking = tqdm(jobs, "checking", unit="shard", leave=False)
+    checking = bar(jobs, "checking", unit="shard", leave=False)
     todo = [job for job in checking if not done(out, job.name, job.recipe, sizes)]
     _check_space(out, sum(job.estimate for job in todo))
     make_all(todo, Adding(out, videos, options), out, how, "adding cues")

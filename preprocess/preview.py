@@ -6,8 +6,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
+from dclr.bars import bar
 from dclr.cues import CUES
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError, make_folder
@@ -25,7 +25,7 @@ def contact_sheet(folder: Folder, out: Path, videos: int) -> Path:
     curve of the whole sample, as far as the set has them. Returns ``out``."""
     shards = ShardSet(folder)
     chosen = np.linspace(0, len(shards) - 1, min(videos, len(shards))).astype(int)
-    rows = [_row(shards.read(int(sample))) for sample in tqdm(chosen, "drawing", unit="video", leave=False)]
+    rows = [_row(shards.read(int(sample))) for sample in bar(chosen, "drawing", unit="video", leave=False)]
     width = max(row.shape[1] for row in rows)
     sheet = np.concatenate([np.pad(r, ((0, 4), (0, width - r.shape[1]), (0, 0)), constant_values=255) for r in rows])
     make_folder(out.parent)

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import cv2
-from tqdm import tqdm
 
+from dclr import bars
 from dclr.data.manifest import FAILURES, MANIFEST, Entry, Manifest, Shard, ShardSet, pack_columns, publish, read_index
 from dclr.errors import InputError
 from dclr.record import pack
@@ -242,7 +242,7 @@ def build(source: VideoSet, out: Folder, options: Options, how: How) -> Summary 
     could be used.
     """
     old, finished = RunPlan.load(out), out.size(MANIFEST) is not None
-    if finished and old is not None:
+    if finished and old is not None and old.dataset == source.name:
         check_cues(old.options, manifest_options(options, source), out)
         if old.first:
             return _with_later_cues(source, old, out, options)
@@ -305,7 +305,7 @@ def carry_out(plan: RunPlan, made: Sequence[Job], root: Folder, out: Folder, opt
     """Make the shards of the plan that are not there yet, then the manifest. One part of several makes its shards alone."""
     ours = list(made) if how.part is None else list(made[how.part[0] - 1 :: how.part[1]])
     sizes = out.files()
-    checking = tqdm(ours, "checking", unit="shard", disable=not sizes, leave=False)
+    checking = bars.bar(ours, "checking", unit="shard", disable=not sizes, leave=False)
     todo = [job for job in checking if not done(out, job.name, job.recipe, sizes)]
     needed, free = sum(job.estimate for job in todo), out.free()
     if free is not None and needed > free:
@@ -327,7 +327,7 @@ def make_all(todo: Sequence[Job], work: Work, out: Folder, how: How, title: str)
     for job in todo:
         if failures_name(job.name) in sizes:  # of an earlier try
             out.remove(failures_name(job.name))
-    with tqdm(total=sum(len(job.tasks) for job in todo), desc=title, unit="video", disable=not todo) as bar:
+    with bars.bar(total=sum(len(job.tasks) for job in todo), desc=title, unit="video", disable=not todo) as bar:
         count = {"frames": 0, "failed": 0}
 
         def tell(frames: int, failed: bool) -> None:
@@ -413,7 +413,7 @@ def merge(out: Folder) -> Summary:
     plan, sizes = plan_of(out), out.files()
     if "energy" in plan.options.get("cues", []):
         shards = [name for name in plan.names if f"{name}.tar" in sizes and index_name(name) in sizes]
-        for name in tqdm(shards, "measuring motion", unit="shard", leave=False):
+        for name in bars.bar(shards, "measuring motion", unit="shard", leave=False):
             add_motion(out, name)
     return finish(out, plan)
 
@@ -439,7 +439,8 @@ def append(source: VideoSet, out: Folder, options: Options, how: How) -> Summary
     """
     have = ShardSet(out)
     made_with, wanted = have.manifest.options, manifest_options(options, source)
-    check_cues({name: made_with.get(name) for name in asdict(options)}, {name: wanted[name] for name in asdict(options)}, out)
+    if have.manifest.dataset == source.name:
+        check_cues(*[{name: of.get(name) for name in asdict(options)} for of in (made_with, wanted)], out=out)
     for name in asdict(options):
         if made_with.get(name) != wanted[name]:
             flag, old = name.replace("_", "-"), made_with.get(name)
@@ -533,7 +534,7 @@ def dry_run(source: VideoSet, options: Options, how: How) -> str:
     began = written = read = 0.0
     with tempfile.TemporaryDirectory(prefix="dclr-") as spool:
         began = time.perf_counter()
-        for task in tqdm(chosen, "measuring", unit="video", leave=False):
+        for task in bars.bar(chosen, "measuring", unit="video", leave=False):
             result = make_samples(task, source.root, options, Path(spool))
             read += task.video.bytes
             written += sum(part.size for part in result.parts) if isinstance(result, Made) else 0

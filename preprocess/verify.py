@@ -10,8 +10,8 @@ from functools import partial
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
+from dclr import bars
 from dclr.data.manifest import INDEX, MANIFEST, Entry, Manifest, Shard, ShardSet, content_id, read_index
 from dclr.errors import InputError
 from dclr.record import BLOCK, FormatError, mean_motion, unpack, video_id
@@ -45,7 +45,7 @@ def verify(folder: Folder, deep: bool, workers: int) -> list[str]:
     check = partial(verify_shard, folder=folder, deep=deep)
     with (
         Pool(check, min(workers, len(manifest.shards) or 1), timeout=7 * 24 * 3600) as pool,
-        tqdm(total=sum(shard.bytes for shard in manifest.shards), desc="verifying", unit="B", unit_scale=True) as bar,
+        bars.bar(total=sum(shard.bytes for shard in manifest.shards), desc="verifying", unit="B", unit_scale=True) as bar,
     ):
         for shard, result in zip(manifest.shards, pool.map(manifest.shards), strict=True):
             if isinstance(result, Lost):
@@ -65,7 +65,7 @@ def verify(folder: Folder, deep: bool, workers: int) -> list[str]:
                     splits[split] = splits.get(split, 0) + 1
             first += shard.samples
             for fault in new:
-                tqdm.write(f"fault: {fault}")
+                bars.write(f"fault: {fault}")
             faults += new
             bar.update(shard.bytes)
     if not faults and splits != manifest.splits:

@@ -205,8 +205,14 @@ def publish(folder: Folder, index: bytes, manifest: Manifest) -> None:
             folder.write(old_index(digest), there)
     folder.write(INDEX, index)
     folder.write(MANIFEST, manifest.dumps().encode())
+    drop_old_indexes(folder)
+
+
+def drop_old_indexes(folder: Folder, but_of: str = "") -> None:
+    """Remove what :func:`publish` kept for readers, but not the index with the hash ``but_of``."""
     for name in filter(OLD_INDEX.fullmatch, folder.top()):
-        folder.remove(name)
+        if name != old_index(but_of):
+            folder.remove(name)
 
 
 def read_index(folder: Folder, name: str) -> tuple[Header, list[Entry]]:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def test_without_the_videos_the_cue_is_that_of_the_stored_frames_and_the_set_say
     assert shards.manifest.from_stored == {"flow": 6} and ShardSet(straight).manifest.from_stored == {}
     flows = [[of.read(n).vectors("flow", np.arange(24)) for n in range(6)] for of in (shards, exact)]
     errors = [np.linalg.norm(mine - true, axis=-1).mean() for mine, true in zip(*flows, strict=True)]
-    assert 0 < np.mean(errors) < 0.3 < np.abs(flows[1]).mean()
+    assert 0 < np.mean(errors) < 0.5 * np.mean([np.linalg.norm(true, axis=-1).mean() for true in flows[1]])
     assert whole(out) and "flow in 6 of 6 samples from the stored frames" in capsys.readouterr().out
     assert Manifest.loads((straight / "manifest.json").read_text()).dumps() == (straight / "manifest.json").read_text()
 
@@ -152,10 +152,30 @@ class Stop(BaseException):
     """The process ends here."""
 
 
+class Here:
+    """A pool without processes: their start would take most of the time."""
+
+    def __init__(self, function: Callable[[Any], Any], workers: int, timeout: float):
+        self._function = function
+
+    def __enter__(self) -> "Here":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
+        return map(self._function, tasks)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preprocess.run.Pool", Here)
+
+
 def test_interrupted_at_any_step_there_is_a_whole_set_and_the_next_start_finishes(
-    videos: Path, tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch
+    videos: Path, tmp_path: Path, say: Say, here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = make(say, videos, tmp_path / "made", "diff", "--size", "96")
+    made = make(say, videos, tmp_path / "made", "diff", "--size", "128")
     finished, old = shutil.copytree(made, tmp_path / "finished"), samples(made)
     assert len(ShardSet(made).tars) == 2
     say("add-cues", finished, "--cues", "energy", "--workers", "1")
@@ -183,19 +203,19 @@ def test_interrupted_at_any_step_there_is_a_whole_set_and_the_next_start_finishe
             else:
                 break
         assert samples(out) in (old, new) and whole(out)
-        if last == 12:
+        if last % 2:
             say("merge", out, "--max-failures", "50")  # whichever command comes next
         say("add-cues", out, "--cues", "energy", "--workers", "1")
         assert samples(out) == new and whole(out)
         assert {path.name for path in out.iterdir()} == {path.name for path in finished.iterdir()}
         shutil.rmtree(out)
-    assert 15 < last < 99  # a put for each tar and index, the plan and the manifest; a remove for each old file
+    assert last == 15  # a put for each tar and index, the plan and the manifest; a remove for each old file
 
 
 def test_finished_shards_are_kept_for_the_same_cues_and_videos_only(
-    videos: Path, tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch
+    videos: Path, tmp_path: Path, say: Say, here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, puts = make(say, videos, tmp_path / "made", "diff", "--size", "96"), Folder.put
+    made, puts = make(say, videos, tmp_path / "made", "diff", "--size", "128"), Folder.put
 
     def put(self: Folder, name: str, file: Path) -> None:
         if name == "shard-000003.tar":
