@@ -177,7 +177,7 @@ def add_cues(out: Folder, cues: Sequence[str], how: How, root: str | None = None
     checking = bar(jobs, "checking", unit="shard", leave=False)
     todo = [job for job in checking if not done(out, job.name, job.recipe, sizes)]
     _check_space(out, sum(job.estimate for job in todo))
-    make_all(todo, Adding(out, videos, options), out, how, "adding cues")
+    make_all(jobs, todo, Adding(out, videos, options), out, how, "adding cues")
     first = plan.first or ({} if plan.keep else {"cues": have, "shards": plan.shards})
     names = dict(zip(plan.names, jobs, strict=True))
     grown = replace(

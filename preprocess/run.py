@@ -315,20 +315,27 @@ def carry_out(plan: RunPlan, made: Sequence[Job], root: Folder, out: Folder, opt
         )
     out.write(PLAN, plan.dumps().encode())
     clean(out, plan.names if how.part is None else [job.name for job in ours], how.part is None)
-    make_all(todo, Transcoding(root, options), out, how, "transcoding")
+    make_all(ours, todo, Transcoding(root, options), out, how, "transcoding")
     if how.engine == "ray" and how.part is None:
         clean(out, plan.names, everything=True)  # what lost nodes left
     return finish(out, plan) if how.part is None else None
 
 
-def make_all(todo: Sequence[Job], work: Work, out: Folder, how: How, title: str) -> None:
-    """Make these shards here or on Ray, with a bar; raises InputError where the disk is full, or gone."""
-    sizes = out.files()
-    for job in todo:
-        if failures_name(job.name) in sizes:  # of an earlier try
+def make_all(every: Sequence[Job], todo: Sequence[Job], work: Work, out: Folder, how: How, title: str) -> None:
+    """Make the shards ``todo`` here or on Ray, with a bar that counts the videos of ``every`` shard, those that are there too.
+    Raises InputError where the disk is full, or gone."""
+    sizes, missing = out.files(), {job.name for job in todo}
+    kept, failed = 0, 0
+    for job in every:
+        told = failures_name(job.name) in sizes
+        if job.name not in missing:
+            kept += len(job.tasks)
+            failed += len(read_failures(out, failures_name(job.name))) - len(job.failures) if told else 0
+        elif told:  # of an earlier try
             out.remove(failures_name(job.name))
-    with bars.bar(total=sum(len(job.tasks) for job in todo), desc=title, unit="video", disable=not todo) as bar:
-        count = {"frames": 0, "failed": 0}
+    total = sum(len(job.tasks) for job in every)
+    with bars.bar(desc=title, total=total, initial=kept, unit="video", disable=not todo) as bar:
+        count = {"frames": 0, "failed": failed}
 
         def tell(frames: int, failed: bool) -> None:
             count["frames"] += frames
