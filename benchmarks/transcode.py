@@ -2,6 +2,7 @@
 
 Ours and ``ffmpeg -threads 1`` (decode, scale by area, mjpeg; one process a file) on the same files, alternately, one core each,
 medians of five rounds with the spread; then what each cue and codec costs a frame, decoding alone, and two workers against one.
+What looking for cuts costs is processor time with it over that without it, on the same files in turn, median of nine.
 Real clips are timed where ``--data`` has them; UCF101-like (320x240, mpeg4 avi) and Kinetics-like (340x256, h264 mp4)
 videos are made here.
 """
@@ -28,6 +29,7 @@ import numpy as np
 from dclr.record import pack, unpack
 from dclr.storage import Folder
 from preprocess import run
+from preprocess import transcode as transcoding
 from preprocess.datasets import folder, sample_keys
 from preprocess.plan import jobs
 from preprocess.transcode import OpenedVideo, Options, stored_size, transcode
@@ -190,6 +192,36 @@ def cost_table(sets: dict[str, list[Path]]) -> None:
         print(f"| {step} | {' | '.join(values)} |")
 
 
+class NoCuts:
+    """In the place of :class:`preprocess.cuts.Cuts`: nothing is looked for."""
+
+    def add(self, luma_HW: np.ndarray) -> None:
+        pass
+
+    def finish(self) -> tuple[int, ...]:
+        return ()
+
+
+def cuts_table(sets: dict[str, list[Path]]) -> None:
+    print("\n| processor time with cuts looked for / without | default cues | no cues |\n|---|---|---|", flush=True)
+    looking = transcoding.Cuts
+    for name, files in sets.items():
+        cells = []
+        for options in (Options(size=SIZE), Options(size=SIZE, cues=())):
+            ratios = []
+            for number in range(9):
+                seconds = {}
+                for way in (looking, NoCuts)[:: 1 if number % 2 else -1]:
+                    transcoding.Cuts = way
+                    began = time.process_time()
+                    ours(files, options)
+                    seconds[way] = time.process_time() - began
+                ratios.append(seconds[looking] / seconds[NoCuts])
+            cells.append(spread(ratios))
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    transcoding.Cuts = looking
+
+
 def read_table(sets: dict[str, list[Path]]) -> None:
     """Clips of 16 frames at stride 2, from memory, whole frames to RGB."""
     print("\n| clips/s from memory | JPEG | h264 | h264 / JPEG | bytes a frame, JPEG | h264 |")
@@ -261,6 +293,7 @@ def main() -> None:
         peer_table(sets)
         some = {name: files for name, files in sets.items() if "long" not in name}
         cost_table(some)
+        cuts_table(some)
         read_table(some)
         os.sched_setaffinity(0, every)
         if args.data.is_dir():

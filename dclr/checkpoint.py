@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from dclr.data.clips import ClipConfig
+from dclr.data.clips import LEARNED, ClipConfig
 from dclr.errors import InputError
 from dclr.files import whole
 from dclr.method.backbones import ARCHITECTURES, build
@@ -97,13 +97,13 @@ def _checked(path: Path, state: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Trunk:
-    """A backbone to evaluate: the ``module``, its ``arch`` and ``width``, the ``clip`` (frames, stride, size) that it learned
-    on (empty where the file does not say), and ``matched``, a table of what was found in the file."""
+    """A backbone to evaluate: the ``module``, its ``arch`` and ``width``, the ``clip`` (frames, stride or clip_fps, size) that
+    it learned on (empty where the file does not say), and ``matched``, a table of what was found in the file."""
 
     module: Backbone
     arch: str
     width: int
-    clip: dict[str, int]
+    clip: dict[str, Any]
     matched: str = "random weights"
 
 
@@ -223,7 +223,7 @@ def _trunk(path: Path, tensors: Tensors, config: Mapping[str, Any], aside: Seque
     module = build(best, width)
     module.load_state_dict({name: tensors[name] for name in wanted}, strict=False)  # all of them: checked above
     try:
-        clip: dict[str, Any] = {name: int(config[name]) for name in ("frames", "stride", "size") if name in config}
+        clip: dict[str, Any] = {name: kind(config[name]) for name, kind in LEARNED.items() if config.get(name) is not None}
         ClipConfig(**clip)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(f"{path}: what it says of its clips is not readable: {error}") from None

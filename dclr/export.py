@@ -2,7 +2,7 @@
 
 safetensors: the trunk's tensors under their standard names (dclr/method/backbones). ONNX: clips (B, 3, T, H, W), float32,
 ImageNet normalised -> ``features`` (B, C'), their pooled mean, and ``feature_map`` (B, C', T', H', W'); any B. Both carry as
-metadata the architecture, its width, the clip (frames, stride, size) and the normalisation.
+metadata the architecture, its width, the clip (frames, stride or clip_fps, size) and the normalisation.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import math
+import operator
 import re
 import tarfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -40,9 +41,15 @@ BLOCK = 512  # tar's unit
 MAX_NUMBER = 1 << 40  # of anything that KEY.json counts
 LETTERS_SHOWN = 80  # letters of a wrong value that an error shows
 MAX_SIDE = 4096  # of a stored frame, in pixels: a bound on what a hostile header can make us allocate
+HDR = ("PQ", "HLG")  # transfer functions
+REPEATED = "repeated frames"
+TRAITS = ("non-square pixels", "odd rotation", "interlaced", *HDR, REPEATED)  # of a sample's source, that ``stats`` counts
+SLOWER = 0.99  # times the stored rate: a source below it repeats frames, above it no more than NTSC's 29.97 of 30
+SAR = re.compile(r"[1-9]\d{0,9}:[1-9]\d{0,9}")
 OCTAL = re.compile(rb"[0-7]{1,11}")
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a letter, which JSON can hold and UTF-8 cannot
 CONTENT = re.compile(r"[0-9a-f]{32}")
+EVEN = 1e-6  # of a frame: two moments that are nearer to each other are the same
 DEFAULT_FPS = 25  # of a video that does not say: turns seconds into frames and back
 KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")  # no dots: webdataset ends the key at the first one
 JPEG_MATRIX = np.array([[1, 0, 1.402, 0], [1, -0.344136, -0.714136, 0], [1, 1.772, 0, 0]])  # of Y, U, V and 1
@@ -78,7 +85,13 @@ def mean_motion(energy_N: np.ndarray) -> float:
 class Source:
     """The file that a sample was made of: its ``path`` below the root, its ``width`` and ``height`` in pixels, ``first``, the
     source frame that frame 0 is, ``rate``, one of :data:`RATES`, where the header's frame rate does not hold, and ``content``,
-    32 hex digits that are the same for the same packets under any path; None in sets that were made before."""
+    32 hex digits that are the same for the same packets under any path; None in sets that were made before.
+
+    ``sar`` is its sample aspect ratio where pixels are not square. It is shown turned clockwise by ``rotation`` degrees, and
+    then mirrored left to right where ``mirror`` says so. ``interlaced``: pictures are flagged as two fields.
+    ``transfer`` is its transfer function where that is one of :data:`HDR`. ``fps`` is its own rate, 0 where it does not say, in
+    a set that was made with ``--fps``.
+    """
 
     path: str
     width: int
@@ -86,6 +99,12 @@ class Source:
     first: int
     rate: str | None = None
     content: str | None = None
+    sar: str | None = None
+    rotation: float = 0
+    mirror: bool = False
+    interlaced: bool = False
+    transfer: str | None = None
+    fps: float | None = None
 
     def __post_init__(self) -> None:
         _expect(self, "path", _text(self.path), "a text")
@@ -94,11 +113,25 @@ class Source:
         _expect(self, "first", _whole(self.first), f"0..{MAX_NUMBER}")
         _expect(self, "rate", self.rate in (None, *RATES), f"one of {', '.join(RATES)}")
         _expect(self, "content", self.content is None or is_content(self.content), "32 hex digits")
+        ratio = self.sar is None or (isinstance(self.sar, str) and SAR.fullmatch(self.sar))
+        _expect(self, "sar", bool(ratio), "a ratio, such as 4:3")
+        _expect(self, "rotation", type(self.rotation) in (int, float) and 0 <= self.rotation < 360, "degrees, 0 up to 360")
+        _expect(self, "mirror", isinstance(self.mirror, bool), "true or false")
+        _expect(self, "interlaced", isinstance(self.interlaced, bool), "true or false")
+        _expect(self, "transfer", self.transfer in (None, *HDR), f"one of {', '.join(HDR)}")
+        _expect(self, "fps", self.fps is None or _rate(self.fps), "frames a second, or 0")
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        """Those of :data:`TRAITS` that the file has."""
+        has = self.sar is not None, self.rotation % 90 != 0, self.interlaced, *(self.transfer == one for one in HDR)
+        return tuple(trait for trait, there in zip(TRAITS, has, strict=False) if there)
 
 
 @dataclass(frozen=True)
 class SampleMeta:
     """``KEY.json``: the fields of shards/README.md. ``label`` and ``class_name`` (``class`` there) are None where unlabelled.
+    ``cuts`` are the frames at which a shot begins, but for the first.
 
     ``from_stored`` are the cues that were computed later, from the stored frames. A set may lack what has a default here.
     Raises FormatError naming the field, what it is and what was expected.
@@ -116,6 +149,7 @@ class SampleMeta:
     labels: dict[str, int] = field(default_factory=dict)
     splits: tuple[str, ...] = ()
     source: Source | None = None
+    cuts: tuple[int, ...] = ()
     from_stored: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -126,20 +160,34 @@ class SampleMeta:
         _expect(self, "video", _text(self.video), "its id, a text")
         _expect(self, "codec", isinstance(self.codec, str) and self.codec in CODECS, f"one of {', '.join(CODECS)}")
         _expect(self, "cues", _texts(self.cues) and CUES.keys() >= set(self.cues), f"some of {', '.join(CUES)}")
-        _expect(self, "fps", type(self.fps) in (int, float) and 0 <= self.fps < math.inf, "frames a second, or 0")
+        _expect(self, "fps", _rate(self.fps), "frames a second, or 0")
         _expect(self, "label", self.label is None or _whole(self.label), "a number of a class, or null")
         _expect(self, "class_name", self.class_name is None or _text(self.class_name), "a name, or null")
         _expect(self, "labels", all(map(_whole, labels)), "a number of a class for each kind of label")
         _expect(self, "splits", _texts(self.splits), "names of splits")
         _expect(self, "source", isinstance(self.source, Source | None), "a table")
         _expect(self, "from_stored", _texts(self.from_stored) and set(self.cues) >= set(self.from_stored), "some of its cues")
+        rising = isinstance(self.cuts, tuple) and all(_whole(cut, 1, self.frames - 1) for cut in self.cuts)
+        rising = rising and all(map(operator.lt, self.cuts, self.cuts[1:]))
+        _expect(self, "cuts", rising, f"ascending numbers of frames, 1..{self.frames - 1}")
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        """Those of :data:`TRAITS` that its source has, and :data:`REPEATED` where that is slower than what is stored."""
+        if self.source is None:
+            return ()
+        repeats = self.source.fps is not None and (self.source.fps or DEFAULT_FPS) < SLOWER * self.fps
+        return (*self.source.traits, *[REPEATED] * repeats)
 
     def dumps(self) -> bytes:
         """UTF-8 JSON; the same fields give the same bytes."""
         table = {"version": FORMAT_VERSION, **asdict(self)}
         table["class"] = table.pop("class_name")
         if self.source is not None:
-            table["source"] = {name: value for name, value in table["source"].items() if value is not None}
+            usual = {field.name: field.default for field in fields(Source)}
+            table["source"] = {name: value for name, value in table["source"].items() if value != usual[name]}
+        if not self.cuts:
+            del table["cuts"]
         if not self.from_stored:
             del table["from_stored"]
         return json.dumps(table, sort_keys=True, ensure_ascii=False).encode()
@@ -152,7 +200,7 @@ class SampleMeta:
         if not isinstance(table, dict) or version != FORMAT_VERSION:
             raise FormatError(f"format version {plain(repr(version), LETTERS_SHOWN)}, this code reads version {FORMAT_VERSION}")
         table["class_name"] = table.pop("class", None)
-        lists = ("cues", "splits", "from_stored")
+        lists = ("cues", "splits", "cuts", "from_stored")
         table |= {name: tuple(table[name]) for name in lists if isinstance(table.get(name), list)}
         if isinstance(table.get("source"), dict):
             table["source"] = _from_table(Source, table["source"])
@@ -169,6 +217,10 @@ def _whole(number: Any, least: int = 0, most: int = MAX_NUMBER) -> bool:
     return type(number) is int and least <= number <= most
 
 
+def _rate(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
 def _text(value: Any) -> bool:
     return isinstance(value, str) and not SURROGATE.search(value)
 
@@ -182,7 +234,9 @@ def _expect(part: Any, name: str, good: bool, expected: str) -> None:
         value = getattr(part, name)
         value = plain(repr(list(value) if isinstance(value, tuple) else value), LETTERS_SHOWN)
         shown = {"class_name": "class"}.get(name, name) if isinstance(part, SampleMeta) else f"source's {name}"
-        raise FormatError(f"{shown} {'are' if name in ('cues', 'labels', 'splits') else 'is'} {value}, expected {expected}")
+        raise FormatError(
+            f"{shown} {'are' if name in ('cues', 'labels', 'splits', 'cuts') else 'is'} {value}, expected {expected}"
+        )
 
 
 def stream_names(codec: str, prefix: str = "") -> tuple[str, ...]:
@@ -285,7 +339,7 @@ class Stream:
         out = out if where is None else out[where]
         return out[..., 0] if grey else out
 
-    def grain(self, stride: int) -> int:
+    def grain(self, stride: float) -> int:
         """A random clip of this stride should start at a multiple of this number of frames."""
         return 1
 
@@ -318,7 +372,7 @@ class PacketStream(Stream):
 
     kinds: str  # N letters I, P or b in display order
 
-    def grain(self, stride: int) -> int:
+    def grain(self, stride: float) -> int:
         """Even frames are references: with an even stride, a clip that starts at one needs none of the others."""
         return 1 if stride % 2 else 2
 

@@ -44,6 +44,7 @@ class Meta:
     read: Callable[[str], Any] | None = None  # the whole text -> value, raises InputError; a tuple with it is no list
     nargs: str = "+"  # of a list; * where it may be empty
     group: str = ""  # of --help, where it is not the part's title
+    instead: str = ""  # the setting in whose place it is: one of both alone is given
     before: Any = ...  # what runs did that were made before the setting existed; every new one says it
 
 
@@ -202,7 +203,14 @@ class Parser(argparse.ArgumentParser):
     def given(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
         """What a command line, and before it the file of its ``--config``, say: value by name."""
         found = vars(self.parse_args(argv))
-        return found.pop("config", {}) | found
+        parser, table = found.pop("config", (self, {}))
+        return parser.over(table, found)
+
+    def over(self, first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+        """What ``then`` says, and what ``first`` does and ``then`` does not, nor in its place (``instead``)."""
+        pairs = [(name, one.said.instead) for name, one in self.flags.items() if one.said.instead]
+        gone = {old for pair in pairs for old, new in (pair, pair[::-1]) if then.get(new) is not None}
+        return {name: value for name, value in first.items() if name not in gone} | dict(then)
 
 
 class _Several(argparse.Action):
@@ -219,7 +227,8 @@ class _Several(argparse.Action):
 
 class _FromFile(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, path: Any, option: str | None = None) -> None:
-        namespace.config = getattr(namespace, "config", {}) | from_file(Path(place(path, "--config")), parser)
+        _, before = getattr(namespace, "config", (parser, {}))
+        namespace.config = parser, parser.over(before, from_file(Path(place(path, "--config")), parser))
 
 
 class _OfOthers(argparse.Action):
@@ -315,6 +324,8 @@ def check_values(settings: Any) -> None:
                 )
             if not isinstance(item, str) and not _inside(item, said):
                 raise InputError(f"{flag(field.name)} {item}: expected {_range(said)}")
+        if said.instead and value is not None and (other := getattr(settings, said.instead)) is not None:
+            raise InputError(f"{flag(field.name)} {value} with {flag(said.instead)} {other}: expected one of them")
         if said.place and value is not None:
             where = [place(item, flag(field.name)) for item in (value if many else [value])]
             object.__setattr__(settings, field.name, tuple(where) if many else where[0])

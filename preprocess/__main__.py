@@ -237,6 +237,9 @@ def conclude(out: Folder, summary: run.Summary, tolerance: Tolerance) -> None:
     """Say what came of it; exit code 1 where more than ``--max-failures`` percent of the videos tried failed or more than
     ``--max-missing`` percent of those listed are missing."""
     print(report(out, summary))
+    for trait, videos in summary.odd.items():
+        if videos:
+            print(f"warning: {len(videos)} videos are {run.TOLD[trait]}: {run.some(videos)}", file=sys.stderr)
     shards = ShardSet(out, keep_damaged=True)
     for train, test in folds(shards.splits):
         for line in leaks(shards, [train], [test], shards.select([train]), shards.select([test])):

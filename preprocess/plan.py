@@ -21,6 +21,7 @@ from dclr.cues import CUES
 from dclr.data.manifest import SHARD_NAME
 from dclr.errors import InputError
 from dclr.record import DEFAULT_FPS, FORMAT_VERSION
+from dclr.settings import flags
 from dclr.storage import Folder
 from preprocess.datasets import Video, VideoSet
 from preprocess.pool import Lost, Pool
@@ -152,7 +153,13 @@ def options_of(plan: RunPlan) -> Options:
 
 def manifest_options(options: Options, source: VideoSet) -> dict[str, Any]:
     """What a set was made with, as its manifest says it."""
-    return dataclasses.asdict(options) | {"cues": list(options.cues)} | source.options
+    return options_table(options) | {"cues": list(options.cues)} | source.options
+
+
+def options_table(options: Options) -> dict[str, Any]:
+    """Options by name. One that did not always exist is left out at its default, so that older sets and plans still agree."""
+    later = {name: one.default for name, one in flags(Options).items() if one.said.before is not ...}
+    return {name: value for name, value in dataclasses.asdict(options).items() if name not in later or value != later[name]}
 
 
 def output_ratio(source: VideoSet, options: Options) -> float:
@@ -171,9 +178,10 @@ def _probe(of: tuple[Video, str], root: Folder, options: Options) -> tuple[float
     try:
         with root.local(file) as path, OpenedVideo(path) as opened:
             stream, container = opened.stream, opened.container
-            width, height = stored_size(max(stream.width, 1), max(stream.height, 1), options.size)
+            sar = opened.sar if options.sar == "square" else 1
+            width, height = stored_size(max(stream.width, 1) * sar, max(stream.height, 1), options.size)
             seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
-            frames = min(seconds, 1e6 if options.segment else options.max_seconds) * (opened.fps or DEFAULT_FPS)
+            frames = min(seconds, 1e6 if options.segment else options.max_seconds) * (options.fps or opened.fps or DEFAULT_FPS)
     except (TranscodeError, InputError, OSError, ValueError):
         return 0.0, 0.0
     return video.bytes, max(frames, 0.0) * width * height * pixel_bytes(options)
@@ -222,5 +230,5 @@ def recipe(name: str, tasks: Sequence[Task], options: Options) -> str:
     described = [dataclasses.asdict(task) for task in tasks]
     for task in described:
         del task["file"]  # where its bytes lie
-    document = [name, FORMAT_VERSION, dataclasses.asdict(options), described]
+    document = [name, FORMAT_VERSION, options_table(options), described]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,8 +26,8 @@ import cv2
 from dclr import bars
 from dclr.data.manifest import FAILURES, MANIFEST, Entry, Manifest, Shard, ShardSet, pack_columns, publish, read_index
 from dclr.errors import InputError
-from dclr.record import pack
-from dclr.settings import check_values, setting
+from dclr.record import REPEATED, pack
+from dclr.settings import check_values, flag, setting
 from dclr.storage import Folder, open_folder
 from dclr.text import public
 from dclr.threads import permitted
@@ -61,6 +61,12 @@ from preprocess.write import (
 
 NOT_ON_DISK = "in the lists, not on disk"
 Tell = Callable[[int, bool], None]  # hears of every video: its frames (0 where it failed) and whether it failed
+TOLD = {  # trait of a source that a run warns of -> what it is
+    "odd rotation": "by their metadata turned by another angle than quarter turns, which is left aside",
+    "PQ": "HDR (transfer function PQ) and stored without tone mapping: dark and flat",
+    "HLG": "HDR (transfer function HLG) and stored without tone mapping: a little flat",
+    REPEATED: "slower than --fps and repeat frames",
+}
 SAMPLED = 8  # videos that a dry run transcodes to measure
 
 
@@ -99,6 +105,7 @@ class Summary:
     left_out: dict[str, str]
     listed: int
     tried: int
+    odd: dict[str, list[str]] = field(default_factory=dict)  # one of TOLD -> the videos just made that have it
 
     @property
     def missing(self) -> list[Failure]:
@@ -364,7 +371,7 @@ def finish(out: Folder, plan: RunPlan) -> Summary:
             f"{out}: {len(absent)} of {len(plan.shards)} shards are not made yet ({some(absent)}); run the parts that make them"
         )
     shards, everything, splits, tried = list[Shard](), list[Entry](), Counter[str](), 0
-    failures = list(plan.failures)
+    failures, odd = list(plan.failures), dict[str, list[str]]()
     for name in plan.names:
         header, entries = read_index(out, index_name(name))
         for entry in entries:
@@ -376,6 +383,9 @@ def finish(out: Folder, plan: RunPlan) -> Summary:
             failed = read_failures(out, failures_name(name)) if failures_name(name) in sizes else []
             failures += failed
             tried += len({entry.video for entry in entries}) + len(failed)
+            for trait in TOLD:
+                having = dict.fromkeys(entry.video for entry in entries if trait in entry.traits)
+                odd.setdefault(trait, []).extend(having)
     left_out = empty_classes(plan.classes, (entry.labels for entry in everything)) | plan.left_out
     _write_failures(out, failures, left_out)
     if not shards:
@@ -391,7 +401,7 @@ def finish(out: Folder, plan: RunPlan) -> Summary:
     )  # fmt: skip
     publish(out, index, manifest)
     listed = plan.listed or len({entry.video for entry in everything}) + len(failures)  # an older plan does not say
-    return Summary(manifest, failures, left_out, listed, tried)
+    return Summary(manifest, failures, left_out, listed, tried, odd)
 
 
 def count_from_stored(entries: Iterable[Entry]) -> dict[str, int]:
@@ -445,13 +455,16 @@ def append(source: VideoSet, out: Folder, options: Options, how: How) -> Summary
     New classes get the numbers after the old ones.
     """
     have = ShardSet(out)
-    made_with, wanted = have.manifest.options, manifest_options(options, source)
+    usual = asdict(Options())
+    made_with, wanted = usual | have.manifest.options, usual | manifest_options(options, source)
     if have.manifest.dataset == source.name:
-        check_cues(*[{name: of.get(name) for name in asdict(options)} for of in (made_with, wanted)], out=out)
-    for name in asdict(options):
-        if made_with.get(name) != wanted[name]:
-            flag, old = name.replace("_", "-"), made_with.get(name)
-            raise InputError(f"--{flag} {wanted[name]}: {out} was made with --{flag} {old}; give the same to append to it")
+        check_cues(*[{name: of[name] for name in usual} for of in (made_with, wanted)], out=out)
+    for name in usual:
+        if made_with[name] != wanted[name]:
+            given, made = (
+                f"no {flag(name)}" if value is None else f"{flag(name)} {value}" for value in (wanted[name], made_with[name])
+            )
+            raise InputError(f"{given}: {out} was made with {made}; give the same to append to it")
     if have.manifest.dataset != source.name:
         raise InputError(f"{out} holds {have.manifest.dataset}, not {source.name}: name another folder")
     classes = {kind: list(names) for kind, names in have.manifest.classes.items()}

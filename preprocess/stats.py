@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dclr.data.manifest import ShardSet
+from dclr.data.manifest import ShardSet, read_index
 from dclr.errors import InputError, make_folder
 from dclr.storage import Folder
 from dclr.text import plain
@@ -20,13 +20,21 @@ def describe(folder: Folder, picture: Path) -> str:
     seconds, motion = shards.seconds_N, shards.motion_N[~np.isnan(shards.motion_N)]
     longest, shortest = int(np.argmax(seconds)), int(np.argmin(seconds))
     options = manifest.options
+    traits = Counter(
+        trait for shard in manifest.shards for entry in read_index(folder, shard.index_name)[1] for trait in entry.traits
+    )
+    cut = int((shards.cuts_N > 0).sum())
     lines = [
         f"{folder}: {manifest.dataset}, {len(np.unique(shards.video_N))} videos in {len(shards)} samples and "
         f"{len(manifest.shards)} shards",
         f"stored   short side {options['size']}, {options.get('codec')} at {options.get('quality')}, "
-        f"cues {', '.join(options.get('cues', [])) or 'none'}{', stabilised' if options.get('stabilise') else ''}",
+        f"cues {', '.join(options.get('cues', [])) or 'none'}{', stabilised' if options.get('stabilise') else ''}"
+        f"{', pixels as they were' if options.get('sar') == 'keep' else ''}"
+        f"{', deinterlaced' if options.get('deinterlace') else ''}",
         f"length   {seconds.sum() / 3600:.2f} hours, {shards.frames_N.sum()} frames, {seconds.mean():.1f} s a sample",
         f"fps      {shards.fps_N.min():g} to {shards.fps_N.max():g}, median {np.median(shards.fps_N):g}",
+        f"cuts     {shards.cuts_N.sum()} in {cut} samples" if cut else "cuts     none",
+        "sources  " + (", ".join(f"{trait} {count}" for trait, count in sorted(traits.items())) or "nothing unusual"),
         f"longest  {shards.keys[longest]}, {shards.frames_N[longest]} frames, {seconds[longest]:.1f} s",
         f"shortest {shards.keys[shortest]}, {shards.frames_N[shortest]} frames, {seconds[shortest]:.1f} s",
         f"bytes    {shards.size_N.sum() / 1e6:.1f} MB, {shards.size_N.mean() / 1e6:.2f} MB a sample, "

@@ -5,17 +5,21 @@ the encoder: colour conversion and scaling, not decoding, are where the time goe
 encoded spools to disk above 64 MB.
 
 Rules. Frames are counted in decode order, never by pts (a quarter of real files lie about it); every decoded frame is kept, so
-a variable frame rate stays as it is and ``fps`` is the file's average: its header's or, where that lies, its timestamps'. The
-first picture's size decides the stored one; quarter turns and mirrors in the metadata are applied, pixels count as square,
-alpha is dropped, fields stay interlaced. Of several video streams FFmpeg's choice is taken (the largest); a cover picture is
-none.
+a variable frame rate stays as it is and ``fps`` is the file's average: its header's or, where that lies, its timestamps'. With
+``--fps`` frames are chosen by time (:meth:`OpenedVideo.resampled`). The
+first picture's size decides the stored one; quarter turns and mirrors in the metadata are applied, pixels become square unless
+``--sar keep`` says otherwise, alpha is dropped, fields stay interlaced without ``--deinterlace``. Of several video streams
+FFmpeg's choice is taken (the largest); a cover picture is none.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import itertools
+import math
 import tempfile
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -36,6 +40,7 @@ from dclr.errors import InputError
 from dclr.record import (
     CODECS,
     DEFAULT_FPS,
+    EVEN,
     MAX_SIDE,
     SampleMeta,
     Source,
@@ -47,6 +52,7 @@ from dclr.record import (
     stream_names,
 )
 from dclr.settings import check_values, setting
+from preprocess.cuts import Cuts
 from preprocess.motion import Motion
 
 WHICH = "which videos"  # a group of --help
@@ -55,10 +61,16 @@ GOP = 16  # frames from one I to the next: what the first frame of a clip may co
 SPOOL = 64_000_000  # bytes of a member that stay in memory
 MAX_WIDTH, MAX_HEIGHT = 8192, 4320  # their product bounds what a hostile header can make a decoder allocate
 TOLERANCE = 0.05  # share of the frames by which a header's rate may miss the timestamps' and still hold
+ORDER = Fraction(1, DEFAULT_FPS)  # time base where only the order counts
 REORDER = 32  # places that a picture may be coded away from its place in time
 RARE = 0.01  # share of timestamps that may be missing or equal
 PAUSE = 10  # seconds between two frames: pauses that long may not make up half of a video
+SARS = ("square", "keep")
+TURNS: dict[float, tuple[bool, bool, bool]] = {  # clockwise degrees -> transposed, then upside down, then mirrored
+    0: (False, False, False), 90: (True, False, True), 180: (False, True, True), 270: (True, True, False),
+}  # fmt: skip
 EXPANDED = np.clip(np.rint((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)  # limited range -> full
+TRANSFERS = {16: "PQ", 18: "HLG"}  # of H.273, for high dynamic range
 MATRICES = {  # of H.273, those that FFmpeg's scaler refuses
     3: "reserved", 8: "YCgCo", 10: "BT.2020 constant luminance", 11: "SMPTE ST 2085", 12: "chromaticity-derived",
     13: "chromaticity-derived constant luminance", 14: "ICtCp", 15: "IPT-C2", 16: "YCgCo-Re", 17: "YCgCo-Ro",
@@ -69,8 +81,9 @@ MATRICES = {  # of H.273, those that FFmpeg's scaler refuses
 class Options:
     """What decides a sample's bytes, kept in the manifest. ``size``: stored short side in pixels. ``codec``: jpeg or h264.
     ``quality``: JPEG quality or h264's crf. ``cues``: some of :data:`dclr.cues.CUES`. ``stabilise``: the
-    camera's motion is removed from cues. ``segment``: seconds of a sample, 0 for whole videos, of ``max_seconds`` at most.
-    ``shard_size``: estimated megabytes (10**6) of a shard."""
+    camera's motion is removed from cues. ``sar``: pixels become square or are kept. ``deinterlace``: interlaced pictures become
+    whole ones, by FFmpeg's bwdif. ``fps``: stored frames a second, None for the video's own. ``segment``: seconds of a sample,
+    0 for whole videos, of ``max_seconds`` at most. ``shard_size``: estimated megabytes (10**6) of a shard."""
 
     title = "what is stored"
     size: int = setting(128, "short side of the stored frames", metavar="PIXELS", least=16, most=1024)
@@ -80,6 +93,13 @@ class Options:
         ("diff", "energy"), f"some of {','.join(CUES)}, or none", metavar="CUE", nargs="*", choices=CUES
     )
     stabilise: bool = setting(False, "take the camera's motion out of the cues")
+    sar: str = setting(
+        "square", "sample aspect ratios: square pixels, or keep pixels as they are", choices=SARS, before="square"
+    )
+    deinterlace: bool = setting(False, "make whole pictures of interlaced ones", before=False)
+    fps: float | None = setting(
+        None, "store so many frames a second, chosen by their timestamps", metavar="RATE", above=0, most=1000, before=None
+    )
     segment: float = setting(
         0, "cut videos into samples of this length (0: not)", metavar="SECONDS", least=0, most=1e6, group=WHICH
     )
@@ -126,7 +146,7 @@ class Transcoded:
     motion: float | None
 
 
-def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
+def stored_size(width: float | Fraction, height: int, short_side: int) -> tuple[int, int]:
     """(width, height) with the short side ``short_side`` and the long side to the nearest even number of pixels.
 
     >>> stored_size(320, 240, 128), stored_size(720, 1280, 128)
@@ -135,6 +155,10 @@ def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     scale = short_side / min(width, height)
     long_side = 2 * round(max(width, height) * scale / 2)
     return (long_side, short_side) if width >= height else (short_side, long_side)
+
+
+def _ratio(ratio: Fraction) -> str:
+    return f"{ratio.numerator}:{ratio.denominator}"
 
 
 class JpegEncoder:
@@ -257,10 +281,12 @@ class SampleEncoder:
         self._motion = Motion(options.cues, options.stabilise) if options.cues else None
         self._rgb = ENCODERS[options.codec](options.quality or 0, "", spool) if pictures else None
         self._cues = [CueEncoder(CUES[name], options, spool) for name in options.cues]
+        self._cuts = Cuts()
 
     def add(self, planes: Sequence[np.ndarray]) -> None:
         if self._rgb is not None:
             self._rgb.add(planes)
+        self._cuts.add(planes[0])
         self.frames += 1
         if self._motion is not None:
             self._luma = planes[0]
@@ -273,6 +299,9 @@ class SampleEncoder:
     def _keep(self, pair: FramePair) -> None:
         for cue in self._cues:
             cue.add(pair)
+
+    def cuts(self) -> tuple[int, ...]:
+        return self._cuts.finish()
 
     def members(self) -> dict[str, bytes | IO[bytes]]:
         if self._motion is not None and self.frames == 1:  # nothing to compare with: still
@@ -292,12 +321,14 @@ class OpenedVideo:
     stream: Any = field(init=False)
     fps: float = field(init=False)  # 0 where the file does not say
     rate: str | None = field(init=False)  # None: fps is the header's; "measured" or "contradictory" as shards/README.md says
+    steady: bool = field(init=False)  # frames are equally far apart, or nothing tells how far
+    interlaced: bool = False  # a picture that was decoded so far is
     _packets: Any = field(init=False, default_factory=partial(hashlib.blake2b, digest_size=16))  # those that were decoded
 
     def __enter__(self) -> OpenedVideo:
         self.container, self.stream = _opened(self.path)
         try:
-            self.fps, self.rate = self._rate()
+            self.fps, self.rate, self.steady = self._rate()
         except BaseException:
             self.container.close()
             raise
@@ -314,9 +345,15 @@ class OpenedVideo:
                 self._packets.update(packet)
                 for frame in packet.decode():
                     count += 1
+                    self.interlaced |= frame.interlaced_frame
                     yield frame
         except (av.error.FFmpegError, ValueError) as error:
             raise TranscodeError("decode", f"{_reason(error)}, after {count} frames") from None
+
+    @property
+    def sar(self) -> Fraction:
+        """How wide a pixel is for its height; 1 where the file does not say."""
+        return Fraction(self.stream.sample_aspect_ratio or 1)
 
     def content(self, first: int) -> str:
         """What the sample is that starts at frame ``first`` and ends with the packets read so far: hex digits that are the same
@@ -325,19 +362,42 @@ class OpenedVideo:
         digest.update(first.to_bytes(8, "little"))
         return digest.hexdigest()
 
-    def _rate(self) -> tuple[float, str | None]:
-        """``fps`` and ``rate``. The header's holds where the container's timestamps agree with it. Where they do not, those of
-        the decoded pictures decide: a packet may be one field of a picture, or none."""
+    def resampled(self, frames: Iterable[tuple[int, av.VideoFrame]], fps: float) -> Iterator[tuple[int, av.VideoFrame]]:
+        """``fps`` of these numbered frames a second, each as often as it is due. The i-th is the one nearest to i / fps seconds
+        after the first, of two equally near the earlier. They end where one more source frame would be nearer than the last.
+
+        The time of a frame is its timestamp. It is one frame's duration after the frame before where timestamps say no more:
+        they are those of a constant rate or contradict each other, its own is missing or not after the one before.
+        """
+        step, made, place, after = fps / (self.fps or DEFAULT_FPS), 0, 0.0, 0.0  # places among what is made
+        held: tuple[int, av.VideoFrame] | None = None
+        begin: float | None = None
+        for one in itertools.chain(frames, (None,)):
+            now = after
+            if one is not None and not self.steady and one[1].pts is not None:
+                told = one[1].pts * float(one[1].time_base or 0) * fps
+                begin = told - after if begin is None else begin
+                now = told - begin if told - begin > place else after
+            while held is not None and made <= (place + now) / 2 + EVEN:
+                yield held
+                made += 1
+            held, place, after = one, now, now + step
+
+    def _rate(self) -> tuple[float, str | None, bool]:
+        """``fps``, ``rate`` and ``steady``. The header's rate holds where the container's timestamps agree with it. Where they
+        do not, those of the decoded pictures decide: a packet may be one field of a picture, or none."""
         header = round(float(self.stream.average_rate or self.stream.guessed_rate or 0), 3)
         index = self.stream.index_entries
         indexed, measured = len(index) >= self.stream.frames > 1, None
         for read in (lambda: [entry.timestamp for entry in index]) if indexed else self._packet_times, self._picture_times:
             if len(times := read()) < 2:
-                return header, None
+                return header, None, True
             measured = measured_rate(times, self.stream.time_base)
             if measured and abs(header / measured - 1) < max(TOLERANCE, 1 / (len(times) - 1)):
-                return header, None
-        return (round(measured, 3), "measured") if measured else (header, "contradictory")
+                return header, None, is_steady(times, self.stream.time_base, header)
+        if not measured:
+            return header, "contradictory", True
+        return round(measured, 3), "measured", is_steady(times, self.stream.time_base, measured)
 
     def _packet_times(self) -> list[int | None]:
         with _opened(self.path)[0] as container:  # once more: not every file can be wound back to its beginning
@@ -377,6 +437,16 @@ def measured_rate(times: Sequence[int | None], time_base: Fraction) -> float | N
     if np.abs(order - np.arange(len(order))).max() > REORDER or gaps[gaps > PAUSE].sum() > gaps.sum() / 2:
         return None
     return float((len(times) - 1) / gaps.sum())
+
+
+def is_steady(times: Sequence[int | None], time_base: Fraction, rate: float) -> bool:
+    """Whether frames of these timestamps, in any order, come at this rate: each less than half a frame off.
+
+    >>> is_steady([0, 2, 1, 3], Fraction(1, 25), 25), is_steady([0, 1, 2, 4], Fraction(1, 25), 25)
+    (True, False)
+    """
+    told = np.sort(np.array([time for time in times if time is not None], np.float64)) * float(time_base) * rate
+    return bool(np.abs(told - told[0] - np.arange(len(told))).max() < 0.5)
 
 
 def _opened(path: Path) -> tuple[Any, Any]:
@@ -423,36 +493,79 @@ def _known_side_data(frame: av.VideoFrame) -> av.VideoFrame:
     return kept
 
 
-def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """(transposed, then upside down, then mirrored): what the metadata asks for, of the eight symmetries of a square. Any other
-    display matrix is left alone."""
+def displayed(frame: av.VideoFrame) -> tuple[float, bool]:
+    """(clockwise degrees that the picture is shown turned by, 0 up to 360; then mirrored left to right): its display matrix.
+    Of another angle than quarter turns a mirror is left aside, and a matrix that shears is as a whole."""
     try:
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
         matrix = _known_side_data(frame).side_data.get("DISPLAYMATRIX")
     if matrix is None:
-        return False, False, False
+        return 0, False
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y
-    if 100 * max(abs(b), abs(c)) <= min(abs(a), abs(d)):
-        return False, d < 0, a < 0
-    if 100 * max(abs(a), abs(d)) <= min(abs(b), abs(c)):
-        return True, b < 0, c < 0
-    return False, False, False
+    mirror = a * d < b * c
+    angle = math.degrees(math.atan2(b, -a if mirror else a)) % 360
+    if 100 * max(abs(b), abs(c)) <= min(abs(a), abs(d)) or 100 * max(abs(a), abs(d)) <= min(abs(b), abs(c)):
+        return 90 * round(angle / 90) % 360, mirror
+    return round(angle, 1) % 360 if abs(a * c + b * d) < abs(a * d - b * c) / 50 else 0, False
+
+
+def deinterlaced(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    """As many frames with their timestamps: those that are flagged as interlaced are made whole by FFmpeg's bwdif, the others
+    are left as they are.
+
+    Raises TranscodeError where the filter does not take them."""
+    graph: av.filter.Graph | None = None
+    size: tuple[int, int, str] | None = None
+    stamps: deque[tuple[int | None, Any]] = deque()
+
+    def pulled(frame: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
+        if graph is None:
+            return
+        try:
+            graph.push(frame)
+            while True:
+                made = graph.vpull()
+                made.pts, made.time_base = stamps.popleft()
+                yield made
+        except (av.error.BlockingIOError, av.error.EOFError):
+            return
+        except (av.error.FFmpegError, ValueError) as error:
+            raise TranscodeError("decode", f"FFmpeg's bwdif cannot deinterlace it: {_reason(error)}") from None
+
+    for number, frame in enumerate(frames):
+        if (frame.width, frame.height, frame.format.name) != size:
+            yield from pulled(None)  # the filter keeps a frame back
+            size, graph = (frame.width, frame.height, frame.format.name), av.filter.Graph()
+            source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=ORDER)
+            graph.link_nodes(
+                source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink")
+            ).configure()
+        stamps.append((frame.pts, frame.time_base))
+        frame.pts, frame.time_base = number, ORDER  # not the file's: a filter may drop what comes out of order
+        yield from pulled(frame)
+    yield from pulled(None)
 
 
 class Scaler:
     """Decoded frames -> full-range BT.601 planes of the stored size: uint8 Y (H, W), U and V (ceil H/2, ceil W/2).
 
-    Raises TranscodeError where the size cannot be stored, or FFmpeg's scaler does not know the pixels or their matrix.
+    ``sar`` is how wide a pixel is for its height; pixels become square. Raises TranscodeError where the size cannot be stored,
+    or FFmpeg's scaler does not know the pixels or their matrix.
     """
 
-    def __init__(self, first: av.VideoFrame, short_side: int):
-        self._transposed, upside_down, mirrored = _orientation(first)
-        self._steps = slice(None, None, -1 if upside_down else 1), slice(None, None, -1 if mirrored else 1)
-        self.source = (first.width, first.height)
-        self._size = stored_size(first.width, first.height, short_side)  # before turning
+    def __init__(self, first: av.VideoFrame, short_side: int, sar: Fraction = Fraction(1)):
+        self.rotation, self.mirror = displayed(first)
+        self._transposed, upside_down, mirrored = TURNS.get(self.rotation, TURNS[0])
+        self._steps = slice(None, None, -1 if upside_down else 1), slice(None, None, -1 if mirrored != self.mirror else 1)
+        self.source, self.transfer = (first.width, first.height), TRANSFERS.get(first.color_trc)
+        self._size = stored_size(first.width * sar, first.height, short_side)  # before turning
         if max(self._size) > MAX_SIDE:
-            raise TranscodeError("size", f"{first.width}x{first.height} would be stored as {self._size[0]}x{self._size[1]}")
+            raise TranscodeError(
+                "size",
+                f"{first.width}x{first.height} would be stored as {self._size[0]}x{self._size[1]}"
+                + (f" for its sample aspect ratio of {_ratio(sar)}; --sar keep stores pixels as they are" if sar != 1 else ""),
+            )
         self.width, self.height = self._size[::-1] if self._transposed else self._size
         self._reformatter = VideoReformatter()
 
@@ -504,28 +617,37 @@ def transcode(
     """
     with OpenedVideo(path) as opened:
         rate = opened.fps or DEFAULT_FPS
-        most = max(1, round((options.segment or options.max_seconds) * rate))
+        most = max(1, round((options.segment or options.max_seconds) * (options.fps or rate)))
         first, end = frames_of(span, rate)
         sample: SampleEncoder | None = None
         scaler: Scaler | None = None
         seen = 0
 
         def finished(sample: SampleEncoder, scaler: Scaler) -> Transcoded:
-            source = Source(path.name, *scaler.source, sample.first, opened.rate, opened.content(sample.first))
+            source = Source(
+                path.name, *scaler.source, sample.first, opened.rate, opened.content(sample.first),
+                sar=None if opened.sar == 1 else _ratio(opened.sar), rotation=scaler.rotation, mirror=scaler.mirror,
+                interlaced=opened.interlaced, transfer=scaler.transfer, fps=opened.fps if options.fps else None,
+            )  # fmt: skip
             meta = SampleMeta(
-                path.name, sample.frames, scaler.width, scaler.height, options.codec, options.cues, opened.fps, source=source
-            )
+                path.name, sample.frames, scaler.width, scaler.height, options.codec, options.cues, options.fps or opened.fps,
+                source=source, cuts=sample.cuts(),
+            )  # fmt: skip
             members = sample.members()
             energy = members.get(array_name("energy"))
             return Transcoded(members, meta, mean_motion(np.load(io.BytesIO(energy))) if isinstance(energy, bytes) else None)
 
-        for number, frame in enumerate(opened.frames()):
-            if end is not None and number >= end:
-                break
-            seen = number + 1
-            if number < first:
-                continue
-            scaler = scaler or Scaler(frame, options.size)
+        def spanned() -> Iterator[tuple[int, av.VideoFrame]]:
+            nonlocal seen
+            for number, frame in enumerate(deinterlaced(opened.frames()) if options.deinterlace else opened.frames()):
+                if end is not None and number >= end:
+                    return
+                seen = number + 1
+                if number >= first:
+                    yield number, frame
+
+        for number, frame in opened.resampled(spanned(), options.fps) if options.fps else spanned():
+            scaler = scaler or Scaler(frame, options.size, opened.sar if options.sar == "square" else Fraction(1))
             if sample is not None and sample.frames == most:
                 if not options.segment:
                     raise TranscodeError("length", f"longer than --max-seconds {options.max_seconds:g}; cut it with --segment")

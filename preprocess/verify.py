@@ -88,10 +88,10 @@ def _same(joined: ShardSet, at: int, entry: Entry) -> bool:
     """Whether the set's joined index and the shard's own index say the same of a sample."""
     _, offset, size = joined.where(at)
     motion = None if np.isnan(joined.motion_N[at]) else joined.motion_N[at]
-    columns = joined.crc32_N, joined.frames_N, joined.fps_N, joined.video_N, joined.content_N
+    columns = joined.crc32_N, joined.frames_N, joined.fps_N, joined.video_N, joined.content_N, joined.cuts_N
     return (joined.keys[at], offset, size, *(column_N[at] for column_N in columns), motion) == (
         entry.key, entry.offset, entry.size, entry.crc32, entry.frames, entry.fps, video_id(entry.video),
-        content_id(entry.content), entry.motion,
+        content_id(entry.content), len(entry.cuts), entry.motion,
     ) and all(joined.labels[kind][at] == entry.labels.get(kind, -1) for kind in joined.labels)  # fmt: skip
 
 
@@ -146,8 +146,8 @@ def _sample_faults(data: memoryview, entry: Entry, deep: bool, rates: Counter[st
     try:
         record = unpack(data)
         meta = record.meta
-        said = (record.key, len(record), meta.video, meta.labels, list(meta.splits))
-        if said != (entry.key, entry.frames, entry.video, entry.labels, entry.splits):
+        said = (record.key, len(record), meta.video, meta.labels, list(meta.splits), list(meta.cuts), list(meta.traits))
+        if said != (entry.key, entry.frames, entry.video, entry.labels, entry.splits, entry.cuts, entry.traits):
             return [f"holds {said}, and the index says otherwise"]
         if list(meta.from_stored) != (entry.from_stored or []):
             return [f"computed {list(meta.from_stored)} from the stored frames, the index says {entry.from_stored or []}"]

@@ -235,6 +235,11 @@ SOURCE = {"path": "a/b.avi", "width": 320, "height": 240, "first": 0}
         ("labels", {"action": "walk"}, "labels are {'action': 'walk'}"),
         ("splits", "train", "splits are 'train', expected names of splits"),
         ("splits", [1], "splits are [1]"),
+        ("cuts", "4", "cuts are '4', expected ascending numbers of frames, 1..4"),
+        ("cuts", [2, 2], "cuts are [2, 2]"),
+        ("cuts", [0], "cuts are [0]"),
+        ("cuts", [5], "cuts are [5]"),
+        ("cuts", [1.0], "cuts are [1.0]"),
         ("source", "a.avi", "source is 'a.avi', expected a table"),
         ("source", {}, "source's path is None, expected a text"),
         ("source", SOURCE | {"width": 0}, "source's width is 0"),
@@ -246,6 +251,13 @@ SOURCE = {"path": "a/b.avi", "width": 320, "height": 240, "first": 0}
         ),
         ("source", SOURCE | {"content": 5}, "source's content is 5, expected 32 hex digits"),
         ("source", SOURCE | {"rate": ["measured"]}, "source's rate is ['measured'], expected one of measured, contradictory"),
+        ("source", SOURCE | {"sar": "4/3"}, "source's sar is '4/3', expected a ratio, such as 4:3"),
+        ("source", SOURCE | {"sar": [4, 3]}, "source's sar is [4, 3]"),
+        ("source", SOURCE | {"rotation": 360}, "source's rotation is 360, expected degrees, 0 up to 360"),
+        ("source", SOURCE | {"rotation": True}, "source's rotation is True"),
+        ("source", SOURCE | {"mirror": 1}, "source's mirror is 1, expected true or false"),
+        ("source", SOURCE | {"interlaced": "yes"}, "source's interlaced is 'yes', expected true or false"),
+        ("source", SOURCE | {"transfer": "SDR"}, "source's transfer is 'SDR', expected one of PQ, HLG"),
         ("video", "\ud800", "video is '\\ud800', expected its id, a text"),
         ("splits", ["\udfff"], "splits are ['\\udfff']"),
         ("video", 200 * "x", None),
@@ -268,12 +280,18 @@ def test_the_json_is_read_as_it_was_written() -> None:
     source = record.Source("a/b.avi", 320, 240, 7, "measured", "0123456789abcdef" * 2)
     full = replace(
         least, fps=29.97, label=3, class_name="日本語", labels={"action": 3}, splits=("train01",),
-        source=source,
+        source=source, cuts=(2, 4),
     )  # fmt: skip
     for meta in (least, full):
         assert SampleMeta.loads(meta.dumps()) == meta
     plain = json.loads(replace(full, source=replace(source, rate=None, content=None)).dumps())["source"]
     assert plain == {"path": "a/b.avi", "width": 320, "height": 240, "first": 7}
+    unusual = replace(source, sar="4:3", rotation=45.5, mirror=True, interlaced=True)
+    assert SampleMeta.loads(replace(full, source=unusual).dumps()).source == unusual
+    assert unusual.traits == ("non-square pixels", "odd rotation", "interlaced")
+    assert [replace(source, transfer=one).traits for one in record.HDR] == [("PQ",), ("HLG",)]
+    assert source.traits == replace(source, rotation=270, mirror=True).traits == ()
+    assert "cuts" not in json.loads(least.dumps())
     table = json.loads(full.dumps())
     assert (table["version"], table["class"], table["splits"], table["source"]["rate"]) == (
         2,

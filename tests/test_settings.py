@@ -65,7 +65,7 @@ KEPT = """
 """
 OPTIONS = """mode shards out train_split test_split pretrained arch width precise_bn label frames stride size features average
     head bn probe probe_lr val patience shots draws cpv test_clips crops batch epochs lr schedule wd dropout min_scale flip seed
-    precision deterministic optimiser workers cache cache_size on_error max_skipped save_minutes force"""
+    clip_fps cross_cuts precision deterministic optimiser workers cache cache_size on_error max_skipped save_minutes force"""
 
 
 def other(one: Flag) -> Any:

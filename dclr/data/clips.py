@@ -8,45 +8,73 @@ clip, shared by its RGB frames, its static frame and its stored cue.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
 
-from dclr.cues import CUES, GRID
+from dclr.cues import CUES, GRID, STILL
 from dclr.draws import generator
 from dclr.errors import InputError
-from dclr.record import Record, video_id
+from dclr.record import DEFAULT_FPS, EVEN, Record, video_id
 from dclr.settings import check_values, setting
 
 COLOURS = 10  # floats of one photometric draw: brightness, contrast, saturation, hue, their order (4), grey, blur sigma
 JITTERS = ("torchvision", "authors")  # whose formulas change the colours (dclr/method/views.py)
 RATIO = (3 / 4, 4 / 3)  # of RandomResizedCrop, width / height
 CENTRE = 112 / 128  # evaluation: short side 128, centre crop 112, for any clip size
+LEARNED = {"frames": int, "stride": int, "clip_fps": float, "size": int}  # what a checkpoint says of its clips
 CROPS = (1, 3)  # evaluation: the middle, or the middle and both ends of the long side
+PACES = 1e-6, 1e6  # least and most stored frames a frame of a clip, whatever a video says of its rate
 AREA_FROM = 1.5  # a crop that shrinks by more is averaged over areas (four times the time), less is interpolated
 
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """What a clip is. ``frames`` T, ``stride`` between them, ``size`` S in pixels, ``min_scale`` the least share of the
-    frame's area that RandomResizedCrop keeps, ``flip`` the probability of a horizontal flip, ``cue`` which of the stored
-    cues comes with it (one of pictures, or energy), ``sample_motion`` whether a clip's start is drawn by the stored energy of
-    its frames. Raises InputError for what is none."""
+    """What a clip is. ``frames`` T, ``stride`` from one to the next in stored frames, or in its place ``clip_fps`` of them a
+    second (:meth:`of` a video), ``size`` S in pixels, ``min_scale`` the least share of the frame's area that RandomResizedCrop
+    keeps, ``flip`` the probability of a horizontal flip, ``cue`` which of the stored cues comes with it (one of pictures, or
+    energy), ``sample_motion`` whether a clip's start is drawn by the stored energy of its frames, ``cross_cuts`` whether a clip
+    may show several shots where one is long enough. Raises InputError for what is none."""
 
     frames: int = setting(16, "frames a clip", short="-fpc", least=1)
-    stride: int = setting(2, "stored frames from one frame of a clip to the next", least=1)
+    stride: float = setting(2, "stored frames from one frame of a clip to the next", above=0)
     size: int = setting(112, "crop in pixels", short="-cs", least=8)
     min_scale: float = setting(0.2, "least share of the area that a crop keeps", above=0, most=1)
     flip: float = setting(0.5, "probability of a flip; 0 where left and right are labels", least=0, most=1)
     cue: str | None = None
     sample_motion: bool = setting(False, "draw starts by the stored motion energy")
+    cross_cuts: bool = setting(False, "let clips cross the cuts between shots", before=False)
+    clip_fps: float | None = setting(
+        None, "frames a second of a clip, by each video's own rate, in place of stride", metavar="RATE", above=0, most=1000,
+        before=None,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_values(self)
         known = [name for name, cue in CUES.items() if cue.picture or name == "energy"]
         if self.cue not in (None, *known):
             raise InputError(f"cue {self.cue!r}: expected one of {', '.join(known)}, or none")
+
+    def of(self, fps: float) -> ClipConfig:
+        """The clips of a video of ``fps`` stored frames a second, 0 where it does not say: with ``clip_fps`` their stride is
+        what that comes to, any number."""
+        if self.clip_fps is None:
+            return self
+        least, most = PACES
+        return replace(self, stride=min(max((fps or DEFAULT_FPS) / self.clip_fps, least), most))
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """The stored frames of a clip, counted from its first, int64 (T,): the nearest to each multiple of the stride, of two
+        equally near the earlier.
+
+        >>> ClipConfig(frames=5, clip_fps=12.5).of(30).offsets.tolist()
+        [0, 2, 5, 7, 10]
+        """
+        return np.ceil(np.arange(self.frames) * self.stride - (0.5 + EVEN)).astype(np.int64)
 
     @property
     def span(self) -> int:
@@ -55,7 +83,18 @@ class ClipConfig:
         >>> ClipConfig(frames=16, stride=2).span
         31
         """
-        return (self.frames - 1) * self.stride + 1
+        return int(self.offsets[-1]) + 1
+
+    @property
+    def step(self) -> int:
+        """The whole number of stored frames, one at least, that is nearest to the stride."""
+        return max(1, math.ceil(self.stride - (0.5 + EVEN)))
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """Its length, pace and size as settings say them: ``stride`` or ``clip_fps`` is None."""
+        stride = self.stride if self.clip_fps is None else None
+        return {"frames": self.frames, "stride": stride, "clip_fps": self.clip_fps, "size": self.size}
 
 
 def frame_indices(start: int, total: int, clip: ClipConfig) -> np.ndarray:
@@ -65,34 +104,76 @@ def frame_indices(start: int, total: int, clip: ClipConfig) -> np.ndarray:
     >>> frame_indices(3, total=6, clip=ClipConfig(frames=4, stride=2)).tolist()
     [3, 5, 1, 3]
     """
-    return (start + np.arange(clip.frames) * clip.stride) % total
+    return (start + clip.offsets) % total
 
 
-def random_start(total: int, clip: ClipConfig, rng: np.random.Generator, energy_N: np.ndarray | None = None) -> int:
-    """A random start among those that fit. In a video that is shorter than the clip, and loops, any frame is a start.
+def clip_starts(total: int, clip: ClipConfig, cuts: Sequence[int] = ()) -> np.ndarray:
+    """The starts from which a clip fits into ``total`` frames and crosses no cut, ascending: int64 (S,).
+
+    Where no shot is long enough, all that fit. None fits in a video that is shorter than the clip.
+
+    >>> clip_starts(12, ClipConfig(frames=3, stride=2), cuts=[4, 6]).tolist()
+    [6, 7]
+    """
+    span = clip.span
+    fit = np.arange(max(total - span + 1, 0))
+    within = fit[np.searchsorted(cuts, fit, "right") == np.searchsorted(cuts, fit + span - 1, "right")] if cuts else fit
+    return within if len(within) else fit
+
+
+def random_start(
+    total: int, clip: ClipConfig, rng: np.random.Generator, energy_N: np.ndarray | None = None, cuts: Sequence[int] = ()
+) -> int:
+    """A random one of :func:`clip_starts`. In a video that is shorter than the clip, and loops, any frame is a start.
 
     The draw is uniform. With ``energy_N``, float32 (total,), a start's probability is proportional to the energy of the frames
     that the clip spans; a video that loops or never moves stays uniform.
     """
-    starts = total - clip.span + 1
-    if starts < 1:
+    start_S = clip_starts(total, clip, cuts)
+    if not len(start_S):
         return int(rng.integers(total))
     if energy_N is not None:
         sums = np.concatenate([[0], np.cumsum(np.nan_to_num(energy_N, nan=0, posinf=0, neginf=0).clip(0), dtype=np.float64)])
-        reached = np.cumsum(sums[clip.span :] - sums[:starts])
+        reached = np.cumsum(sums[start_S + clip.span] - sums[start_S])
         if reached[-1] > 0:
-            return min(int(np.searchsorted(reached, rng.random() * reached[-1], side="right")), starts - 1)
-    return int(rng.integers(starts))
+            chosen = int(np.searchsorted(reached, rng.random() * reached[-1], side="right"))
+            return int(start_S[min(chosen, len(start_S) - 1)])
+    return int(start_S[rng.integers(len(start_S))])
 
 
-def uniform_starts(total: int, clip: ClipConfig, clips: int) -> list[int]:
-    """``clips`` evenly spaced starts, from the first that fits to the last. A single clip starts in the middle.
+def uniform_starts(total: int, clip: ClipConfig, clips: int, cuts: Sequence[int] = ()) -> list[int]:
+    """``clips`` evenly spaced ones of :func:`clip_starts`, from the first to the last. A single clip starts in the middle.
 
     >>> uniform_starts(100, ClipConfig(frames=16, stride=2), clips=4)
     [0, 23, 46, 69]
     """
-    last = max(total - clip.span, 0)
-    return [last // 2] if clips == 1 else [round(i * last / (clips - 1)) for i in range(clips)]
+    start_S = clip_starts(total, clip, cuts)
+    if not len(start_S):
+        return [0] * clips
+    last = len(start_S) - 1
+    places = [last // 2] if clips == 1 else [round(i * last / (clips - 1)) for i in range(clips)]
+    return start_S[places].tolist()
+
+
+def cue_entries(indices: np.ndarray, total: int, cuts: Sequence[int]) -> np.ndarray:
+    """The entries of the stored cues for these frames, of any shape.
+
+    The entry of a shot's first frame compares it with another shot. The next one takes its place, as a video's entry 0 equals
+    its entry 1.
+    """
+    return np.minimum(indices + np.isin(indices, cuts), total - 1) if cuts else indices
+
+
+def cue_interval(indices_T: np.ndarray, frames: int, total: int, cuts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The entries of the stored cues, from the first to the last, that are the motion over the ``frames`` stored frames before
+    each of these frames: twice int64 (T,).
+
+    They lie within its shot. The first frames of a shot have those of its frame number ``frames``, or what there is.
+    """
+    bounds, shot_T = np.array([0, *cuts, total]), np.searchsorted(cuts, indices_T, "right")
+    begin_T, end_T = bounds[shot_T], bounds[shot_T + 1] - 1
+    last_T = np.minimum(np.maximum(indices_T, begin_T + frames), end_T)
+    return np.maximum(last_T - frames + 1, np.minimum(begin_T + 1, last_T)), last_T
 
 
 def random_resized_crop(height: int, width: int, min_scale: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -182,24 +263,58 @@ def crop_flow(
 
 
 def crop_cue(
-    record: Record, name: str, indices_T: np.ndarray, box: tuple[int, int, int, int], flip: bool, out: np.ndarray
+    record: Record,
+    clip: ClipConfig,
+    indices_T: np.ndarray,
+    cuts: Sequence[int],
+    box: tuple[int, int, int, int],
+    flip: bool,
+    out: np.ndarray,
 ) -> np.ndarray | None:
-    """Crop a cue's pictures at ``indices_T`` as :func:`crop_resize` crops frames, into ``out``, uint8 (T, S, S).
+    """Crop the clip's cue at the frames ``indices_T`` as :func:`crop_resize` crops frames, into ``out``, uint8 (T, S, S).
 
     Of a cue of vectors ``out`` is (T, 2, S, S), and the pixels of the crop that a level is, horizontally and vertically, are
-    returned: float32 (T, 2). Of energy ``out`` is what the cells of the crop hold, float32 (T, G, G)."""
+    returned: float32 (T, 2). Of energy ``out`` is what the cells of the crop hold, float32 (T, G, G).
+
+    A stored cue compares a frame with the stored frame before it. With ``clip_fps`` it becomes that of the interval between
+    frames of the clip, ``stride`` stored frames: vectors are multiplied by that. Changes and energies are summed over the n
+    nearest to it (:attr:`ClipConfig.step`) and multiplied by stride / n."""
+    name, total = str(clip.cue), len(record)
+    first_T = last_T = cue_entries(indices_T, total, cuts)
+    factor_T = np.ones(len(indices_T), np.float32)
+    if clip.clip_fps is not None:
+        first_T, last_T = cue_interval(indices_T, 1 if CUES[name].vectors else clip.step, total, cuts)
+        factor_T = (clip.stride / (last_T - first_T + 1)).astype(np.float32)
     if name == "energy":
-        crop_cells(np.nan_to_num(record.array("grid")[indices_T], posinf=0, neginf=0), record.size, box, out)
+        grid_NGG, spans = record.array("grid"), zip(first_T, last_T, strict=True)
+        sums = [np.nan_to_num(grid_NGG[a : b + 1], posinf=0, neginf=0).sum(0, np.float32) for a, b in spans]
+        crop_cells(np.stack(sums) * factor_T[:, None, None], record.size, box, out)
         out[:] = out[..., ::-1] if flip else out
         return None
-    pictures_Thw = record.pictures(name, indices_T)
     if CUES[name].vectors:
-        return record.array(name)[indices_T][:, None] * crop_flow(pictures_Thw, record.size, box, flip, out)
+        scale_T1 = (record.array(name)[last_T] * factor_T)[:, None]
+        return scale_T1 * crop_flow(record.pictures(name, last_T), record.size, box, flip, out)
+    if clip.clip_fps is None:
+        pictures_Thw = record.pictures(name, last_T)
+    else:
+        pictures_Thw = summed_changes(record, name, first_T, last_T, factor_T)
     if pictures_Thw.shape[1:] == record.size:
         crop_resize(pictures_Thw, box, flip, out)
     else:
         crop_small(pictures_Thw[:, None], record.size, box, flip, out[:, None])
     return None
+
+
+def summed_changes(record: Record, name: str, first_T: np.ndarray, last_T: np.ndarray, factor_T: np.ndarray) -> np.ndarray:
+    """The sums of a cue of signed changes over its entries from ``first_T`` to ``last_T``, times ``factor_T``, as pictures:
+    uint8 (T, h, w). Each entry is decoded once."""
+    entries = np.unique(np.concatenate([np.arange(first, last + 1) for first, last in zip(first_T, last_T, strict=True)]))
+    stored, at_T = record.pictures(name, entries), np.searchsorted(entries, first_T)
+    out = np.empty((len(first_T), *stored.shape[1:]), np.uint8)
+    for picture, at, count, factor in zip(out, at_T, last_T - first_T + 1, factor_T, strict=True):
+        change = (stored[at : at + count].sum(0, np.int32) - STILL * count) * factor
+        picture[:] = np.rint(change + STILL).clip(0, 255)
+    return out
 
 
 def draw_colours(rng: np.random.Generator) -> np.ndarray:
@@ -229,15 +344,17 @@ def eval_shapes(clip: ClipConfig, clips: int, crops: int, moving: bool = False) 
     return {"rgb": (*shape, 3)} | ({"moving": shape} if moving else {})
 
 
-def moving_cells(grid_NGG: np.ndarray, indices_T: np.ndarray, stride: int) -> np.ndarray:
+def moving_cells(grid_NGG: np.ndarray, indices_T: np.ndarray, stride: int, cuts: Sequence[int] = ()) -> np.ndarray:
     """The cells of each frame of a clip in which something moves, by the stored energy: bool (T, G, G).
 
-    The energy of a cell in a frame is its mean over the stored frames between the clip's frame before and the one after. A cell
-    moves where that is above Otsu's threshold of all cells of the clip (the split into two classes of least variance; Otsu
-    1979). In a clip without energy none moves.
+    The energy of a cell in a frame is its mean over the stored frames of its shot between the clip's frame before and the one
+    after, ``stride`` stored frames away. A cell moves where that is above Otsu's threshold of all cells of the clip (the split
+    into two classes of least variance; Otsu 1979). In a clip without energy none moves.
     """
-    around = indices_T[:, None] + np.arange(1 - stride, stride + 1)
-    energy = np.nan_to_num(grid_NGG[around.clip(0, len(grid_NGG) - 1)].astype(np.float32), posinf=0, neginf=0).clip(0).mean(1)
+    bounds, shot_T1 = np.array([0, *cuts, len(grid_NGG)]), np.searchsorted(cuts, indices_T, "right")[:, None]
+    around = (indices_T[:, None] + np.arange(1 - stride, stride + 1)).clip(bounds[shot_T1], bounds[shot_T1 + 1] - 1)
+    around = cue_entries(around, len(grid_NGG), cuts)
+    energy = np.nan_to_num(grid_NGG[around].astype(np.float32), posinf=0, neginf=0).clip(0).mean(1)
     if not energy.max() > 0:
         return np.zeros(energy.shape, bool)
     levels = np.rint(energy * (255 / energy.max())).astype(np.uint8)
@@ -283,16 +400,21 @@ def train_clips(
         out["cue"] = np.empty((clips, clip.frames, GRID, GRID), np.float32)
     elif clip.cue and CUES[clip.cue].vectors:
         out["scale"] = np.empty((clips, clip.frames, 2), np.float32)
+    clip, total, cuts = clip.of(record.meta.fps), len(record), () if clip.cross_cuts else record.meta.cuts
+    energy_N = record.array("energy")[cue_entries(np.arange(total), total, cuts)] if clip.sample_motion else None
     for n in range(clips):
         rng = generator(seed, epoch, record.key, n)
-        start = random_start(len(record), clip, rng, record.array("energy") if clip.sample_motion else None)
-        start -= start % record.rgb.grain(clip.stride)
-        out["frames"][n] = indices = frame_indices(start, len(record), clip)
+        start = random_start(total, clip, rng, energy_N, cuts)
+        shot = max((cut for cut in cuts if cut <= start), default=0)  # where it begins
+        start = max(start - start % record.rgb.grain(clip.stride), shot)
+        out["frames"][n] = indices = frame_indices(start, total, clip)
         box = random_resized_crop(*record.size, clip.min_scale, rng)
         flip = bool(rng.random() < clip.flip)
         crop_resize(record.frames(indices), box, flip, out["rgb"][n])
-        if clip.cue and (scale_T2 := crop_cue(record, clip.cue, indices, box, flip, out["cue"][n])) is not None:
-            out["scale"][n] = scale_T2
+        if clip.cue:
+            scale_T2 = crop_cue(record, clip, indices, cuts, box, flip, out["cue"][n])
+            if scale_T2 is not None:
+                out["scale"][n] = scale_T2
         out["still"][n] = rng.integers(clip.frames)
         out["colours"][n] = draw_colours(rng), draw_colours(rng)
     return out | identity(record)
@@ -309,13 +431,14 @@ def eval_clips(
     """``clips`` uniform clips of a video, no flip, each cut ``crops`` times: rgb uint8 (clips * crops, T, S, S, 3), all of a
     clip side by side. With ``moving`` also that, uint8 (clips * crops, T, S, S), 1 where something moves
     (:func:`moving_cells`); raises FormatError for a sample without the cue "energy"."""
-    indices = np.concatenate([frame_indices(s, len(record), clip) for s in uniform_starts(len(record), clip, clips)])
+    clip, total, cuts = clip.of(record.meta.fps), len(record), () if clip.cross_cuts else record.meta.cuts
+    indices = np.concatenate([frame_indices(s, total, clip) for s in uniform_starts(total, clip, clips, cuts)])
     frames = record.frames(indices)  # a frame in two clips is decoded once
     if pictures is None:
         pictures = {name: np.empty(shape, np.uint8) for name, shape in eval_shapes(clip, clips, crops, moving).items()}
     for n in range(clips):
         part = slice(n * clip.frames, (n + 1) * clip.frames)
-        cells = moving_cells(record.array("grid"), indices[part], clip.stride) if moving else None
+        cells = moving_cells(record.array("grid"), indices[part], clip.step, cuts) if moving else None
         for number, box in enumerate(eval_crops(*record.size, crops)):
             crop_resize(frames[part], box, False, pictures["rgb"][n * crops + number])
             if cells is not None:

@@ -291,7 +291,12 @@ class TrainLoader:
             ReadRecords(shards, on_error == "skip", self.plan, cache),
             CutClips(shards, kind, train_shapes(clip, clips), partial(train_clips, clip=clip, clips=clips, seed=seed)),
         )
-        self._clip = zlib.crc32(repr((clip, clips)).encode())
+        said = repr((clip, clips))
+        for later in ("cross_cuts", "clip_fps"):  # so that states of before them stay good
+            said = said.replace(f", {later}={getattr(clip, later)}", "")
+        said += "" if clip.cross_cuts or not shards.cuts_N[samples_N].any() else " within shots"
+        said += "" if clip.clip_fps is None else f" at {clip.clip_fps} a second"
+        self._clip = zlib.crc32(said.encode())
         self._batches: Iterator[Sample] | None = None
         if workers:
             worker_context()  # so that its server may be ready when the first batch is asked for

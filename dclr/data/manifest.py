@@ -38,6 +38,7 @@ from dclr.errors import InputError
 from dclr.record import (
     DEFAULT_FPS,
     FORMAT_VERSION,
+    TRAITS,
     FormatError,
     Record,
     SampleMeta,
@@ -56,7 +57,7 @@ FAILURES = "failures.jsonl"
 SHA256 = re.compile(r"[0-9a-f]{64}")  # it names folders of a cache, and an index
 OLD_INDEX = re.compile(r"index-[0-9a-f]{16}\.npz")
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")  # a manifest is hostile input: no path escapes the set's folder
-OPTIONAL_COLUMNS = {"path": "<i8", "motion": "<f8", "content": "<i8"}  # of the index, each with a row a sample
+OPTIONAL_COLUMNS = {"path": "<i8", "motion": "<f8", "content": "<i8", "cuts": "<i8"}  # of the index, each with a row a sample
 SPAN = re.compile(r"\[[\d.e+-]+:[\d.e+-]*\]\Z")  # behind the path in the id of a video that is a part of a file
 
 
@@ -178,18 +179,23 @@ class Entry:
     video: str  # the video's id; segments of one video share it
     motion: float | None = None  # :func:`dclr.record.mean_motion` of its stored energy
     content: str | None = None  # as in :class:`dclr.record.Source`
+    cuts: list[int] = dataclasses.field(default_factory=list)  # frames at which a further shot begins
+    traits: list[str] = dataclasses.field(default_factory=list)  # of the source, of dclr.record.TRAITS
     from_stored: list[str] | None = None  # as in :class:`dclr.record.SampleMeta`, where there are any
 
     @classmethod
     def of(cls, meta: SampleMeta, key: str, offset: int, size: int, crc32: int, motion: float | None = None) -> Entry:
         """The line of a sample of which this is ``KEY.json``."""
         labels, splits, content = meta.labels, list(meta.splits), meta.source.content if meta.source else None
-        said = labels, splits, meta.frames, meta.fps, meta.video, motion, content, list(meta.from_stored) or None
-        return cls(key, offset, size, crc32, meta.label, *said)
+        said = labels, splits, meta.frames, meta.fps, meta.video, motion, content
+        lists = list(meta.cuts), list(meta.traits), list(meta.from_stored) or None
+        return cls(key, offset, size, crc32, meta.label, *said, *lists)
 
     def dumps(self) -> str:
-        said = {field: getattr(self, field) for field in self.__slots__}
-        return json.dumps({f: v for f, v in said.items() if v is not None or f == "label"}, ensure_ascii=False)
+        """The line, without the optional fields that are None or empty."""
+        usual = {field.name: field.default for field in dataclasses.fields(self)} | {"cuts": [], "traits": []}
+        said = {name: getattr(self, name) for name in self.__slots__}
+        return json.dumps({name: value for name, value in said.items() if value != usual[name]}, ensure_ascii=False)
 
 
 def old_index(sha256: str) -> str:
@@ -226,9 +232,11 @@ def read_index(folder: Folder, name: str) -> tuple[Header, list[Entry]]:
             raise TypeError(f"format version {header.version!r}, this code reads version {FORMAT_VERSION}")
         for number, line in enumerate(lines[1:], 2):  # noqa: B007
             entry = Entry(**json.loads(line))
-            numbers = (entry.offset, entry.size, entry.frames, *entry.labels.values())
+            numbers = (entry.offset, entry.size, entry.frames, *entry.labels.values(), *entry.cuts)
             if not isinstance(entry.key, str) or not isinstance(entry.video, str):
                 raise TypeError(f"key {entry.key!r}, video {entry.video!r}")
+            if not all(trait in TRAITS for trait in entry.traits):
+                raise TypeError(f"traits {entry.traits}, expected some of {', '.join(TRAITS)}")
             if not all(isinstance(n, int) and n >= 0 for n in numbers):
                 raise TypeError(f"numbers {numbers}")
             if entry.motion is not None and not 0 <= entry.motion < math.inf:
@@ -317,6 +325,8 @@ def pack_columns(entries: Sequence[Entry], splits: Sequence[str], kinds: Sequenc
             len(splits), len(entries)
         ),
     }
+    if any(entry.cuts for entry in entries):
+        columns["cuts"] = np.array([len(entry.cuts) for entry in entries], "<i8")
     paths = [SPAN.sub("", entry.video) for entry in entries]
     if any(path != entry.video for path, entry in zip(paths, entries, strict=True)):
         columns["path"] = np.array([video_id(path) for path in paths], "<i8")
@@ -362,6 +372,8 @@ def parse_columns(file: IO[bytes], data: memoryview, samples: int, splits: int, 
             ends = columns["key_ends"]
             if np.any(np.diff(ends, prepend=0) < 1) or np.any(columns["size"] < 1) or np.any(columns["frames"] < 1):
                 raise FormatError(f"{name}: a key, size or number of frames below 1")
+            if "cuts" in columns and np.any((columns["cuts"] < 0) | (columns["cuts"] >= columns["frames"])):
+                raise FormatError(f"{name}: a number of cuts that is none of 0 to the frames")
             if "motion" in columns and np.any((columns["motion"] < 0) | np.isinf(columns["motion"])):
                 raise FormatError(f"{name}: a motion below 0 or beyond all numbers")
             columns["keys"] = column("keys", "|u1", (int(ends[-1]) if samples else 0,))
@@ -384,7 +396,7 @@ class ShardSet:
         video_N: int64 (N,), the 63-bit id of the video that a sample is (a segment of): :func:`dclr.record.video_id`.
         path_N: int64 (N,), that of the file that it was made of, which several videos may be parts of.
         motion_N: float64 (N,), its mean motion energy, NaN where the index does not say. content_N: int64 (N,), the same for
-        the same packets under two paths, -1 where the index does not say.
+        the same packets under two paths, -1 where the index does not say. cuts_N: int64 (N,), the number of cuts in it.
         tars: its shards. classes: kind of label -> class names. labels: kind -> int64 (N,), -1 where unlabelled.
         first_S, roots: the first sample of each of the sets that it is, and where they lie: here 0 and ``root``.
         damaged: the error of each shard that ``keep_damaged`` let pass.
@@ -409,6 +421,7 @@ class ShardSet:
         self.path_N = columns.get("path", self.video_N)
         self.motion_N = columns.get("motion", np.full(len(self.keys), np.nan))
         self.content_N = columns.get("content", np.full(len(self.keys), -1))
+        self.cuts_N = columns.get("cuts", np.zeros(len(self.keys), np.int64))
         self.labels = dict(zip(self.manifest.classes, columns["labels"], strict=True))
         self._splits = dict(zip(self.manifest.splits, columns["splits"], strict=True))  # uint8 (N,), 1 for its samples
         count_S = [shard.samples for shard in self.manifest.shards]

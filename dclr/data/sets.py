@@ -11,6 +11,7 @@ import numpy as np
 from dclr.data.config import Choice
 from dclr.data.manifest import Names, ShardSet
 from dclr.errors import InputError
+from dclr.record import DEFAULT_FPS
 
 TRAIN, TESTS = "train", ("test", "val")  # how the splits of a fold are called, before the fold's number
 SHOWN_PAIRS = 5
@@ -103,7 +104,7 @@ class JoinedSets(ShardSet):
         self.damaged = [said for one in sets for said in one.damaged]
         self.tars = tuple(tar for one in sets for tar in one.tars)
         self.keys = Names.joined([one.keys for one in sets])
-        for column in ("offset_N", "size_N", "frames_N", "fps_N", "crc32_N"):
+        for column in ("offset_N", "size_N", "frames_N", "fps_N", "crc32_N", "cuts_N"):
             setattr(self, column, np.concatenate([getattr(one, column) for one in sets]))
         before = np.cumsum([0, *(len(one.tars) for one in sets[:-1])])
         self.shard_N = np.concatenate([one.shard_N + first for one, first in zip(sets, before, strict=True)])
@@ -143,6 +144,17 @@ def leaks(shards: ShardSet, train: Sequence[str], test: Sequence[str], train_N: 
         more = f" and {len(pairs) - SHOWN_PAIRS} more" if len(pairs) > SHOWN_PAIRS else ""
         lines.append(f"warning: {len(pairs)} videos are in {','.join(train)} and in {','.join(test)} ({what}): {named}{more}")
     return lines
+
+
+def unknown_rates(shards: ShardSet, samples_N: np.ndarray) -> list[str]:
+    """A warning where videos do not say how many frames a second they have."""
+    unknown_n = samples_N[shards.fps_N[samples_N] <= 0]
+    if not len(unknown_n):
+        return []
+    named = ", ".join(shards.keys[number] for number in unknown_n[:SHOWN_PAIRS])
+    more = f" and {len(unknown_n) - SHOWN_PAIRS} more" if len(unknown_n) > SHOWN_PAIRS else ""
+    said = f"warning: --clip-fps takes {len(unknown_n)} videos that do not say how many frames a second they have for"
+    return [f"{said} {DEFAULT_FPS} a second: {named}{more}"]
 
 
 def folds(splits: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dclr.data.clips import CROPS, ClipConfig
+from dclr.data.clips import CROPS, LEARNED, ClipConfig
 from dclr.data.config import Choice, Reading, Shards
 from dclr.errors import InputError
 from dclr.evaluation.modes import MODES
@@ -44,9 +44,10 @@ class Pretrained:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalClips:
-    title = "clips (frames, stride and size: by default the checkpoint's, or 16, 2, 112)"
+    title = "clips (frames, stride or clip-fps, and size: by default the checkpoint's, or 16, 2, 112)"
     frames: int | None = again(ClipConfig, "frames", None)
-    stride: int | None = again(ClipConfig, "stride", None)
+    stride: int | None = again(ClipConfig, "stride", None, least=1, above=None)
+    clip_fps: float | None = again(ClipConfig, "clip_fps", instead="stride")
     size: int | None = again(ClipConfig, "size", None)
     cpv: int = setting(10, "clips a training video: an epoch's (finetune), in all (others)", short="-cpv", least=1)
     test_clips: int = setting(10, "uniform clips a test video, probabilities averaged", least=1)
@@ -54,6 +55,7 @@ class EvalClips:
     average: str = setting("probabilities", "of a video's clips", choices=("probabilities", "logits"))
     min_scale: float = again(ClipConfig, "min_scale", help="least share of the area that a training crop keeps")
     flip: float = again(ClipConfig, "flip")
+    cross_cuts: bool = again(ClipConfig, "cross_cuts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +106,12 @@ class Tuning:
 class EvalConfig(Tuning, Computing, Frozen, EvalClips, Pretrained, Reading, Choice, Data):
     """Everything that decides an evaluation; saved in its result.json. Raises InputError for values that do not fit.
 
-    ``frames``, ``stride`` and ``size`` of None are those of the checkpoint (16, 2, 112 for random weights); ``cpv`` is clips a
-    training video: random ones in each epoch of finetune, uniform ones otherwise; ``test_clips`` uniform clips of a test video,
-    each cut ``crops`` times, of which ``average`` is taken. ``head`` ``bn`` has a BatchNorm before the linear layer. In
-    finetuning, BatchNorm normalises by the batch of all processes (``bn`` ``sync``) or of each (``local``), or as it was
-    pretrained to (``frozen``). ``val`` is the share of the training videos that is held out, by which finetuning chooses its
-    epoch (and stops after ``patience`` without a better one, 0 for never) and ``probe`` ``sgd`` its learning rate.
+    ``frames``, ``stride`` (or ``clip_fps``) and ``size`` of None are those of the checkpoint (16, 2, 112 for random weights);
+    ``cpv`` is clips a training video: random ones in each epoch of finetune, uniform ones otherwise; ``test_clips`` uniform
+    clips of a test video, each cut ``crops`` times, of which ``average`` is taken. ``head`` ``bn`` has a BatchNorm before the
+    linear layer. In finetuning, BatchNorm normalises by the batch of all processes (``bn`` ``sync``) or of each (``local``), or
+    as it was pretrained to (``frozen``). ``val`` is the share of the training videos that is held out, by which finetuning
+    chooses its epoch (and stops after ``patience`` without a better one, 0 for never) and ``probe`` ``sgd`` its learning rate.
     """
 
     mode: str
@@ -133,14 +135,13 @@ class EvalConfig(Tuning, Computing, Frozen, EvalClips, Pretrained, Reading, Choi
             raise InputError("--pretrained random says nothing of the network: name it with -a, such as -a r2plus1d_10")
         self.clip({})
 
-    def clip(self, learned: dict[str, int]) -> ClipConfig:
+    def clip(self, learned: Mapping[str, Any]) -> ClipConfig:
         """The clips to evaluate on, given those that the checkpoint learned on."""
-        default = ClipConfig()
-        given = {name: getattr(self, name) for name in ("frames", "stride", "size")}
-        frames, stride, size = (
-            learned.get(name, getattr(default, name)) if value is None else value for name, value in given.items()
-        )
-        return ClipConfig(frames, stride, size, self.min_scale, self.flip)
+        given = {name: value for name in LEARNED if (value := getattr(self, name)) is not None}
+        if given.keys() & {"stride", "clip_fps"}:
+            learned = {name: value for name, value in learned.items() if name not in ("stride", "clip_fps")}
+        more: dict[str, Any] = {**learned, **given}
+        return ClipConfig(min_scale=self.min_scale, flip=self.flip, cross_cuts=self.cross_cuts, **more)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,7 +106,11 @@ def name(setting: Setting, samples_N: np.ndarray, clips: int, crops: int, what: 
     decides = {
         "version": [FEATURES_VERSION, torch.__version__], "weights": setting.weights, "set": setting.shards.digest,
         "samples": hashlib.sha256(samples_N.astype("<i8").tobytes()).hexdigest(), "what": [what, clips, crops],
-        "clip": [clip.frames, clip.stride, clip.size], "precision": str(setting.dtype),
+        "clip": [
+            clip.frames, clip.stride, clip.size, *(["cross cuts"] if clip.cross_cuts else []),
+            *([clip.clip_fps] if clip.clip_fps else []),
+        ],
+        "precision": str(setting.dtype),
         "bn": 0 if not config.precise_bn else [
             config.precise_bn, config.batch, config.seed, config.train_split, config.val, clip.min_scale, clip.flip,
             *([config.chosen_by] if config.chosen_by else []),

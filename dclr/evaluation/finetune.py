@@ -235,9 +235,8 @@ def _remove(out: Path) -> None:
 
 def _decides(setting: Setting) -> dict[str, Any]:
     """The options, weights and set that a finetuning which goes on must have again."""
-    clip = {name: getattr(setting.clip, name) for name in ("frames", "stride", "size")}
     network = {"arch": setting.trunk.arch, "width": setting.trunk.width, "weights": setting.weights}
-    options = dataclasses.asdict(setting.config) | clip | network | {"set": setting.shards.digest}
+    options = dataclasses.asdict(setting.config) | setting.clip.said | network | {"set": setting.shards.digest}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items() if name not in FREE}
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from dclr import distributed
 from dclr.compare import GUESSES, compare, measured, read_result
+from dclr.data.clips import LEARNED
 from dclr.data.manifest import ShardSet
 from dclr.data.sets import choose
 from dclr.errors import InputError, dispensable, refuse_used
@@ -27,7 +28,6 @@ from dclr.settings import completed, free
 from dclr.text import public
 
 HELD = {"epochs", "shards", "pretrained"}  # may differ in a run that is gone on with, and not in a result that is kept
-CLIP = {"frames", "stride", "size"}
 NETWORK = ("arch", "width")
 PLACES = {"seed", "train_split", "test_split", "out"}  # not of a mean
 
@@ -117,7 +117,7 @@ def finished(config: EvalConfig, folds: Sequence[int] = (), seeds: Sequence[int]
         }  # fmt: skip
     may = free(type(config)) - HELD
     for name, value in wanted.items():
-        ours = name in (*CLIP, *NETWORK) and value is None  # the checkpoint's, which made it too
+        ours = name in (*LEARNED, *NETWORK) and value is None  # the checkpoint's, which made it too
         if name not in may and not ours and _public(made.get(name)) != _public(value):
             raise InputError(
                 f"{path}: made with {name.replace('_', '-')} {made.get(name)}, not {value}; name another --out, "

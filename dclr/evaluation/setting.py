@@ -24,7 +24,7 @@ from dclr.data.clips import ClipConfig
 from dclr.data.fetch import Cache
 from dclr.data.loader import TrainLoader, all_skipped, eval_loader, open_sets
 from dclr.data.manifest import ShardSet, require_size
-from dclr.data.sets import choose, leaks
+from dclr.data.sets import choose, leaks, unknown_rates
 from dclr.draws import generator
 from dclr.errors import InputError, make_folder, refuse_used
 from dclr.evaluation.config import EvalConfig
@@ -153,7 +153,10 @@ def _introduce(setting: Setting) -> None:
     if config.chosen_by:
         every = len(shards.select(config.train_split))
         print(f"{len(train_N)} of {every} videos of {','.join(config.train_split)} are chosen by {config.chosen_by}")
-    for line in leaks(shards, config.train_split, config.test_split, train_N, setting.test_N):
+    lines = leaks(shards, config.train_split, config.test_split, train_N, setting.test_N)
+    if setting.clip.clip_fps is not None:
+        lines += unknown_rates(shards, np.union1d(train_N, setting.test_N))
+    for line in lines:
         print(line, file=sys.stderr)
 
 

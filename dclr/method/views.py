@@ -242,7 +242,7 @@ def rgb_difference(v_BCTHW: torch.Tensor) -> torch.Tensor:
 
 def stored_motion(batch: dict[str, torch.Tensor], clip: int, device: torch.device) -> torch.Tensor:
     """The dynamic view out of a stored cue, float32 (B, 3, T, H, W): a signed change in -1..1 three times, or vectors as
-    (u, v, |(u, v)|) in pixels of the crop a stored frame."""
+    (u, v, |(u, v)|) in pixels of the crop a stored frame, with ``--clip-fps`` a frame of the clip."""
     cue = sent(batch["cue"][:, clip], device).float() - STILL
     if "scale" not in batch:
         return (cue / 127).unsqueeze(1).expand(-1, 3, -1, -1, -1)  # BTHW -> B3THW

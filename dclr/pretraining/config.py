@@ -36,11 +36,15 @@ class Split:
 class Clips:
     title = "clips"
     frames: int = again(ClipConfig, "frames", least=2)
-    stride: int = again(ClipConfig, "stride")
+    stride: int | None = again(
+        ClipConfig, "stride", None, help="stored frames from one frame of a clip to the next (2)", least=1, above=None
+    )
+    clip_fps: float | None = again(ClipConfig, "clip_fps", instead="stride")
     size: int = again(ClipConfig, "size")
     min_scale: float = again(ClipConfig, "min_scale")
     flip: float = again(ClipConfig, "flip")
     sample_motion: bool = again(ClipConfig, "sample_motion")
+    cross_cuts: bool = again(ClipConfig, "cross_cuts")
     jitter: str = setting(
         "torchvision", "of colours: torchvision's, or the authors' formulas", choices=JITTERS, before="torchvision"
     )
@@ -110,6 +114,8 @@ class PretrainConfig(
         if isinstance(self.shards, str):
             object.__setattr__(self, "shards", (self.shards,))
         check_values(self)
+        if self.stride is None and self.clip_fps is None:
+            object.__setattr__(self, "stride", ClipConfig.stride)
         if self.weights:
             whole_parts(self.weights, [1] * len(self.shards))
         if self.warmup >= self.epochs:
@@ -139,7 +145,10 @@ class PretrainConfig(
         if cue and needed not in (None, cue):
             flags = "--flow-weight" if self.flow_weight else f"--mine-by {needed}"
             raise InputError(f"{flags} with --dynamic {self.dynamic}: a clip has one stored cue, expected --dynamic rgbdiff")
-        return ClipConfig(self.frames, self.stride, self.size, self.min_scale, self.flip, cue or needed, self.sample_motion)
+        return ClipConfig(
+            self.frames, self.stride or ClipConfig.stride, self.size, self.min_scale, self.flip, cue or needed,
+            self.sample_motion, self.cross_cuts, self.clip_fps,
+        )  # fmt: skip
 
     @property
     def method(self) -> Method:

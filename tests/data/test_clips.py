@@ -28,6 +28,58 @@ def test_starts_are_uniform_among_those_that_fit() -> None:
     assert len(counts) == 6 and counts.min() > 850
 
 
+def test_starts_cross_no_cut_where_a_shot_is_long_enough() -> None:
+    cuts = (10, 30, 46)  # shots of 10, 20, 16 and 4 frames; a clip spans 15
+    assert clips.clip_starts(50, CLIP, cuts).tolist() == [*range(10, 16), 30, 31]
+    rng = np.random.default_rng(0)
+    counts = np.bincount([clips.random_start(50, CLIP, rng, cuts=cuts) for _ in range(4000)])
+    assert np.flatnonzero(counts).tolist() == [*range(10, 16), 30, 31] and counts[counts > 0].min() > 400
+    assert clips.uniform_starts(50, CLIP, 4, cuts) == [10, 12, 15, 31] and clips.uniform_starts(50, CLIP, 1, cuts) == [13]
+
+
+def test_without_a_long_shot_or_a_cut_starts_are_those_of_any_video() -> None:
+    assert clips.clip_starts(50, CLIP, (10, 20, 30, 40)).tolist() == clips.clip_starts(50, CLIP).tolist() == [*range(36)]
+    for cuts in ((), (10, 20, 30, 40)):
+        ours, plain = np.random.default_rng(3), np.random.default_rng(3)
+        for _ in range(50):
+            assert clips.random_start(50, CLIP, ours, cuts=cuts) == plain.integers(36)
+    assert not len(clips.clip_starts(14, CLIP, (7,))) and clips.uniform_starts(14, CLIP, 2, (7,)) == [0, 0]
+
+
+def with_cuts(record: Record, *cuts: int) -> Record:
+    return dataclasses.replace(record, meta=dataclasses.replace(record.meta, cuts=cuts))
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "h264"])
+def test_clips_stay_in_their_shot_also_where_they_start_at_references(h264_set: Path, synthetic_set: Path, codec: str) -> None:
+    record = with_cuts(ShardSet(h264_set if codec == "h264" else synthetic_set).read(0), 9, 21)
+    config = ClipConfig(frames=5, stride=2, size=16)
+    found = clips.train_clips(record, config, 60, 0, 0)["frames"]
+    assert {9, 10, 12, 21} <= set(found[:, 0].tolist())  # frame 9 is no reference, but where its shot begins
+    assert all(len({np.searchsorted((9, 21), frame, "right") for frame in clip}) == 1 for clip in found)
+    crossing = clips.train_clips(record, dataclasses.replace(config, cross_cuts=True), 60, 0, 0)["frames"]
+    whole = clips.train_clips(with_cuts(record), config, 60, 0, 0)["frames"]
+    np.testing.assert_array_equal(crossing, whole)
+
+
+def test_motion_at_a_cut_attracts_no_clip_and_is_in_none(record: Record) -> None:
+    energy, grid = np.zeros_like(record.array("energy")), np.zeros_like(record.array("grid"))
+    energy[20], energy[30], grid[20] = 90, 1, 90
+    cut = with_cuts(dataclasses.replace(record, arrays={**record.arrays, "energy": energy, "grid": grid}), 20)
+    config = ClipConfig(frames=3, stride=2, size=32, cue="energy", sample_motion=True)
+    made = clips.train_clips(cut, config, 40, 0, 0)
+    assert set(made["frames"][:, 0].tolist()) <= set(range(26, 31)) and not made["cue"].any()
+    made = clips.train_clips(cut, dataclasses.replace(config, sample_motion=False), 200, 0, 0)
+    assert (made["frames"] == 20).any() and not made["cue"].any()  # its entry compares two shots
+    assert not clips.moving_cells(grid, np.array([18, 20, 22]), 2, (20,)).any()
+    assert clips.moving_cells(grid, np.array([18, 20, 22]), 2).any()
+
+
+def test_the_entry_of_a_cut_gives_place_to_the_next_one() -> None:
+    assert clips.cue_entries(np.array([0, 4, 5, 6, 9]), 10, (5, 9)).tolist() == [0, 4, 6, 6, 9]
+    assert clips.cue_entries(np.array([[5], [7]]), 10, ()).tolist() == [[5], [7]]
+
+
 def test_uniform_starts_span_the_video() -> None:
     assert clips.uniform_starts(115, CLIP, 5) == [0, 25, 50, 75, 100]
     assert clips.uniform_starts(115, CLIP, 1) == [50]
@@ -320,7 +372,7 @@ def test_what_moves_in_real_clips_lies_in_the_cells(synthetic_set: Path) -> None
 
 
 def test_a_clip_is_by_default_the_methods_and_the_least_ones_are_allowed() -> None:
-    assert dataclasses.astuple(ClipConfig()) == (16, 2, 112, 0.2, 0.5, None, False)
+    assert dataclasses.astuple(ClipConfig()) == (16, 2, 112, 0.2, 0.5, None, False, False)
     assert ClipConfig(frames=1, stride=1, size=8, min_scale=1.0, flip=0.0).span == 1
     assert ClipConfig(flip=1.0, cue="flow").span == 31
     for wrong in ({"size": 7}, {"min_scale": 1.01}, {"flip": -0.1}, {"flip": 1.01}, {"min_scale": -0.1}):

@@ -164,8 +164,10 @@ def test_the_joined_index_is_parsed_as_it_was_packed() -> None:
     found = parse(forged(lambda c: None))
     assert list(Names(found["keys"], found["key_ends"])) == ["one", "two"]
     assert found["size"].tolist() == [512, 1024] and found["labels"].tolist() == [[0, 1]]
-    assert not {"motion", "content", "path"} & set(found)
-    known = {"motion": np.array([0.5, np.nan]), "content": np.array([7, -1]), "path": np.array([3, 4])}
+    assert not {"motion", "content", "path", "cuts"} & set(found)
+    known = {
+        "motion": np.array([0.5, np.nan]), "content": np.array([7, -1]), "path": np.array([3, 4]), "cuts": np.array([4, 0])
+    }  # fmt: skip
     found = parse(forged(lambda c: c.update(known)))
     assert all(np.array_equal(found[name], column, equal_nan=name == "motion") for name, column in known.items())
     assert Names.of(["a", "", "öä"])[-1] == "öä" and len(Names.of([])) == 0
@@ -179,6 +181,9 @@ def test_the_joined_index_is_parsed_as_it_was_packed() -> None:
         (b"PK", "index.npz"),
         (forged(lambda c: c.pop("fps")), "fps"),
         (forged(lambda c: c.update(size=np.array([512]))), "size"),
+        (forged(lambda c: c.update(cuts=np.array([1.0, 0]))), "cuts"),
+        (forged(lambda c: c.update(cuts=np.array([5, 0]))), "a number of cuts"),
+        (forged(lambda c: c.update(cuts=np.array([-1, 0]))), "a number of cuts"),
         (forged(lambda c: c.update(size=np.array([512, -512]))), "below 1"),
         (forged(lambda c: c.update(key_ends=np.array([6, 3]))), "below 1"),
         (forged(lambda c: c.update(key_ends=np.array([3, 2**40]))), "keys"),

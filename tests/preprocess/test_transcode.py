@@ -12,10 +12,10 @@ import pytest
 import simplejpeg
 from av.stream import Disposition
 from av.video.reformatter import ColorRange
-from conftest import REAL, needs_real_data, stored, succeed
+from conftest import REAL, needs_real_data, refuse, run, stored, succeed
 
 from dclr.data.manifest import ShardSet
-from dclr.record import Source, pack, unpack
+from dclr.record import Record, Source, pack, unpack
 from preprocess.synthetic import encode
 from preprocess.transcode import OpenedVideo, Options, Span, TranscodeError, measured_rate, stored_size, transcode
 
@@ -38,10 +38,11 @@ def write(
     pix_fmt: str,
     pts: list[int] | None = None,
     matrix: list[int] | None = None,
+    sar: Fraction | None = None,
     **options: str,
 ) -> None:
     """A video with FFmpeg's encoder and pixel format of choice, 25 frames a second unless ``pts`` (1/25 s) say otherwise, with
-    a display ``matrix`` of nine integers or none."""
+    a display ``matrix`` of nine integers or none and a sample aspect ratio."""
     path.parent.mkdir(exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options=options)
@@ -49,6 +50,8 @@ def write(
         stream.set_display_matrix(matrix)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt, stream.codec_context.time_base = pix_fmt, Fraction(1, 25)
+        if sar is not None:
+            stream.codec_context.sample_aspect_ratio = sar
         for number, image in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(image, format="rgba" if image.shape[-1] == 4 else "rgb24")
             frame.pts, frame.time_base = pts[number] if pts else number, Fraction(1, 25)
@@ -165,9 +168,153 @@ def test_pixel_formats_give_the_same_colours(tmp_path: Path, codec: str, pix_fmt
     )
 
 
-def test_interlaced_video_is_stored_as_it_is_decoded(tmp_path: Path) -> None:
-    write(tmp_path / "v.mpg", moving_square(10), "mpeg2video", "yuv420p", flags="+ilme+ildct")
-    assert len(stored(tmp_path / "v.mpg", size=96)) == 10
+def flat(path: Path, width: int, height: int, matrix: int, transfer: int = 2) -> None:
+    """A lossless picture of Y, U, V = 120, 90, 200 in limited range; matrix and transfer function by H.273."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
+        frame = av.VideoFrame(width, height, "yuv444p")
+        for plane, level in zip(frame.planes, (120, 90, 200), strict=True):
+            np.frombuffer(plane, np.uint8)[:] = level  # type: ignore[arg-type]
+        stream.codec_context.colorspace = frame.colorspace = matrix
+        stream.codec_context.color_trc = frame.color_trc = transfer
+        frame.pts = 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize(("width", "height"), [(320, 240), (1280, 720), (1920, 1080)])
+def test_colours_without_a_matrix_are_what_ffmpegs_command_line_takes_them_for(tmp_path: Path, width: int, height: int) -> None:
+    """BT.601 at any size. With ``ffmpeg -i v.mkv -pix_fmt rgb24`` they are 236, 77, 44, and as BT.709 250, 91, 41."""
+    for name, matrix, expected in (("untagged", 2, (236, 77, 44)), ("bt709", 1, (250, 91, 41)), ("bt601", 6, (236, 77, 44))):
+        flat(tmp_path / f"{name}.mkv", width, height, matrix)
+        found = stored(tmp_path / f"{name}.mkv", size=64, quality=100).frames([0])[0]
+        assert found[20:40, 20:40].mean((0, 1)) == pytest.approx(expected, abs=2.5), name
+
+
+def test_hdr_is_named_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    for name, transfer in (("pq", 16), ("hlg", 18), ("sdr", 1)):
+        flat(tmp_path / f"videos/{name}.mkv", 64, 48, 1, transfer)
+    out = tmp_path / "set"
+    made = run("-m", "preprocess", "folder", "--root", tmp_path / "videos", "--out", out, "--size", "32")
+    assert made.returncode == 0
+    for kind in ("PQ", "HLG"):
+        assert f"1 videos are HDR (transfer function {kind}) and stored without tone mapping" in made.stderr
+    assert "sdr.mkv" not in made.stderr
+    said = succeed("-m", "preprocess", "stats", out, "--out", tmp_path / "stats.png")
+    assert "sources  HLG 1, PQ 1" in said
+    assert [ShardSet(out).read(n).meta.source.transfer for n in range(3)] == ["HLG", "PQ", None]
+
+
+def combed(path: Path) -> np.ndarray:
+    """Ten interlaced pictures: odd rows show a square four pixels further on. What even rows show is returned."""
+    late, early = moving_square(11)[1:], moving_square(11)[:-1]
+    fields = early.copy()
+    fields[:, 1::2] = late[:, 1::2]
+    write(path, fields, "mpeg2video", "yuv420p", flags="+ilme+ildct", q="2", field_order="tt")
+    return early
+
+
+def comb(frames: np.ndarray) -> float:
+    """How much rows differ from the mean of those above and below."""
+    luma = frames[..., 0].astype(int)
+    return float(np.abs(2 * luma[:, 1:-1] - luma[:, :-2] - luma[:, 2:]).mean())
+
+
+def test_interlaced_video_is_stored_as_it_is_decoded_or_made_whole(tmp_path: Path) -> None:
+    early = combed(tmp_path / "v.mpg")
+    as_it_is, whole = (stored(tmp_path / "v.mpg", size=96, deinterlace=how, quality=100) for how in (False, True))
+    assert len(as_it_is) == len(whole) == 10 and as_it_is.meta.source.interlaced and whole.meta.source.interlaced
+    of_side = [comb(of.frames(range(10))[:, 34:56]) for of in (as_it_is, whole)]
+    assert of_side[0] > 5 * of_side[1] and of_side[1] < 0.6
+    for number in range(1, 9):  # each in its place
+        picture = whole.frames([number])[0]
+        assert psnr(picture, early[number]) > 26 and psnr(picture, early[number - 1]) < 23
+
+
+@pytest.mark.parametrize(("codec", "pix_fmt"), [("libx264", "yuv420p"), ("ffv1", "yuv422p10le"), ("mjpeg", "yuvj420p")])
+def test_deinterlacing_leaves_whole_pictures_alone(tmp_path: Path, codec: str, pix_fmt: str) -> None:
+    """Also those whose timestamps lie, and whose range and matrix are not the usual ones."""
+    write(tmp_path / "v.mkv", moving_square(6), codec, pix_fmt, pts=[0, 1, 2, 20, 21, 50], colorspace="bt709")
+    plain, through = (stored(tmp_path / "v.mkv", size=96, deinterlace=how) for how in (False, True))
+    assert bytes(plain.rgb.data) == bytes(through.rgb.data) and len(through) == 6 and not through.meta.source.interlaced
+
+
+def circle(height: int, width: int, sar: Fraction) -> np.ndarray:
+    """Two pictures of a disc that is round where pixels are shown ``sar`` times as wide as high."""
+    y, x = np.mgrid[:height, :width]
+    inside = ((x + 0.5 - width / 2) * float(sar)) ** 2 + (y + 0.5 - height / 2) ** 2 < (height / 3) ** 2
+    return np.repeat((inside * 200 + 20).astype(np.uint8)[None, ..., None], 2, 0).repeat(3, 3)
+
+
+def roundness(record: Record) -> float:
+    """Width over height of the disc."""
+    inside = record.frames([0])[0, ..., 0] > 120
+    return float(inside.any(0).sum() / inside.any(1).sum())
+
+
+@pytest.mark.parametrize("sar", [Fraction(4, 3), Fraction(10, 11), Fraction(64, 45), Fraction(1)])
+def test_pixels_become_square_or_are_kept(tmp_path: Path, sar: Fraction) -> None:
+    write(tmp_path / "v.mp4", circle(240, 320, sar), "libx264", "yuv420p", sar=sar)
+    square, kept = (stored(tmp_path / "v.mp4", size=120, sar=how) for how in ("square", "keep"))
+    assert square.size == (120, 2 * round(80 * sar)) and roundness(square) == pytest.approx(1, abs=0.03)
+    assert kept.size == (120, 160) and roundness(kept) == pytest.approx(1 / float(sar), abs=0.03)
+    said = None if sar == 1 else f"{sar.numerator}:{sar.denominator}"
+    for done in (square, kept):
+        assert done.meta.source == Source("v.mp4", 320, 240, 0, sar=said)
+    assert sar != 1 or bytes(square.rgb.data) == bytes(kept.rgb.data)
+
+
+def test_pixels_are_square_before_a_picture_is_turned(tmp_path: Path) -> None:
+    turned = [0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30]
+    write(tmp_path / "v.mp4", circle(240, 320, Fraction(3, 2)), "libx264", "yuv420p", matrix=turned, sar=Fraction(3, 2))
+    done = stored(tmp_path / "v.mp4", size=120)
+    assert done.size == (240, 120) and roundness(done) == pytest.approx(1, abs=0.03)
+    assert done.meta.source == Source("v.mp4", 320, 240, 0, sar="3:2", rotation=90)
+
+
+def test_pixels_too_wide_to_be_square_fail_with_the_way_out(tmp_path: Path) -> None:
+    write(tmp_path / "v.mp4", moving_square(2), "libx264", "yuv420p", sar=Fraction(60))
+    with pytest.raises(TranscodeError, match="for its sample aspect ratio of 60:1; --sar keep stores pixels as they are"):
+        list(transcode(tmp_path / "v.mp4", Options()))
+    assert stored(tmp_path / "v.mp4", size=96, sar="keep").size == (96, 128)
+
+
+@needs_real_data
+def test_a_circle_of_hdv_is_round() -> None:
+    done = stored(REAL / "reports/video/hdv1440.mp4", size=90)
+    assert done.size == (90, 160) and (done.meta.source.width, done.meta.source.sar) == (1440, "4:3")
+
+
+def test_what_is_odd_about_sources_is_counted_and_named(tmp_path: Path) -> None:
+    slanted = [round(65536 * x) for x in (0.5**0.5, 0.5**0.5, 0, -(0.5**0.5), 0.5**0.5, 0, 0, 0, 16384)]
+    write(tmp_path / "videos/slanted.mp4", moving_square(4), "libx264", "yuv420p", matrix=slanted)
+    write(tmp_path / "videos/wide.mp4", moving_square(4), "libx264", "yuv420p", sar=Fraction(4, 3))
+    combed(tmp_path / "videos/combed.mpg")
+    out = tmp_path / "set"
+    made = run("-m", "preprocess", "folder", "--root", tmp_path / "videos", "--out", out, "--size", "32")
+    assert made.returncode == 0 and "warning: 1 videos are by their metadata turned by another angle" in made.stderr
+    assert "left aside: slanted.mp4" in made.stderr
+    said = succeed("-m", "preprocess", "stats", out, "--out", tmp_path / "stats.png")
+    assert "sources  interlaced 1, non-square pixels 1, odd rotation 1" in said
+    assert ShardSet(out).read(1).meta.source.rotation == 45
+    assert "no faults" in succeed("-m", "preprocess", "verify", out)
+
+
+def test_a_set_made_before_these_options_is_appended_to(tmp_path: Path) -> None:
+    """Its manifest names none of them, and neither does that of a set with the defaults."""
+    write(tmp_path / "videos/a.mp4", moving_square(4), "libx264", "yuv420p")
+    command = ("-m", "preprocess", "folder", "--root", tmp_path / "videos", "--out", tmp_path / "set", "--size", "32")
+    succeed(*command)
+    options = json.loads((tmp_path / "set/manifest.json").read_text())["options"]
+    assert {"size", "cues", "segment"} <= set(options) and not {"sar", "deinterlace"} & set(options)
+    write(tmp_path / "videos/b.mp4", moving_square(4), "libx264", "yuv420p")
+    assert "--sar keep" in refuse(*command, "--append", "--sar", "keep") and "was made with --sar square" in refuse(
+        *command, "--append", "--sar", "keep"
+    )
+    assert "2 videos" in succeed(*command, "--append")
 
 
 def test_every_frame_of_a_variable_rate_is_kept_and_fps_is_the_average(tmp_path: Path) -> None:
@@ -397,7 +544,7 @@ def test_pictures_are_turned_and_mirrored_as_their_metadata_says(
     a, b, c, d = (round(65536 * number) for number in a_b_c_d)
     frames = np.repeat(np.random.default_rng(0).integers(0, 256, (2, 6, 9, 3), np.uint8), 16, 1).repeat(16, 2)
     write(tmp_path / "v.mp4", frames, "libx264", "yuv444p", matrix=[a, b, 0, c, d, 0, 0, 0, 1 << 30], crf="1")
-    done = stored(tmp_path / "v.mp4", size=96, codec=codec)
+    done = stored(tmp_path / "v.mp4", size=96, codec=codec, sar="keep")  # to FFmpeg a scale is a sample aspect ratio
     expected = shown(frames[1])
     assert done.size == expected.shape[:2] and psnr(done.frames([1])[0], expected) > 24
 
