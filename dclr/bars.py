@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
 from tqdm import tqdm
 
@@ -36,7 +36,6 @@ class Lines:
 
 def bar(iterable: Iterable[T] | None = None, desc: str = "", total: float | None = None, **how: Any) -> tqdm[T]:
     """``tqdm(iterable, desc, total, **how)`` on standard error, for a terminal or a log."""
-    if sys.stderr.isatty():
-        return tqdm(iterable, desc, total, **how)
-    # no columns: the numbers without the bar; in place 0: tqdm would move down to others'
-    return tqdm(iterable, desc, total, file=Lines(sys.stderr), ncols=0, mininterval=1.0, position=0, **how)
+    if not sys.stderr.isatty():  # no columns: the numbers without the bar; place 0: below others tqdm would move down
+        how = {"file": Lines(sys.stderr), "ncols": 0, "mininterval": 1.0, "position": 0} | how
+    return cast("tqdm[T]", tqdm(iterable, desc, total, **how))

@@ -101,7 +101,9 @@ class Verifying:
 
 @dataclass(frozen=True, kw_only=True)
 class Describing:
-    out: Path = setting(Path("stats.png"), "histograms", metavar="PNG", read=path_flag)
+    out: Path | None = setting(
+        None, "the picture, with the numbers beside it (else both in the set's folder)", metavar="PNG", read=path_flag
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +137,8 @@ def parser() -> Parser:
     command("merge", "the one manifest of what several parts made", Tolerance, existing=True)
     looked = "hash every shard, compare it with its index; exit code 1 on a fault"
     command("verify", looked, Verifying, existing=True)
-    command("stats", "videos, hours, classes, splits, sizes; a picture of them", Describing, existing=True)
+    counted = "videos, hours, classes, splits, sizes, motion, cuts; kept with a picture in the set's folder"
+    command("stats", counted, Describing, existing=True)
     command("preview", "a contact sheet: frames above their motion cues", Previewing, existing=True)
     return top
 
