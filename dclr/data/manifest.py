@@ -128,6 +128,8 @@ class Manifest:
             for field, value in (("splits", manifest.splits), ("classes", manifest.classes), ("options", manifest.options)):
                 if not isinstance(value, dict):
                     raise TypeError(f"{field} is {value!r}")
+            if not isinstance(manifest.index_sha256, str):
+                raise TypeError(f"index_sha256 is {manifest.index_sha256!r}")
             int(manifest.options["size"])
             cues = manifest.options.get("cues", [])
             if not isinstance(cues, list) or not all(isinstance(cue, str) for cue in cues):
