@@ -6,10 +6,10 @@ encoded spools to disk above 64 MB.
 
 Rules. Frames are counted in decode order, never by pts (a quarter of real files lie about it); every decoded frame is kept, so
 a variable frame rate stays as it is and ``fps`` is the file's average: its header's or, where that lies, its timestamps'. With
-``--fps`` frames are chosen by time (:meth:`OpenedVideo.resampled`). The
-first picture's size decides the stored one; quarter turns and mirrors in the metadata are applied, pixels become square unless
-``--sar keep`` says otherwise, alpha is dropped, fields stay interlaced without ``--deinterlace``. Of several video streams
-FFmpeg's choice is taken (the largest); a cover picture is none.
+``--fps`` frames are chosen by time (:meth:`OpenedVideo.resampled`). The first picture's size decides the stored one; quarter
+turns and mirrors in the metadata are applied, pixels become square unless ``--sar keep`` says otherwise, alpha is dropped,
+fields stay interlaced without ``--deinterlace``. Of several video streams FFmpeg's choice is taken (the largest); a cover
+picture is none.
 """
 
 from __future__ import annotations

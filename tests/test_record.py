@@ -257,6 +257,8 @@ SOURCE = {"path": "a/b.avi", "width": 320, "height": 240, "first": 0}
         ("source", SOURCE | {"rotation": True}, "source's rotation is True"),
         ("source", SOURCE | {"mirror": 1}, "source's mirror is 1, expected true or false"),
         ("source", SOURCE | {"interlaced": "yes"}, "source's interlaced is 'yes', expected true or false"),
+        ("source", SOURCE | {"fps": -1}, "source's fps is -1, expected frames a second, or 0"),
+        ("source", SOURCE | {"fps": "60"}, "source's fps is '60'"),
         ("source", SOURCE | {"transfer": "SDR"}, "source's transfer is 'SDR', expected one of PQ, HLG"),
         ("video", "\ud800", "video is '\\ud800', expected its id, a text"),
         ("splits", ["\udfff"], "splits are ['\\udfff']"),
@@ -292,6 +294,9 @@ def test_the_json_is_read_as_it_was_written() -> None:
     assert [replace(source, transfer=one).traits for one in record.HDR] == [("PQ",), ("HLG",)]
     assert source.traits == replace(source, rotation=270, mirror=True).traits == ()
     assert "cuts" not in json.loads(least.dumps())
+    for own, repeats in ((None, False), (0.0, True), (29.97, False), (15.0, True)):  # 25 where it does not say
+        timed = replace(full, fps=30.0, source=replace(source, fps=own))
+        assert SampleMeta.loads(timed.dumps()) == timed and timed.traits == (record.REPEATED,) * repeats
     table = json.loads(full.dumps())
     assert (table["version"], table["class"], table["splits"], table["source"]["rate"]) == (
         2,

@@ -11,7 +11,7 @@ import numpy as np
 from dclr.data.config import Choice
 from dclr.data.manifest import Names, ShardSet
 from dclr.errors import InputError
-from dclr.record import DEFAULT_FPS
+from dclr.record import DEFAULT_FPS, SLOWER
 
 TRAIN, TESTS = "train", ("test", "val")  # how the splits of a fold are called, before the fold's number
 SHOWN_PAIRS = 5
@@ -146,15 +146,18 @@ def leaks(shards: ShardSet, train: Sequence[str], test: Sequence[str], train_N: 
     return lines
 
 
-def unknown_rates(shards: ShardSet, samples_N: np.ndarray) -> list[str]:
-    """A warning where videos do not say how many frames a second they have."""
-    unknown_n = samples_N[shards.fps_N[samples_N] <= 0]
-    if not len(unknown_n):
-        return []
-    named = ", ".join(shards.keys[number] for number in unknown_n[:SHOWN_PAIRS])
-    more = f" and {len(unknown_n) - SHOWN_PAIRS} more" if len(unknown_n) > SHOWN_PAIRS else ""
-    said = f"warning: --clip-fps takes {len(unknown_n)} videos that do not say how many frames a second they have for"
-    return [f"{said} {DEFAULT_FPS} a second: {named}{more}"]
+def pace_warnings(shards: ShardSet, samples_N: np.ndarray, clip_fps: float) -> list[str]:
+    """A warning where videos do not say how many frames a second they have, and one where they have fewer than a clip."""
+    rate_N, lines = shards.fps_N[samples_N], []
+    for what, which_N in (
+        (f"do not say how many frames a second they have, and count as {DEFAULT_FPS}", rate_N <= 0),
+        ("are slower, and clips show frames of theirs twice", (rate_N > 0) & (rate_N < SLOWER * clip_fps)),
+    ):
+        keys = [shards.keys[number] for number in samples_N[which_N][:SHOWN_PAIRS]]
+        more = f" and {which_N.sum() - SHOWN_PAIRS} more" if which_N.sum() > SHOWN_PAIRS else ""
+        if keys:
+            lines.append(f"warning: --clip-fps {clip_fps:g}: {which_N.sum()} videos {what}: {', '.join(keys)}{more}")
+    return lines
 
 
 def folds(splits: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -24,7 +24,7 @@ from dclr.data.clips import ClipConfig
 from dclr.data.fetch import Cache
 from dclr.data.loader import TrainLoader, all_skipped, eval_loader, open_sets
 from dclr.data.manifest import ShardSet, require_size
-from dclr.data.sets import choose, leaks, unknown_rates
+from dclr.data.sets import choose, leaks, pace_warnings
 from dclr.draws import generator
 from dclr.errors import InputError, make_folder, refuse_used
 from dclr.evaluation.config import EvalConfig
@@ -155,7 +155,7 @@ def _introduce(setting: Setting) -> None:
         print(f"{len(train_N)} of {every} videos of {','.join(config.train_split)} are chosen by {config.chosen_by}")
     lines = leaks(shards, config.train_split, config.test_split, train_N, setting.test_N)
     if setting.clip.clip_fps is not None:
-        lines += unknown_rates(shards, np.union1d(train_N, setting.test_N))
+        lines += pace_warnings(shards, np.union1d(train_N, setting.test_N), setting.clip.clip_fps)
     for line in lines:
         print(line, file=sys.stderr)
 

@@ -17,7 +17,7 @@ from dclr import bars, distributed, report
 from dclr.data.fetch import Cache
 from dclr.data.loader import TrainLoader, open_sets
 from dclr.data.manifest import require_cue, require_size
-from dclr.data.sets import Selection, unknown_rates
+from dclr.data.sets import Selection, pace_warnings
 from dclr.errors import spared
 from dclr.files import run_folder
 from dclr.hardware import peak_memory_gb, pick_device, place, precision_name, resolve_precision
@@ -311,7 +311,7 @@ def _introduce(
     print(f"{len(data.samples_N)} videos, {len(loader)} steps an epoch, {processes} process(es), {str(dtype)[6:]} on {device}")
     if config.clip_fps is not None:
         for one, chosen in zip(data.sets, data.chosen_S, strict=True):
-            for line in unknown_rates(one, chosen):
+            for line in pace_warnings(one, chosen, config.clip_fps):
                 print(line)
     if loader.plan.left:
         rest = "dropped" if config.last_batch == "drop" else f"wrapped to a batch with {config.batch - loader.plan.left} again"

