@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import needs, refuse, render, upload
+from conftest import needs, refuse, render, succeed, upload
 
 from dclr.data.manifest import Entry, Manifest, ShardSet, read_index
 from dclr.errors import InputError
@@ -332,3 +332,13 @@ def test_a_hostile_plan_or_index_is_one_line(videos: Path, tmp_path: Path, say: 
         changed = text.rstrip()[:-1] + f', "from_stored": {wrong}}}'
         with pytest.raises(InputError, match="not a shard set's manifest"):
             Manifest.loads(changed)
+
+
+@needs("ray")
+def test_ray_adds_the_same_bytes(videos: Path, tmp_path: Path, say: Say) -> None:
+    made = make(say, videos, tmp_path / "set", "diff", "--size", "128")
+    local = Path(shutil.copytree(made, tmp_path / "local"))
+    say("add-cues", local, "--cues", "energy", "--workers", "1")
+    succeed("-m", "preprocess", "add-cues", made, "--cues", "energy", "--engine", "ray")
+    assert len(ShardSet(made).tars) == 2
+    assert {p.name: p.read_bytes() for p in made.iterdir()} == {p.name: p.read_bytes() for p in local.iterdir()}
