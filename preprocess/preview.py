@@ -23,7 +23,7 @@ GAP = 3  # pixels between frames, and between rows
 LINE = 18  # height of a line of text
 CURVE = 40  # height of the energy curve
 WHEEL = 31  # side of the colour wheel
-MOST = 200  # letters of a line of text
+LONGEST_LINE = 200  # letters of a line of text
 WHITE, GREY, BLACK, SHOWN, CUT = (255, 255, 255), (90, 90, 90), (0, 0, 0), (220, 60, 30), (30, 90, 220)
 # Of Middlebury's colour wheel (Baker et al., IJCV 2011): its corners, and the colours from each to the next
 CORNERS = ((255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (255, 0, 255))
@@ -79,7 +79,7 @@ def _rows(record: Record) -> np.ndarray:
 
 
 def _write(picture_HW3: np.ndarray, text: str, x: int, y: int) -> np.ndarray:
-    return cv2.putText(picture_HW3, plain(text, MOST), (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, BLACK, 1, cv2.LINE_AA)
+    return cv2.putText(picture_HW3, plain(text, LONGEST_LINE), (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, BLACK, 1, cv2.LINE_AA)
 
 
 def _labelled(lines: Sequence[str], strip_HW3: np.ndarray, corner: np.ndarray | None = None) -> np.ndarray:

@@ -20,7 +20,7 @@ from dclr.text import plain
 NUMBERS, PICTURE = "stats.json", "stats.png"
 QUANTILES = {"least": 0, "quarter": 0.25, "median": 0.5, "three_quarters": 0.75, "most": 1}
 NAMED = 40  # classes up to which the picture names each
-SAID = 6  # classes, or frame rates, that a line of text names
+FEW = 6  # classes, or frame rates, that a line of text names
 
 
 def describe(folder: Folder, out: Path | None = None) -> str:
@@ -131,8 +131,8 @@ def lines(folder: Folder, shards: ShardSet, found: dict[str, Any]) -> list[str]:
 
 def _some(counts: dict[str, int]) -> str:
     """The largest counts by name, and how many more there are."""
-    named = [f"{count} {plain(name)}" for name, count in Counter(counts).most_common(SAID)]
-    return ", ".join(named) + (f" and {len(counts) - SAID} more" if len(counts) > SAID else "")
+    named = [f"{count} {plain(name)}" for name, count in Counter(counts).most_common(FEW)]
+    return ", ".join(named) + (f" and {len(counts) - FEW} more" if len(counts) > FEW else "")
 
 
 def _keep(folder: Folder, files: dict[str, bytes]) -> str:
