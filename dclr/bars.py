@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, TextIO, TypeVar, cast
+from typing import Any, TextIO, cast
 
 from tqdm import tqdm
 
-T = TypeVar("T")
 EVERY = 30.0  # seconds from one line to the next
 write = tqdm.write  # a line of text that no bar runs into
 
@@ -34,8 +33,8 @@ class Lines:
         """Every line is flushed as it is written."""
 
 
-def bar(iterable: Iterable[T] | None = None, desc: str = "", total: float | None = None, **how: Any) -> tqdm[T]:
+def bar(iterable: Iterable[Any] | None = None, desc: str = "", total: float | None = None, **how: Any) -> tqdm[Any]:
     """``tqdm(iterable, desc, total, **how)`` on standard error, for a terminal or a log."""
     if not sys.stderr.isatty():  # no columns: the numbers without the bar; place 0: below others tqdm would move down
         how = {"file": Lines(sys.stderr), "ncols": 0, "mininterval": 1.0, "position": 0} | how
-    return cast("tqdm[T]", tqdm(iterable, desc, total, **how))
+    return cast("tqdm[Any]", tqdm(iterable, desc, total, **how))

@@ -96,7 +96,7 @@ def _labelled(lines: Sequence[str], strip_HW3: np.ndarray, corner: np.ndarray | 
 def _strip(pictures: Iterable[np.ndarray], size: tuple[int, int], shown: np.ndarray, cuts: Collection[int]) -> np.ndarray:
     """Pictures uint8 (h, w, 3) at the frames' size, side by side with gaps between them; a gap has the colour of a cut where
     there is one between its frames."""
-    parts = []
+    parts = list[np.ndarray]()
     for number, picture in enumerate(pictures):
         if number:
             there = any(shown[number - 1] < cut <= shown[number] for cut in cuts)

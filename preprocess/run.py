@@ -458,7 +458,7 @@ def append(source: VideoSet, out: Folder, options: Options, how: How) -> Summary
     usual = asdict(Options())
     made_with, wanted = usual | have.manifest.options, usual | manifest_options(options, source)
     if have.manifest.dataset == source.name:
-        check_cues(*[{name: of[name] for name in usual} for of in (made_with, wanted)], out=out)
+        check_cues({name: made_with[name] for name in usual}, {name: wanted[name] for name in usual}, out)
     for name in usual:
         if made_with[name] != wanted[name]:
             given, made = (

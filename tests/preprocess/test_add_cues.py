@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from conftest import needs, refuse, render, succeed, upload
@@ -21,12 +22,20 @@ from preprocess.verify import verify
 Say = Callable[..., str]
 
 
+def panned() -> np.ndarray:
+    """24 frames of a camera that moves over a picture: what --stabilise takes out."""
+    noise = np.random.default_rng(0).integers(0, 256, (120, 240, 3), np.uint8)
+    picture = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 4), None, 0, 255, cv2.NORM_MINMAX)
+    return np.stack([picture[10:106, 3 * n : 3 * n + 128] for n in range(24)])
+
+
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six videos in two class folders, and one that is none."""
+    """Six videos in two class folders, of which the last is by a moving camera, and one that is none."""
     root = tmp_path_factory.mktemp("videos")
     for number in range(6):
-        encode(render("left", "dots", ("cues", number))[0][:24], 25, root / "AB"[number % 2] / f"{number}.avi")
+        frames = panned() if number == 5 else render("left", "dots", ("cues", number))[0][:24]
+        encode(frames, 25, root / "AB"[number % 2] / f"{number}.avi")
     (root / "A/text.avi").write_text("no video")
     return root
 
