@@ -27,7 +27,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import safe_open
-from tqdm import tqdm
+
+from dclr import bars
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "docs/evidence"
@@ -313,7 +314,7 @@ def make_set(world: World, data: Path) -> None:
 
 def side_by_side(pool: Executor, run: Callable[[C], dict[str, Any]], cells: Sequence[C]) -> Iterator[tuple[C, dict[str, Any]]]:
     """The cells, and what ``run`` finds of each, in order."""
-    with pool, tqdm(total=len(cells), unit="cell") as bar:
+    with pool, bars.bar(total=len(cells), unit="cell") as bar:
         for cell, found in zip(cells, pool.map(run, cells), strict=True):
             yield cell, found
             bar.update()

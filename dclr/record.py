@@ -59,6 +59,7 @@ TO_RGB = (
 TO_RGB[:, 3] = -128 * TO_RGB[:, 1:3].sum(1)
 
 Part = TypeVar("Part")
+Contents = bytes | memoryview | IO[bytes]  # of a member
 
 
 class FormatError(InputError):
@@ -132,7 +133,8 @@ class SampleMeta:
     """``KEY.json``: the fields of shards/README.md. ``label`` and ``class_name`` (``class`` there) are None where unlabelled.
     ``cuts`` are the frames at which a shot begins, but for the first.
 
-    A set may lack what has a default here. Raises FormatError naming the field, what it is and what was expected.
+    ``from_stored`` are the cues that were computed later, from the stored frames. A set may lack what has a default here.
+    Raises FormatError naming the field, what it is and what was expected.
     """
 
     video: str
@@ -148,6 +150,7 @@ class SampleMeta:
     splits: tuple[str, ...] = ()
     source: Source | None = None
     cuts: tuple[int, ...] = ()
+    from_stored: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         labels = self.labels.values() if isinstance(self.labels, dict) else [None]
@@ -163,6 +166,7 @@ class SampleMeta:
         _expect(self, "labels", all(map(_whole, labels)), "a number of a class for each kind of label")
         _expect(self, "splits", _texts(self.splits), "names of splits")
         _expect(self, "source", isinstance(self.source, Source | None), "a table")
+        _expect(self, "from_stored", _texts(self.from_stored) and set(self.cues) >= set(self.from_stored), "some of its cues")
         rising = isinstance(self.cuts, tuple) and all(_whole(cut, 1, self.frames - 1) for cut in self.cuts)
         rising = rising and all(map(operator.lt, self.cuts, self.cuts[1:]))
         _expect(self, "cuts", rising, f"ascending numbers of frames, 1..{self.frames - 1}")
@@ -184,6 +188,8 @@ class SampleMeta:
             table["source"] = {name: value for name, value in table["source"].items() if value != usual[name]}
         if not self.cuts:
             del table["cuts"]
+        if not self.from_stored:
+            del table["from_stored"]
         return json.dumps(table, sort_keys=True, ensure_ascii=False).encode()
 
     @classmethod
@@ -194,7 +200,8 @@ class SampleMeta:
         if not isinstance(table, dict) or version != FORMAT_VERSION:
             raise FormatError(f"format version {plain(repr(version), LETTERS_SHOWN)}, this code reads version {FORMAT_VERSION}")
         table["class_name"] = table.pop("class", None)
-        table |= {name: tuple(table[name]) for name in ("cues", "splits", "cuts") if isinstance(table.get(name), list)}
+        lists = ("cues", "splits", "cuts", "from_stored")
+        table |= {name: tuple(table[name]) for name in lists if isinstance(table.get(name), list)}
         if isinstance(table.get("source"), dict):
             table["source"] = _from_table(Source, table["source"])
         return _from_table(cls, table)
@@ -265,23 +272,23 @@ def _extensions(cues: tuple[str, ...]) -> frozenset[str]:
     return frozenset(name for codec in CODECS for name in member_names(codec, cues))
 
 
-def pack(key: str, members: Mapping[str, bytes | IO[bytes]], meta: SampleMeta) -> Iterator[bytes]:
+def pack(key: str, members: Mapping[str, Contents], meta: SampleMeta) -> Iterator[bytes | memoryview]:
     """The tar bytes of one sample in pieces, a whole number of 512-byte blocks; the same input gives the same bytes.
 
     Args:
         key: the sample's name, matching :data:`KEY`.
-        members: what :func:`member_names` names but ``json``: bytes, or a file of them (a long video's, on disk).
-        meta: what goes into ``KEY.json``; its codec and cues say which members there are.
+        members: what :func:`member_names` names: bytes, or a file of them (a long video's, on disk). ``json`` may be left out.
+        meta: what goes into ``KEY.json`` then; its codec and cues say which members there are.
     """
     if not KEY.fullmatch(key):
         raise FormatError(f"key {key!r}: expected {KEY.pattern}")
-    document = meta.dumps()
+    contents = {"json": meta.dumps(), **members}
     for extension in member_names(meta.codec, meta.cues):
-        data = document if extension == "json" else members[extension]
+        data = contents[extension]
         info = tarfile.TarInfo(f"{key}.{extension}")  # mtime, owner and mode are constants, so bytes repeat
-        info.size = len(data) if isinstance(data, bytes) else data.seek(0, io.SEEK_END)
+        info.size = len(data) if isinstance(data, bytes | memoryview) else data.seek(0, io.SEEK_END)
         yield info.tobuf(tarfile.USTAR_FORMAT)
-        if isinstance(data, bytes):
+        if isinstance(data, bytes | memoryview):
             yield data
         else:
             data.seek(0)
@@ -481,7 +488,9 @@ class Record:
 
     def _without(self, cue: str) -> FormatError:
         have = ", ".join(self.meta.cues) or "none"
-        return FormatError(f"{self.key}: no cue {cue!r} in it (it has: {have}); make the shards with --cues {cue}")
+        return FormatError(
+            f"{self.key}: no cue {cue!r} in it (it has: {have}); python -m preprocess add-cues SET --cues {cue} adds it"
+        )
 
 
 def _header(block: bytes) -> tuple[str, int]:

@@ -10,12 +10,14 @@ from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dclr.cues import CUES
 from dclr.data.manifest import MANIFEST, Manifest, ShardSet
 from dclr.data.sets import folds, leaks
 from dclr.errors import InputError, exit_on_input_error, path_flag
 from dclr.settings import Parser, again, as_type, check_values, from_flags, setting
 from dclr.storage import Folder, RemoteFolder, open_folder
 from preprocess import run, synthetic
+from preprocess.add_cues import add_cues, settle
 from preprocess.datasets import DATASETS, DataSet, VideoSet
 from preprocess.preview import contact_sheet
 from preprocess.stats import describe
@@ -78,6 +80,17 @@ class Retrying:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Growing:
+    cues: tuple[str, ...] = setting(help=f"to add: some of {','.join(CUES)}", metavar="CUE", choices=CUES)
+    root: str | None = setting(
+        None, "where the videos are now (as before); none: from the stored frames", metavar="VIDEOS", place=True
+    )
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verifying:
     deep: bool = setting(False, "decode every frame and cue too")
     workers: int = again(run.How, "workers")
@@ -88,7 +101,9 @@ class Verifying:
 
 @dataclass(frozen=True, kw_only=True)
 class Describing:
-    out: Path = setting(Path("stats.png"), "histograms", metavar="PNG", read=path_flag)
+    out: Path | None = setting(
+        None, "the picture, with the numbers beside it (else both in the set's folder)", metavar="PNG", read=path_flag
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +132,13 @@ def parser() -> Parser:
         command(dataset.name, dataset.help, *read, *settings_of(dataset))
     tried = "try the failed videos again and add what comes of them"
     command("retry", tried, Retrying, run.How, Tolerance, existing=True, without=("part",))
+    grown = "add motion cues to a set that is there, from its videos or else from its frames"
+    command("add-cues", grown, Growing, run.How, existing=True, without=("part",))
     command("merge", "the one manifest of what several parts made", Tolerance, existing=True)
     looked = "hash every shard, compare it with its index; exit code 1 on a fault"
     command("verify", looked, Verifying, existing=True)
-    command("stats", "videos, hours, classes, splits, sizes; a picture of them", Describing, existing=True)
+    counted = "videos, hours, classes, splits, sizes, motion, cuts; kept with a picture in the set's folder"
+    command("stats", counted, Describing, existing=True)
     command("preview", "a contact sheet: frames above their motion cues", Previewing, existing=True)
     return top
 
@@ -144,9 +162,16 @@ def look_after(command: str, shards: Folder, given: Mapping[str, Any]) -> None:
         checked = from_flags(Verifying, given)
         if verify(shards, checked.deep, checked.workers):
             raise SystemExit(1)
+    elif command == "add-cues":
+        wanted, how = from_flags(Growing, given), from_flags(run.How, given)
+        with shards.held():
+            settle(shards)
+            manifest = add_cues(shards, wanted.cues, how, wanted.root)
+        print(contents(shards, manifest))
     else:
         tolerance, how, root = from_flags(Tolerance, given), from_flags(run.How, given), from_flags(Retrying, given).root
         with shards.held():
+            settle(shards)
             conclude(shards, run.merge(shards) if command == "merge" else run.retry(shards, how, root), tolerance)
 
 
@@ -160,6 +185,7 @@ def make(given: Mapping[str, Any]) -> None:
     with ExitStack() as stack:
         if not dry:
             stack.enter_context(out.held(how.part))
+            settle(out)
         found = _drawn(chosen, out, how.workers, stack) if drawn else _found(given, chosen)
         absent = too_many_missing(len(found.missing), found.listed, tolerance.max_missing)
         if dry:
@@ -232,13 +258,17 @@ def conclude(out: Folder, summary: run.Summary, tolerance: Tolerance) -> None:
         raise SystemExit(f"error: {'; '.join(said)}; {kept}")
 
 
+def contents(out: Folder, manifest: Manifest) -> str:
+    what = "segments" if manifest.options.get("segment") else "videos"
+    size = sum(shard.bytes for shard in manifest.shards) / 1e6
+    return f"{out}: {manifest.samples} {what} in {len(manifest.shards)} shards, {size:.0f} MB"
+
+
 def report(out: Folder, summary: run.Summary) -> str:
     """The last lines a user sees: what is in the set, and what is not and why."""
     manifest = summary.manifest
     lines = [
-        f"{out}: {manifest.samples} {'segments' if manifest.options.get('segment') else 'videos'} in {len(manifest.shards)} "
-        "shards, "
-        f"{sum(s.bytes for s in manifest.shards) / 1e6:.0f} MB",
+        contents(out, manifest),
         "splits: " + ", ".join(f"{name} {count}" for name, count in manifest.splits.items()),
     ]
     if summary.missing:

@@ -10,8 +10,7 @@ from collections.abc import Collection
 from functools import partial
 from itertools import islice
 
-from tqdm import tqdm
-
+from dclr.bars import bar
 from dclr.errors import InputError
 from dclr.storage import Folder
 from preprocess.pool import Lost, Pool
@@ -83,7 +82,7 @@ def tell_apart(root: Folder, files: dict[str, int], asked: Collection[str]) -> t
     if not unclear:  # a pool starts a process even so
         return sorted(videos), others
     with Pool(partial(_look, root=root), 2, LOOK_SECONDS) as pool:
-        looks = tqdm(pool.map(map(root.address, unclear)), "looking", len(unclear), unit="file", leave=False)
+        looks = bar(pool.map(map(root.address, unclear)), "looking", len(unclear), unit="file", leave=False)
         for path, why in zip(unclear, looks, strict=True):
             if isinstance(why, Lost):
                 why = f"it cannot be told whether it is a video ({why.stage})"

@@ -50,12 +50,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Job:
-    """One shard: its ``name`` without suffix, its tasks in order, its estimated bytes."""
+    """One shard: its ``name`` without suffix, its tasks in order (a :class:`Task` each, or what another
+    :class:`preprocess.run.Work` takes), its estimated bytes, and the ``failures`` that are known before it is made."""
 
     name: str
-    tasks: tuple[Task, ...]
+    tasks: tuple[Any, ...]
     estimate: float
     recipe: str
+    failures: tuple[Failure, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def parse_failure(fields: Any) -> Failure:
 class RunPlan:
     """A run as plan.json keeps it. ``keep``: shards of the set that was there before (append, retry) in order; ``shards``:
     name -> recipe of those to make; ``failures``: videos that are missing; ``listed`` and ``left_out`` as in :class:`VideoSet`,
-    which decide no byte of the set."""
+    which decide no byte of the set. ``first``: of a set that got cues later, ``cues`` and ``shards`` as it was made."""
 
     dataset: str
     root: str
@@ -103,9 +105,18 @@ class RunPlan:
     version: int = FORMAT_VERSION
     listed: int = field(default=0, compare=False)
     left_out: dict[str, str] = field(default_factory=dict, compare=False)
+    first: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """All shards of the set, in order."""
+        return [*self.keep, *self.shards]
 
     def dumps(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+        table = dataclasses.asdict(self)
+        if not self.first:
+            del table["first"]
+        return json.dumps(table, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def loads(cls, text: str | bytes, name: str = PLAN) -> RunPlan:
@@ -114,14 +125,15 @@ class RunPlan:
             fields = json.loads(text)
             fields.pop("unlisted", None)  # older plans count what is left out
             plan = cls(**fields | {"failures": tuple(parse_failure(line) for line in fields["failures"])})
-            names = [*plan.keep, *plan.shards]
-            if plan.version != FORMAT_VERSION or not all(SHARD_NAME.fullmatch(f"{shard}.tar") for shard in names):
-                raise ValueError(f"version {plan.version!r}, shards {names[:3]}...")
+            if plan.version != FORMAT_VERSION or not all(SHARD_NAME.fullmatch(f"{shard}.tar") for shard in plan.names):
+                raise ValueError(f"version {plan.version!r}, shards {plan.names[:3]}...")
             texts = [plan.root, plan.dataset, *plan.shards.values()]
             if not all(isinstance(text, str) for text in texts) or not isinstance(plan.ratio, float):
                 raise ValueError("root, dataset, recipes or ratio are not what was written")
-            if not all(isinstance(table, dict) for table in (plan.options, plan.classes, plan.left_out)):
-                raise ValueError("options, classes or left_out are not what was written")
+            if not all(isinstance(table, dict) for table in (plan.options, plan.classes, plan.left_out, plan.first)):
+                raise ValueError("options, classes, left_out or first are not what was written")
+            if plan.first and not (isinstance(plan.first["cues"], list) and isinstance(plan.first["shards"], dict)):
+                raise ValueError("first is not what was written")
             if type(plan.listed) is not int or not all(isinstance(reason, str) for reason in plan.left_out.values()):
                 raise ValueError("listed or left_out are not what was written")
         except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
@@ -132,6 +144,11 @@ class RunPlan:
     def load(cls, folder: Folder) -> RunPlan | None:
         """The plan in a set's folder; None where there is none."""
         return None if folder.size(PLAN) is None else cls.loads(folder.read(PLAN), f"{folder}/{PLAN}")
+
+
+def options_of(plan: RunPlan) -> Options:
+    """What the plan's set is made with."""
+    return Options(**{name: value for name, value in plan.options.items() if name in Options.__dataclass_fields__})
 
 
 def manifest_options(options: Options, source: VideoSet) -> dict[str, Any]:

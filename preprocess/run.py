@@ -13,17 +13,18 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 import cv2
-from tqdm import tqdm
 
-from dclr.data.manifest import FAILURES, INDEX, MANIFEST, Entry, Manifest, Shard, ShardSet, pack_columns, read_index
+from dclr import bars
+from dclr.data.manifest import FAILURES, MANIFEST, Entry, Manifest, Shard, ShardSet, pack_columns, publish, read_index
 from dclr.errors import InputError
 from dclr.record import REPEATED, pack
 from dclr.settings import check_values, flag, setting
@@ -31,7 +32,19 @@ from dclr.storage import Folder, open_folder
 from dclr.text import public
 from dclr.threads import permitted
 from preprocess.datasets import DATASETS, EMPTY_CLASS, Video, VideoSet, sample_keys
-from preprocess.plan import LEFT_OUT, MISSING, PLAN, Failure, Job, RunPlan, Task, jobs, manifest_options, output_ratio
+from preprocess.plan import (
+    LEFT_OUT,
+    MISSING,
+    PLAN,
+    Failure,
+    Job,
+    RunPlan,
+    Task,
+    jobs,
+    manifest_options,
+    options_of,
+    output_ratio,
+)
 from preprocess.pool import Lost, Pool
 from preprocess.transcode import WHICH, Options, TranscodeError, transcode
 from preprocess.write import (
@@ -139,15 +152,31 @@ def failure(video: Video, stage: str, reason: str, seconds: float) -> Failure:
     return Failure(video.path, stage, reason, round(seconds, 3), video.labels, video.splits, video.span)
 
 
-def make_shards(
-    todo: Sequence[Job],
-    root: Folder,
-    out: Folder,
-    options: Options,
-    workers: int,
-    timeout: float,
-    tell: Tell,
-) -> None:
+class Work(Protocol):
+    """What makes samples of the tasks of a :class:`Job`. It is sent to other processes."""
+
+    def __call__(self, task: Any, spool: Path) -> Made | Failure:
+        """In a worker: the samples of a task, or why there are none."""
+
+    def without(self, task: Any, why: Failure | Lost, spool: Path) -> Made | Failure:
+        """In the parent, of a task that no worker made samples of: what becomes of it."""
+
+
+@dataclass(frozen=True)
+class Transcoding:
+    """The :class:`Work` of making a set from the videos below ``root``."""
+
+    root: Folder
+    options: Options
+
+    def __call__(self, task: Task, spool: Path) -> Made | Failure:
+        return make_samples(task, self.root, self.options, spool)
+
+    def without(self, task: Task, why: Failure | Lost, spool: Path) -> Failure:
+        return failure(task.video, why.stage, why.reason, why.seconds) if isinstance(why, Lost) else why
+
+
+def make_shards(todo: Sequence[Job], work: Work, out: Folder, workers: int, timeout: float, tell: Tell) -> None:
     """Make these shards one after another, on ``workers`` processes. A shard is filled while the one before it is stored."""
     if not todo:
         return
@@ -155,12 +184,12 @@ def make_shards(
         spool = Path(tempfile.mkdtemp(".tmp", f".{todo[0].name}.", staging))
         closing: Future[None] | None = None
         try:
-            with Pool(partial(make_samples, root=root, options=options, spool=spool), workers, timeout) as pool:
+            with Pool(partial(work, spool=spool), workers, timeout) as pool:
                 results = pool.map(task for job in todo for task in job.tasks)
                 for job in todo:
                     writer = ShardWriter(out, staging, job)
                     try:
-                        _fill(writer, job, results, tell)
+                        _fill(writer, job, results, partial(work.without, spool=spool), tell)
                         if closing is not None:
                             closing.result()
                     except BaseException:
@@ -173,11 +202,17 @@ def make_shards(
             shutil.rmtree(spool, ignore_errors=True)
 
 
-def _fill(writer: ShardWriter, job: Job, results: Iterator[Made | Failure | Lost], tell: Tell) -> None:
+def _fill(
+    writer: ShardWriter,
+    job: Job,
+    results: Iterator[Made | Failure | Lost],
+    without: Callable[[Any, Failure | Lost], Made | Failure],
+    tell: Tell,
+) -> None:
     for task in job.tasks:
         result = next(results)
-        if isinstance(result, Lost):
-            result = failure(task.video, result.stage, result.reason, result.seconds)
+        if not isinstance(result, Made):
+            result = without(task, result)
         if isinstance(result, Failure):
             writer.fail(result)
             tell(0, True)
@@ -186,7 +221,7 @@ def _fill(writer: ShardWriter, job: Job, results: Iterator[Made | Failure | Lost
             tell(sum(part.meta.frames for part in result.parts), False)
 
 
-def _on_ray(todo: Sequence[Job], root: Folder, out: Folder, options: Options, timeout: float, tell: Tell) -> None:
+def _on_ray(todo: Sequence[Job], work: Work, out: Folder, timeout: float, tell: Tell) -> None:
     """The same on a Ray cluster (RAY_ADDRESS, or one on this machine): a task a shard, tried again where its node is lost."""
     try:
         import ray
@@ -197,7 +232,7 @@ def _on_ray(todo: Sequence[Job], root: Folder, out: Folder, options: Options, ti
     @ray.remote(num_cpus=1, max_retries=-1)
     def one_shard(job: Job) -> list[tuple[int, bool]]:
         told: list[tuple[int, bool]] = []
-        make_shards([job], root, out, options, 1, timeout, lambda frames, failed: told.append((frames, failed)))
+        make_shards([job], work, out, 1, timeout, lambda frames, failed: told.append((frames, failed)))
         return told
 
     waiting = [one_shard.remote(job) for job in todo]
@@ -214,6 +249,10 @@ def build(source: VideoSet, out: Folder, options: Options, how: How) -> Summary 
     could be used.
     """
     old, finished = RunPlan.load(out), out.size(MANIFEST) is not None
+    if finished and old is not None and old.dataset == source.name:
+        check_cues(old.options, manifest_options(options, source), out)
+        if old.first:
+            return _with_later_cues(source, old, out, options)
     begun = not finished and any(name.startswith("shard-") for name in out.top())
     if begun and old is None:
         raise InputError(f"--out {out}: there are shards that no {PLAN} here explains; name another folder")
@@ -221,17 +260,42 @@ def build(source: VideoSet, out: Folder, options: Options, how: How) -> Summary 
     if begun and old is not None and not same:
         raise InputError(
             f"--out {out}: an unfinished set made with other options is there ({old.dataset}, {old.options}); "
-            "finish it with those, name another folder, or remove it"
+            "finish it with those, name another folder, or remove it (add-cues adds cues to a finished set)"
         )
     ratio = old.ratio if old is not None and same else output_ratio(source, options)  # a second start cuts as the first did
     made = jobs(source, sample_keys([video.id for video in source.videos]), options, ratio)
     plan = _plan(source, options, [], made, ratio)
     if finished and old != plan:
-        raise InputError(
-            f"--out {out}: a finished shard set is there already, made from other videos or options; "
-            "add --append to add new videos, or name another folder"
-        )
+        raise _another_set(out)
     return carry_out(plan, made, source.root, out, options, how)
+
+
+def _another_set(out: Folder) -> InputError:
+    return InputError(
+        f"--out {out}: a finished shard set is there already, made from other videos or options; "
+        "add --append to add new videos, or name another folder"
+    )
+
+
+def check_cues(there: Mapping[str, Any], wanted: Mapping[str, Any], out: Folder) -> None:
+    """Where nothing but the cues of a finished set is asked for otherwise: InputError that names what adds one."""
+    have, asked = there.get("cues", []), wanted["cues"]
+    if have == asked or {**there, "cues": asked} != wanted:
+        return
+    new, held = ",".join(cue for cue in asked if cue not in have), ",".join(have) or "none"
+    way_out = f"python -m preprocess add-cues {out} --cues {new} adds {new} to it" if new else f"give --cues {held}"
+    raise InputError(f"--cues {','.join(asked) or 'none'}: {out} is finished and has the cues {held}; {way_out}")
+
+
+def _with_later_cues(source: VideoSet, old: RunPlan, out: Folder, options: Options) -> Summary:
+    """The finished set that got cues later, if a run with all of them would be made of the same videos."""
+    first = replace(options, cues=tuple(old.first["cues"]))
+    made = jobs(source, sample_keys([video.id for video in source.videos]), first, old.ratio)
+    plan = replace(_plan(source, options, [], made, old.ratio), shards=old.shards, first=old.first)
+    if plan != old or {job.name: job.recipe for job in made} != old.first["shards"]:
+        raise _another_set(out)
+    out.write(PLAN, plan.dumps().encode())
+    return finish(out, plan)
 
 
 def _plan(source: VideoSet, options: Options, keep: list[str], made: Sequence[Job], ratio: float) -> RunPlan:
@@ -248,7 +312,7 @@ def carry_out(plan: RunPlan, made: Sequence[Job], root: Folder, out: Folder, opt
     """Make the shards of the plan that are not there yet, then the manifest. One part of several makes its shards alone."""
     ours = list(made) if how.part is None else list(made[how.part[0] - 1 :: how.part[1]])
     sizes = out.files()
-    checking = tqdm(ours, "checking", unit="shard", disable=not sizes, leave=False)
+    checking = bars.bar(ours, "checking", unit="shard", disable=not sizes, leave=False)
     todo = [job for job in checking if not done(out, job.name, job.recipe, sizes)]
     needed, free = sum(job.estimate for job in todo), out.free()
     if free is not None and needed > free:
@@ -257,12 +321,28 @@ def carry_out(plan: RunPlan, made: Sequence[Job], root: Folder, out: Folder, opt
             "name another folder, or choose a smaller --size, a lower --quality or --codec h264"
         )
     out.write(PLAN, plan.dumps().encode())
-    clean(out, [*plan.keep, *plan.shards] if how.part is None else [job.name for job in ours], how.part is None)
-    for job in todo:
-        if failures_name(job.name) in sizes:  # of an earlier try
+    clean(out, plan.names if how.part is None else [job.name for job in ours], how.part is None)
+    make_all(ours, todo, Transcoding(root, options), out, how, "transcoding")
+    if how.engine == "ray" and how.part is None:
+        clean(out, plan.names, everything=True)  # what lost nodes left
+    return finish(out, plan) if how.part is None else None
+
+
+def make_all(every: Sequence[Job], todo: Sequence[Job], work: Work, out: Folder, how: How, title: str) -> None:
+    """Make the shards ``todo`` here or on Ray, with a bar that counts the videos of ``every`` shard, those that are there too.
+    Raises InputError where the disk is full, or gone."""
+    sizes, missing = out.files(), {job.name for job in todo}
+    kept, failed = 0, 0
+    for job in every:
+        told = failures_name(job.name) in sizes
+        if job.name not in missing:
+            kept += len(job.tasks)
+            failed += len(read_failures(out, failures_name(job.name))) - len(job.failures) if told else 0
+        elif told:  # of an earlier try
             out.remove(failures_name(job.name))
-    with tqdm(total=sum(len(job.tasks) for job in todo), desc="transcoding", unit="video", disable=not todo) as bar:
-        count = {"frames": 0, "failed": 0}
+    total = sum(len(job.tasks) for job in every)
+    with bars.bar(desc=title, total=total, initial=kept, unit="video", disable=not todo) as bar:
+        count = {"frames": 0, "failed": failed}
 
         def tell(frames: int, failed: bool) -> None:
             count["frames"] += frames
@@ -272,21 +352,14 @@ def carry_out(plan: RunPlan, made: Sequence[Job], root: Folder, out: Folder, opt
             bar.set_postfix({"frames/s": f"{rate:.0f}", "failed": count["failed"]}, refresh=False)
 
         try:
-            _make(todo, root, out, options, how, tell)
+            if how.engine == "ray":
+                _on_ray(todo, work, out, how.timeout, tell)
+            else:
+                make_shards(todo, work, out, how.workers, how.timeout, tell)
         except OSError as error:  # the disk is full, or gone
             raise InputError(
                 f"--out {out}: {error.strerror or error}; finished shards are kept: mend that and start the same command again"
             ) from None
-    if how.engine == "ray" and how.part is None:
-        clean(out, [*plan.keep, *plan.shards], everything=True)  # what lost nodes left
-    return finish(out, plan) if how.part is None else None
-
-
-def _make(todo: Sequence[Job], root: Folder, out: Folder, options: Options, how: How, tell: Tell) -> None:
-    if how.engine == "ray":
-        _on_ray(todo, root, out, options, how.timeout, tell)
-    else:
-        make_shards(todo, root, out, options, how.workers, how.timeout, tell)
 
 
 def finish(out: Folder, plan: RunPlan) -> Summary:
@@ -299,7 +372,7 @@ def finish(out: Folder, plan: RunPlan) -> Summary:
         )
     shards, everything, splits, tried = list[Shard](), list[Entry](), Counter[str](), 0
     failures, odd = list(plan.failures), dict[str, list[str]]()
-    for name in [*plan.keep, *plan.shards]:
+    for name in plan.names:
         header, entries = read_index(out, index_name(name))
         for entry in entries:
             splits.update(entry.splits)
@@ -324,12 +397,16 @@ def finish(out: Folder, plan: RunPlan) -> Summary:
     index = pack_columns(everything, sorted(splits), list(plan.classes))
     manifest = Manifest(
         plan.dataset, tuple(shards), dict(sorted(splits.items())), plan.classes, plan.options, by_stage,
-        hashlib.sha256(index).hexdigest(),
+        hashlib.sha256(index).hexdigest(), from_stored=count_from_stored(everything),
     )  # fmt: skip
-    out.write(INDEX, index)
-    out.write(MANIFEST, manifest.dumps().encode())
+    publish(out, index, manifest)
     listed = plan.listed or len({entry.video for entry in everything}) + len(failures)  # an older plan does not say
     return Summary(manifest, failures, left_out, listed, tried, odd)
+
+
+def count_from_stored(entries: Iterable[Entry]) -> dict[str, int]:
+    """Cue -> samples that it was computed for from their stored frames."""
+    return dict(sorted(Counter(cue for entry in entries for cue in entry.from_stored or ()).items()))
 
 
 def empty_classes(classes: dict[str, list[str]], labels: Iterable[dict[str, int]]) -> dict[str, str]:
@@ -350,15 +427,21 @@ def _write_failures(out: Folder, failures: list[Failure], left_out: dict[str, st
 
 def merge(out: Folder) -> Summary:
     """The one manifest of what several parts made. Indexes of an older version learn the mean motion that the samples hold."""
-    plan, sizes = _plan_of(out), out.files()
+    plan, sizes = plan_of(out), out.files()
     if "energy" in plan.options.get("cues", []):
-        shards = [name for name in (*plan.keep, *plan.shards) if f"{name}.tar" in sizes and index_name(name) in sizes]
-        for name in tqdm(shards, "measuring motion", unit="shard", leave=False):
+        shards = [name for name in plan.names if f"{name}.tar" in sizes and index_name(name) in sizes]
+        for name in bars.bar(shards, "measuring motion", unit="shard", leave=False):
             add_motion(out, name)
     return finish(out, plan)
 
 
-def _plan_of(out: Folder) -> RunPlan:
+def videos_of(plan: RunPlan, root: Folder) -> Folder:
+    """The folder of the plan's videos, which lie below ``root``."""
+    opened = DATASETS[plan.dataset].opened if plan.dataset in DATASETS else None
+    return opened(root) if opened else root
+
+
+def plan_of(out: Folder) -> RunPlan:
     plan = RunPlan.load(out)
     if plan is None:
         raise InputError(f"{out}: no {PLAN} there; expected the folder of a set that python -m preprocess made")
@@ -374,6 +457,8 @@ def append(source: VideoSet, out: Folder, options: Options, how: How) -> Summary
     have = ShardSet(out)
     usual = asdict(Options())
     made_with, wanted = usual | have.manifest.options, usual | manifest_options(options, source)
+    if have.manifest.dataset == source.name:
+        check_cues({name: made_with[name] for name in usual}, {name: wanted[name] for name in usual}, out)
     for name in usual:
         if made_with[name] != wanted[name]:
             given, made = (
@@ -416,14 +501,12 @@ def _entries(have: ShardSet) -> dict[str, tuple[dict[str, int], list[str]]]:
 
 def retry(out: Folder, how: How, root: Folder | None = None) -> Summary:
     """Try the videos of failures.jsonl again, those that were missing too, and add what comes of them as further shards."""
-    plan, have = _plan_of(out), ShardSet(out)
-    root = root or open_folder(plan.root)
-    if plan.dataset in DATASETS and (opened := DATASETS[plan.dataset].opened):
-        root = opened(root)
+    plan, have = plan_of(out), ShardSet(out)
+    root = videos_of(plan, root or open_folder(plan.root))
     lines, files = [line for line in read_failures(out, FAILURES) if line.stage != LEFT_OUT], root.files()
     videos = [Video(line.path, line.labels, line.splits, line.span, files[line.path]) for line in lines if line.path in files]
     missing = [Video(line.path, line.labels, line.splits, line.span) for line in lines if line.path not in files]
-    options = Options(**{name: value for name, value in plan.options.items() if name in Options.__dataclass_fields__})
+    options = options_of(plan)
     extra = {name: value for name, value in plan.options.items() if name not in Options.__dataclass_fields__}
     source = VideoSet(
         plan.dataset,
@@ -471,7 +554,7 @@ def dry_run(source: VideoSet, options: Options, how: How) -> str:
     began = written = read = 0.0
     with tempfile.TemporaryDirectory(prefix="dclr-") as spool:
         began = time.perf_counter()
-        for task in tqdm(chosen, "measuring", unit="video", leave=False):
+        for task in bars.bar(chosen, "measuring", unit="video", leave=False):
             result = make_samples(task, source.root, options, Path(spool))
             read += task.video.bytes
             written += sum(part.size for part in result.parts) if isinstance(result, Made) else 0

@@ -273,17 +273,19 @@ class CueEncoder:
 
 
 class SampleEncoder:
-    """A sample that grows frame by frame: the encoders and the cues of one :class:`Options`."""
+    """A sample that grows frame by frame: the encoders and the cues of one :class:`Options`. Without ``pictures`` its cues
+    alone, for which the luma is enough."""
 
-    def __init__(self, options: Options, first: int, spool: Path | None):
+    def __init__(self, options: Options, first: int, spool: Path | None, pictures: bool = True):
         self.first, self.frames = first, 0
         self._motion = Motion(options.cues, options.stabilise) if options.cues else None
-        self._rgb = ENCODERS[options.codec](options.quality or 0, "", spool)
+        self._rgb = ENCODERS[options.codec](options.quality or 0, "", spool) if pictures else None
         self._cues = [CueEncoder(CUES[name], options, spool) for name in options.cues]
         self._cuts = Cuts()
 
     def add(self, planes: Sequence[np.ndarray]) -> None:
-        self._rgb.add(planes)
+        if self._rgb is not None:
+            self._rgb.add(planes)
         self._cuts.add(planes[0])
         self.frames += 1
         if self._motion is not None:
@@ -304,7 +306,7 @@ class SampleEncoder:
     def members(self) -> dict[str, bytes | IO[bytes]]:
         if self._motion is not None and self.frames == 1:  # nothing to compare with: still
             self._keep(FramePair(self._luma, self._luma, np.zeros((*flow_size(*self._luma.shape), 2), np.float32)))
-        out = self._rgb.members()
+        out = {} if self._rgb is None else self._rgb.members()
         for cue in self._cues:
             out |= cue.members()
         return out
@@ -601,12 +603,15 @@ def frames_of(span: Span | None, rate: float) -> tuple[int, int | None]:
     return first or 0, end if end is None else max(end, (first or 0) + 1)
 
 
-def transcode(path: Path, options: Options, span: Span | None = None, spool: Path | None = None) -> Iterator[Transcoded]:
+def transcode(
+    path: Path, options: Options, span: Span | None = None, spool: Path | None = None, pictures: bool = True
+) -> Iterator[Transcoded]:
     """The samples of ``path``: one, or one a segment, each as soon as it is whole.
 
     Args:
         span: the part of it; None for all. Seconds are those of its average frame rate.
         spool: folder for members above :data:`SPOOL` bytes (the system's temporary one).
+        pictures: the frames too, and not only the cues.
     Raises:
         TranscodeError: with the stage and the reason.
     """
@@ -648,7 +653,7 @@ def transcode(path: Path, options: Options, span: Span | None = None, spool: Pat
                     raise TranscodeError("length", f"longer than --max-seconds {options.max_seconds:g}; cut it with --segment")
                 yield finished(sample, scaler)
                 sample = None
-            sample = sample or SampleEncoder(options, number, spool)
+            sample = sample or SampleEncoder(options, number, spool, pictures)
             sample.add(scaler(frame))
         if sample is not None and scaler is not None:
             yield finished(sample, scaler)

@@ -10,8 +10,8 @@ from functools import partial
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
+from dclr import bars
 from dclr.data.manifest import INDEX, MANIFEST, Entry, Manifest, Shard, ShardSet, content_id, read_index
 from dclr.errors import InputError
 from dclr.record import BLOCK, FormatError, mean_motion, unpack, video_id
@@ -34,6 +34,7 @@ def verify(folder: Folder, deep: bool, workers: int) -> list[str]:
     splits: dict[str, int] = {}
     keys: set[str] = set()
     rates: Counter[str] = Counter()
+    from_stored: Counter[str] = Counter()
     joined: ShardSet | None = None
     try:
         joined = ShardSet(folder, keep_damaged=True)
@@ -44,7 +45,7 @@ def verify(folder: Folder, deep: bool, workers: int) -> list[str]:
     check = partial(verify_shard, folder=folder, deep=deep)
     with (
         Pool(check, min(workers, len(manifest.shards) or 1), timeout=7 * 24 * 3600) as pool,
-        tqdm(total=sum(shard.bytes for shard in manifest.shards), desc="verifying", unit="B", unit_scale=True) as bar,
+        bars.bar(total=sum(shard.bytes for shard in manifest.shards), desc="verifying", unit="B", unit_scale=True) as bar,
     ):
         for shard, result in zip(manifest.shards, pool.map(manifest.shards), strict=True):
             if isinstance(result, Lost):
@@ -59,16 +60,22 @@ def verify(folder: Folder, deep: bool, workers: int) -> list[str]:
                 if joined is not None and len(entries) == shard.samples:
                     wrong = [entry.key for at, entry in enumerate(entries, first) if not _same(joined, at, entry)]
                     new += [f"{INDEX}: says otherwise than {shard.index_name} of {key}" for key in wrong[:1]]
+                from_stored.update(cue for entry in entries for cue in entry.from_stored or ())
                 for split in [split for entry in entries for split in entry.splits]:
                     splits[split] = splits.get(split, 0) + 1
             first += shard.samples
             for fault in new:
-                tqdm.write(f"fault: {fault}")
+                bars.write(f"fault: {fault}")
             faults += new
             bar.update(shard.bytes)
     if not faults and splits != manifest.splits:
         faults.append(f"{MANIFEST}: splits are {manifest.splits}, the indexes say {splits}")
         print(f"fault: {faults[0]}")
+    if not faults and from_stored != manifest.from_stored:
+        faults.append(f"{MANIFEST}: from_stored is {manifest.from_stored}, the indexes say {dict(from_stored)}")
+        print(f"fault: {faults[0]}")
+    for cue, count in from_stored.items():
+        print(f"cues: {cue} in {count} of {manifest.samples} samples from the stored frames")
     if rates:
         counts = ", ".join(f"{how} in {rates[rate]}" for rate, how in SAID.items())
         print(f"fps: {counts} of {manifest.samples} samples")
@@ -142,6 +149,8 @@ def _sample_faults(data: memoryview, entry: Entry, deep: bool, rates: Counter[st
         said = (record.key, len(record), meta.video, meta.labels, list(meta.splits), list(meta.cuts), list(meta.traits))
         if said != (entry.key, entry.frames, entry.video, entry.labels, entry.splits, entry.cuts, entry.traits):
             return [f"holds {said}, and the index says otherwise"]
+        if list(meta.from_stored) != (entry.from_stored or []):
+            return [f"computed {list(meta.from_stored)} from the stored frames, the index says {entry.from_stored or []}"]
         content = meta.source.content if meta.source else None
         motion = entry.motion if entry.motion is None else mean_motion(record.array("energy"))
         if (content, motion) != (entry.content, entry.motion):

@@ -75,12 +75,12 @@ class MadeWriter:
 
     def __init__(self, spool: Path):
         self._spool = spool
-        self._memory: list[bytes] = []
+        self._memory: list[bytes | memoryview] = []
         self._path: Path | None = None
         self._size = 0
         self._parts: list[Part] = []
 
-    def add(self, key: str, pieces: Iterable[bytes], meta: SampleMeta, motion: float | None) -> None:
+    def add(self, key: str, pieces: Iterable[bytes | memoryview], meta: SampleMeta, motion: float | None) -> None:
         """Append one sample (:func:`dclr.record.pack`)."""
         size = crc32 = 0
         for piece in pieces:
@@ -120,7 +120,7 @@ class ShardWriter:
         self._sha256 = hashlib.sha256()
         self._bytes = 0
         self._entries: list[Entry] = []
-        self._failures: list[Failure] = []
+        self._failures = list(job.failures)
 
     def add(self, made: Made) -> None:
         """Append a video's samples."""

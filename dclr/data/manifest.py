@@ -25,6 +25,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -53,7 +54,8 @@ from dclr.text import plain
 MANIFEST = "manifest.json"
 INDEX = "index.npz"
 FAILURES = "failures.jsonl"
-SHA256 = re.compile(r"[0-9a-f]{64}")  # it names folders of a cache
+SHA256 = re.compile(r"[0-9a-f]{64}")  # it names folders of a cache, and an index
+OLD_INDEX = re.compile(r"index-[0-9a-f]{16}\.npz")
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")  # a manifest is hostile input: no path escapes the set's folder
 OPTIONAL_COLUMNS = {"path": "<i8", "motion": "<f8", "content": "<i8", "cuts": "<i8"}  # of the index, each with a row a sample
 SPAN = re.compile(r"\[[\d.e+-]+:[\d.e+-]*\]\Z")  # behind the path in the id of a video that is a part of a file
@@ -85,6 +87,7 @@ class Manifest:
     failures: dict[str, int]  # stage -> videos that are not in the set
     index_sha256: str  # of index.npz
     version: int = FORMAT_VERSION
+    from_stored: dict[str, int] = dataclasses.field(default_factory=dict)  # cue -> samples that it was computed for so
 
     @property
     def samples(self) -> int:
@@ -92,8 +95,10 @@ class Manifest:
 
     def dumps(self) -> str:
         """JSON text; the same set gives the same bytes."""
-        totals = {"samples": self.samples, "bytes": sum(shard.bytes for shard in self.shards)}
-        return json.dumps(dataclasses.asdict(self) | totals, indent=1, ensure_ascii=False) + "\n"
+        table = dataclasses.asdict(self) | {"samples": self.samples, "bytes": sum(shard.bytes for shard in self.shards)}
+        if not self.from_stored:
+            del table["from_stored"]
+        return json.dumps(table, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def loads(cls, text: str, name: str = MANIFEST) -> Manifest:
@@ -111,6 +116,7 @@ class Manifest:
             manifest = cls(
                 shards=shards,
                 **{key: fields[key] for key in ("dataset", "splits", "classes", "options", "failures", "index_sha256")},
+                from_stored={str(cue): int(count) for cue, count in fields.get("from_stored", {}).items()},
             )
             for shard in shards:
                 if not SHARD_NAME.fullmatch(shard.name):
@@ -122,6 +128,8 @@ class Manifest:
             for field, value in (("splits", manifest.splits), ("classes", manifest.classes), ("options", manifest.options)):
                 if not isinstance(value, dict):
                     raise TypeError(f"{field} is {value!r}")
+            if not isinstance(manifest.index_sha256, str):
+                raise TypeError(f"index_sha256 is {manifest.index_sha256!r}")
             int(manifest.options["size"])
             cues = manifest.options.get("cues", [])
             if not isinstance(cues, list) or not all(isinstance(cue, str) for cue in cues):
@@ -175,19 +183,44 @@ class Entry:
     content: str | None = None  # as in :class:`dclr.record.Source`
     cuts: list[int] = dataclasses.field(default_factory=list)  # frames at which a further shot begins
     traits: list[str] = dataclasses.field(default_factory=list)  # of the source, of dclr.record.TRAITS
+    from_stored: list[str] | None = None  # as in :class:`dclr.record.SampleMeta`, where there are any
 
     @classmethod
     def of(cls, meta: SampleMeta, key: str, offset: int, size: int, crc32: int, motion: float | None = None) -> Entry:
         """The line of a sample of which this is ``KEY.json``."""
         labels, splits, content = meta.labels, list(meta.splits), meta.source.content if meta.source else None
-        said = labels, splits, meta.frames, meta.fps, meta.video, motion, content, list(meta.cuts), list(meta.traits)
-        return cls(key, offset, size, crc32, meta.label, *said)
+        said = labels, splits, meta.frames, meta.fps, meta.video, motion, content
+        lists = list(meta.cuts), list(meta.traits), list(meta.from_stored) or None
+        return cls(key, offset, size, crc32, meta.label, *said, *lists)
 
     def dumps(self) -> str:
         """The line, without the optional fields that are None or empty."""
         usual = {field.name: field.default for field in dataclasses.fields(self)} | {"cuts": [], "traits": []}
         said = {name: getattr(self, name) for name in self.__slots__}
         return json.dumps({name: value for name, value in said.items() if value != usual[name]}, ensure_ascii=False)
+
+
+def old_index(sha256: str) -> str:
+    """Where the index with this hash lies while a set is changed, so that its manifest holds until the new one is there."""
+    return f"index-{sha256[:16]}.npz"
+
+
+def publish(folder: Folder, index: bytes, manifest: Manifest) -> None:
+    """Give a set a new index and manifest. A reader finds the old set or the new one, also where this is killed on its way."""
+    if folder.size(MANIFEST) is not None and folder.size(INDEX) is not None:
+        there = folder.read(INDEX)
+        if (digest := hashlib.sha256(there).hexdigest()) != manifest.index_sha256:
+            folder.write(old_index(digest), there)
+    folder.write(INDEX, index)
+    folder.write(MANIFEST, manifest.dumps().encode())
+    drop_old_indexes(folder)
+
+
+def drop_old_indexes(folder: Folder, but_of: str = "") -> None:
+    """Remove what :func:`publish` kept for readers, but not the index with the hash ``but_of``."""
+    for name in filter(OLD_INDEX.fullmatch, folder.top()):
+        if name != old_index(but_of):
+            folder.remove(name)
 
 
 def read_index(folder: Folder, name: str) -> tuple[Header, list[Entry]]:
@@ -212,6 +245,8 @@ def read_index(folder: Folder, name: str) -> tuple[Header, list[Entry]]:
                 raise ValueError(f"motion {entry.motion!r}")
             if entry.content is not None and not is_content(entry.content):
                 raise ValueError(f"content {entry.content!r}")
+            if not all(isinstance(cue, str) for cue in entry.from_stored or []):
+                raise TypeError(f"from_stored {entry.from_stored!r}")
             entries.append(entry)
     except (TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{folder}/{name}, line {number}: not an index entry: {error}") from None
@@ -401,22 +436,31 @@ class ShardSet:
 
     def _columns(self) -> dict[str, np.ndarray]:
         """``index.npz``: mapped here, where it lies on this machine, so that a column that nobody reads costs nothing."""
-        name = f"{self.root}/{INDEX}"
-        remote = isinstance(self.root, RemoteFolder)
+        name, wanted = f"{self.root}/{INDEX}", self.manifest.index_sha256
         try:
-            file = io.BytesIO(self.root.read(INDEX)) if remote else Path(self.root.place, INDEX).open("rb")  # noqa: SIM115
+            file = self._file(INDEX)
         except FileNotFoundError:
             raise InputError(f"{name} is missing, though {MANIFEST} lists it: copy the whole set again") from None
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != wanted and SHA256.fullmatch(wanted):
+            with suppress(FileNotFoundError):  # a change of the set was stopped between its two files
+                file, before = self._file(old_index(wanted)), file
+                before.close()
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
         with file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != self.manifest.index_sha256:
+            if digest != wanted:
                 raise InputError(
-                    f"{name}: sha256 is {digest}, {MANIFEST} says {self.manifest.index_sha256}: copy both again, or "
+                    f"{name}: sha256 is {digest}, {MANIFEST} says {wanted}: copy both again, or "
                     "write both anew with python -m preprocess merge"
                 )
             data = file.getvalue() if isinstance(file, io.BytesIO) else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             splits, kinds = len(self.manifest.splits), len(self.manifest.classes)
             return parse_columns(file, memoryview(data), self.manifest.samples, splits, kinds, name)
+
+    def _file(self, name: str) -> io.BytesIO | io.BufferedReader:
+        if isinstance(self.root, RemoteFolder):
+            return io.BytesIO(self.root.read(name))
+        return Path(self.root.place, name).open("rb")
 
     def _check(self) -> list[str]:
         """The errors of shards that are missing or have another size, so that they are named now and not in the middle of an
@@ -551,5 +595,5 @@ def require_cue(shards: ShardSet, cue: str) -> None:
     if cue not in have:
         raise InputError(
             f"{shards.root} holds no cue {cue!r} (it has: {', '.join(have) or 'none'}): "
-            f"make the shards again with --cues {','.join([*have, cue])}"
+            f"python -m preprocess add-cues {shards.root} --cues {cue} adds it"
         )

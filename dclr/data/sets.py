@@ -47,7 +47,7 @@ def choose(shards: ShardSet, samples_N: np.ndarray, choice: Choice) -> np.ndarra
             + (
                 f"python -m preprocess merge {shards} adds that"
                 if "energy" in cues
-                else f"make the shards again with --cues {','.join([*cues, 'energy'])}"
+                else f"python -m preprocess add-cues {shards} --cues energy adds that"
             )
         )
     ids = np.unique(video_N)

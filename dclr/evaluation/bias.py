@@ -156,7 +156,7 @@ def choose(setting: Setting, kinds: list[str]) -> tuple[Asked, dict[str, list[st
     sample_M = np.array([sample for sample in setting.test_N if shards.keys[sample] not in damaged])
     partner = partners(setting, sample_M, kinds)
     lacks = {
-        picture: f"{config.shards} has no cue {cue} (python -m preprocess ... --cues diff,flow,energy makes it)"
+        picture: f"{config.shards} has no cue {cue}; python -m preprocess add-cues SET --cues {cue} adds it"
         for picture, cue in CUE.items()
         if cue not in shards.manifest.options.get("cues", [])
     }

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from dclr import checkpoint, distributed
+from dclr import bars, checkpoint, distributed
 from dclr.checkpoint import Trunk
 from dclr.data.clips import ClipConfig
 from dclr.data.fetch import Cache
@@ -232,7 +231,7 @@ def training_clips(setting: Setting, batches: int) -> Iterator[torch.Tensor]:
         workers=config.workers, cache=setting.cache, on_error=config.on_error,
     )  # fmt: skip
     endless = itertools.chain.from_iterable(itertools.repeat(loader, epochs))
-    bar = tqdm(total=batches, desc="BatchNorm statistics", unit="batch", disable=distributed.rank() != 0)
+    bar = bars.bar(total=batches, desc="BatchNorm statistics", unit="batch", disable=distributed.rank() != 0)
     for made in itertools.islice(endless, batches):
         clips = normalise(to_clip(made["rgb"][:, 0].to(setting.device)))
         yield clips.contiguous(memory_format=torch.channels_last_3d)
@@ -282,7 +281,7 @@ def over_videos(
         workers=config.workers, cache=setting.cache, on_error=config.on_error,
     )  # fmt: skip
     mine: dict[int, np.ndarray] = {}
-    for batch in tqdm(loader, total=-(-len(rest_N) // world), desc=title, unit="video", disable=rank != 0):
+    for batch in bars.bar(loader, total=-(-len(rest_N) // world), desc=title, unit="video", disable=rank != 0):
         sample = int(batch["sample"][0])
         mine[sample] = result = found(batch).cpu().numpy()
         pieces.add(sample, result)

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 import yaml
 from torch import nn
-from tqdm import tqdm
 
-from dclr import distributed, report
+from dclr import bars, distributed, report
 from dclr.data.fetch import Cache
 from dclr.data.loader import TrainLoader, open_sets
 from dclr.data.manifest import require_cue, require_size
@@ -271,7 +270,7 @@ class Pretraining(Learner):
         if not self._judged and self._step >= len(self.loader) * self.config.epochs / 10 and distributed.rank() == 0:
             self._judged = True
             for name, (loss, guess) in guessing(found, self.config.method, len(self.model.queue)).items():
-                tqdm.write(
+                bars.write(
                     f"warning: after step {self._step + 1}, a tenth of the run, the contrast {name} is still at guessing (loss "
                     f"{loss:.2f}, a guess {guess:.2f}): try another --lr, --optimiser or --temperature"
                 )
@@ -285,7 +284,7 @@ class Pretraining(Learner):
             found = online_knn(self.model, self._neighbours)
             if curves:
                 curves.log(done, found)
-                tqdm.write(f"epoch {number}: k-NN top-1 {found['knn/top1']:.1%}")
+                bars.write(f"epoch {number}: k-NN top-1 {found['knn/top1']:.1%}")
         if curves:
             f_q.eval()
             curves.picture(done, "maps", partial(report.activation_maps, f_q.map, self._views))

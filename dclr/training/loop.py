@@ -9,9 +9,8 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from dclr import distributed
+from dclr import bars, distributed
 from dclr.data.loader import TrainLoader, all_skipped
 from dclr.hardware import peak_memory_gb
 from dclr.method import norm
@@ -73,7 +72,7 @@ def train(learner: Learner, saver: Saver, curves: Curves | None, first_step: int
     ends the run by SystemExit with :data:`PREEMPTED`."""
     loader, clock, due = learner.loader, Clock(learner.clips, first_step), time.monotonic() + 60 * save_minutes
     batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
-    bar = tqdm(total=last_step, initial=first_step, unit="step", desc=learner.title, disable=distributed.rank() != 0)
+    bar = bars.bar(total=last_step, initial=first_step, unit="step", desc=learner.title, disable=distributed.rank() != 0)
     with Preemption() as preemption, bar:
         for step in range(first_step, last_step):
             with clock:

@@ -18,8 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
-from tqdm import tqdm
-
+from dclr.bars import bar
 from dclr.errors import InputError
 from dclr.record import BLOCK
 from dclr.storage import Folder, RemoteFolder
@@ -89,7 +88,7 @@ class TarFolder(Folder):
         self._members, self.texts = {}, {}
         with ThreadPoolExecutor(LISTED) as pool:
             looks = pool.map(self._look, tars, [found[tar] for tar in tars])
-            for look in tqdm(looks, "listing", len(tars), unit="tar", leave=False):
+            for look in bar(looks, "listing", len(tars), unit="tar", leave=False):
                 for path in look.members.keys() & self._members.keys():
                     others[f"{self._members[path].tar}: {path}"] = TWICE
                 self._members |= look.members

@@ -16,8 +16,8 @@ from typing import Any
 
 import av
 import numpy as np
-from tqdm import tqdm
 
+from dclr.bars import bar
 from dclr.draws import generator
 from dclr.errors import InputError
 from dclr.files import whole
@@ -143,7 +143,7 @@ def make(root: Path, drawing: Drawing, workers: int) -> VideoSet:
     plans, world = plan(drawing), drawing.world
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         made = pool.map(partial(_make, root, world), plans, chunksize=8)
-        for _ in tqdm(made, total=len(plans), desc="drawing", unit="video"):
+        for _ in bar(made, total=len(plans), desc="drawing", unit="video"):
             pass
     classes = {"motion": list(MOTIONS), "scene": list(world.scenes)} | (
         {"texture": list(world.textures)} if world.textures else {}

@@ -73,7 +73,7 @@ def test_a_crop_above_the_stored_side_is_refused(synthetic_set: Path) -> None:
 
 def test_a_cue_that_the_set_lacks_is_refused(synthetic_set: Path, h264_set: Path) -> None:
     require_cue(ShardSet(synthetic_set), "diff")
-    with pytest.raises(InputError, match=r"no cue 'flow' \(it has: diff, energy\).*--cues diff,energy,flow"):
+    with pytest.raises(InputError, match=r"no cue 'flow' \(it has: diff, energy\).*preprocess add-cues .*--cues flow"):
         require_cue(ShardSet(h264_set), "flow")
 
 

@@ -121,7 +121,7 @@ def test_classes_and_chance_are_those_that_occur(
 def test_a_sets_picture_has_the_classes_that_occur(
     sparse: tuple[Path, list[Entry], list[str]], synthetic_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One shape for all of them, side by side, whatever their numbers; a kind of label is no mathematics."""
+    """Side by side, whatever their numbers, each with its name where they are few; a name is no mathematics."""
     drawn = []
     write = canvas.write
     monkeypatch.setattr(canvas, "write", lambda figure, out: drawn.append(figure) or write(figure, out))
@@ -130,10 +130,15 @@ def test_a_sets_picture_has_the_classes_that_occur(
     relabelled(synthetic_set, tmp_path / "set", "$x_{$", names, lambda entry: replace(entry, labels={"$x_{$": 3}))
     describe(Folder(str(tmp_path / "set")), tmp_path / "stats.png")
     for figure, classes, kind in zip(drawn, (8, 1), ("scene", "$x_{$"), strict=True):
-        (shape,) = figure.axes[3].patches
-        counts, edges, _ = shape.get_data()
-        assert len(counts) == classes and counts.sum() == 96 and edges[-1] == classes
-        assert kind in figure.axes[3].get_xlabel()
+        axis = figure.axes[5]
+        assert len(axis.patches) == classes and sum(one.get_width() for one in axis.patches) == 96
+        assert kind in axis.get_xlabel()
+    assert "$x_1^{$" in [label.get_text() for label in drawn[0].axes[5].get_yticklabels()]
+    monkeypatch.setattr("preprocess.stats.NAMED", 7)
+    describe(Folder(str(sparse[0])), tmp_path / "stats.png")
+    (shape,) = drawn[2].axes[5].patches
+    counts, edges, _ = shape.get_data()
+    assert len(counts) == 8 and counts.sum() == 96 and edges[-1] == 8
 
 
 def test_classes_by_hand() -> None:

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 import webdataset as wds
 from conftest import REAL, REPOSITORY, SMALL, needs_real_data, refuse, render, run, succeed
 
+from dclr import bars
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
 from dclr.record import members, video_id
@@ -25,7 +27,6 @@ from dclr.storage import Folder, open_folder
 from preprocess.datasets import EMPTY_CLASS, Video
 from preprocess.found import HIDDEN
 from preprocess.plan import RunPlan, Task
-from preprocess.preview import CURVE
 from preprocess.run import finish, make_samples
 from preprocess.synthetic import MOTIONS, encode
 from preprocess.transcode import Options
@@ -587,6 +588,39 @@ def test_a_full_disk_is_one_line_and_what_is_finished_stays(few: Path, tmp_path:
     assert len(ShardSet(tmp_path / "set")) == 8
 
 
+def test_a_second_start_counts_from_what_is_kept(
+    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from preprocess.__main__ import main
+
+    root, puts = tmp_path / "root", Folder.put
+    shutil.copytree(few, root)
+    (root / "A/1.avi").write_text("no video")
+
+    def put(self: Folder, name: str, file: Path) -> None:
+        if name == "shard-000001.tar":
+            raise KeyboardInterrupt
+        puts(self, name, file)
+
+    command = ["folder", "--root", str(root), "--out", str(tmp_path / "set"), *SMALL_SHARDS, "--workers", "1"]
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Folder, "put", put)
+        main(command)
+    kept = len((tmp_path / "set/shard-000000.jsonl").read_text().splitlines())  # its header counts for the video that failed
+    seen, bar = [], bars.bar
+
+    def watched(*arguments: Any, **how: Any) -> Any:
+        seen.append(how)
+        return bar(*arguments, **how)
+
+    monkeypatch.setattr("dclr.bars.bar", watched)
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="1 of 9 videos failed"):
+        main(command)
+    assert seen[-1]["initial"] == kept > 1 and seen[-1]["total"] == 9
+    assert re.search(r"transcoding: 100% 9/9 \[.*failed=1\]", capsys.readouterr().err)
+
+
 def test_a_dry_run_says_what_would_come_and_writes_nothing(few: Path, tmp_path: Path) -> None:
     said = succeed(*FOLDER, few, "--out", tmp_path / "set", *SMALL_SHARDS, "--dry-run")
     assert "8 videos" in said and "shards of about 0.0" in said and "minutes on" in said
@@ -728,27 +762,6 @@ PLAN = {"dataset": "folder", "root": "r", "classes": {}, "options": {}, "keep": 
 def test_a_plan_that_is_none_is_named(few: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text)
     assert "plan.json: not a plan of this version" in refuse(*FOLDER, few, "--out", tmp_path)
-
-
-def test_preview_shows_frames_above_cues(few: Path, synthetic_set: Path, tmp_path: Path) -> None:
-    import cv2
-
-    succeed("-m", "preprocess", "preview", synthetic_set, "--out", tmp_path / "sheet.png", "--videos", "3")
-    sheet = cv2.imread(str(tmp_path / "sheet.png"))
-    assert sheet.shape[0] == 3 * (18 + 4 * 32 + CURVE + 4) and sheet.std() > 20  # frames, differences, flow, grids, curve
-    succeed(*FOLDER, few, "--out", tmp_path / "set", "--size", "32", "--cues", "flow")
-    succeed("-m", "preprocess", "preview", tmp_path / "set", "--out", tmp_path / "flow.png", "--videos", "3")
-    sheet = cv2.imread(str(tmp_path / "flow.png"))
-    assert sheet.shape[0] == 3 * (18 + 2 * 32 + 4) and sheet[18 + 32 : 18 + 64].max() > 100
-
-
-def test_stats_count_what_is_there(synthetic_set: Path, tmp_path: Path) -> None:
-    said = succeed("-m", "preprocess", "stats", synthetic_set, "--out", tmp_path / "deep/stats.png")
-    shards = ShardSet(synthetic_set)
-    assert "96 videos in 96 samples" in said and f"{shards.frames_N.sum()} frames" in said
-    assert f"{(shards.frames_N / shards.fps_N).sum() / 3600:.2f} hours" in said and "fps      15 to 30" in said
-    assert "classes  motion: 8 of 8 have samples, 12 to 12 each" in said and "no video failed or is missing" in said
-    assert (tmp_path / "deep/stats.png").read_bytes().startswith(b"\x89PNG")
 
 
 @needs_real_data
