@@ -28,7 +28,7 @@ CENTRE = 112 / 128  # evaluation: short side 128, centre crop 112, for any clip 
 LEARNED = {"frames": int, "stride": int, "clip_fps": float, "size": int}  # what a checkpoint says of its clips
 CROPS = (1, 3)  # evaluation: the middle, or the middle and both ends of the long side
 PACES = 1e-6, 1e6  # least and most stored frames a frame of a clip, whatever a video says of its rate
-GAP = 4  # cells between moving ones that move too
+BETWEEN = 4  # cells between moving ones that move too
 AREA_FROM = 1.5  # a crop that shrinks by more is averaged over areas (four times the time), less is interpolated
 
 
@@ -373,7 +373,7 @@ def moving_cells(record: Record, indices_T: np.ndarray, stride: int, cuts: Seque
         return np.zeros(energy_Thw.shape, bool)
     levels = np.rint(energy_Thw * (255 / energy_Thw.max())).astype(np.uint8)
     threshold, _ = cv2.threshold(levels.reshape(1, -1), 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
-    shape = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (GAP + 1, GAP + 1))
+    shape = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (BETWEEN + 1, BETWEEN + 1))
     cells = (levels > threshold).astype(np.uint8)
     return np.stack([cv2.morphologyEx(frame, cv2.MORPH_CLOSE, shape) for frame in cells]).astype(bool)
 

@@ -98,7 +98,7 @@ def test_conditions_are_those_that_the_set_can_be_asked() -> None:
     asked, left_out = bias.choose(setting, ["motion"])
     assert asked.conditions == ["static", "shuffled", "reversed", "appearance removed"] and asked.beside.partner == {}
     ((why, names),) = left_out.items()
-    assert why.startswith("set has no cue diff ") and names == [
+    assert why.startswith("set has no cue diff; ") and names == [
         "motion blanked", "background blanked", "stripes", "static stripes", "swap",
     ]  # fmt: skip
     cues["cues"] = ["diff"]
