@@ -78,8 +78,14 @@ class TrainState:
     def restore(
         self, model: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loader: TrainLoader
     ) -> None:
-        """The inverse of :meth:`of`."""
-        model.load_state_dict(self.model)
+        """The inverse of :meth:`of`. Raises InputError where the model's tensors have other names or shapes."""
+        try:
+            model.load_state_dict(self.model)
+        except RuntimeError as error:
+            raise InputError(
+                f"the checkpoint to resume from is of another network or version ({str(error).splitlines()[-1].strip()}): "
+                "name another folder or file"
+            ) from None
         optimiser.load_state_dict(self.optimiser)
         scaler.load_state_dict(self.scaler)
         loader.load_state_dict(self.loader)
