@@ -47,7 +47,7 @@ $(DEMO)/sheet.png: | shards/demo/manifest.json
 	$(BIN)/python -m preprocess preview shards/demo --out $@
 
 $(DEMO)/moco/finished: | shards/demo/manifest.json
-	$(TRAIN) --objective moco --without --flow-weight 0 --no-plain-query --lr 0.001 --out $(@D)
+	$(TRAIN) $(shell sed -n 's/^MOCO = "\(.*\)"$$/\1/p' benchmarks/evidence.py) --out $(@D)
 	touch $@
 
 $(DEMO)/dclr/finished: | shards/demo/manifest.json

@@ -205,10 +205,8 @@ class PretrainConfig(
         for name, ours, theirs in differences(self, saved):
             if name == "precision" and theirs == "auto":
                 continue  # an older version kept what was given, and nobody knows what that came to
-            raise InputError(
-                f"{flag(name)} {ours}: the run in {self.out} was made with {theirs}; "
-                "give that again to resume it, or name another --out"
-            )
+            made = f"with {theirs}; give that again" if theirs is not None else "without it; leave it out"
+            raise InputError(f"{flag(name)} {ours}: the run in {self.out} was made {made} to resume it, or name another --out")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values by field, tuples as lists, URLs without secrets: what ``--config`` reads back as YAML."""
