@@ -411,6 +411,8 @@ def test_a_checkpoint_that_lacks_a_setting_is_resumed_as_it_was_made() -> None:
         from_flags(PretrainConfig, vars(config), clip_grad=1.0).check_resumed(made)
     with pytest.raises(InputError, match=r"--split train01: .* was made with train01,train02; give that again"):
         from_flags(PretrainConfig, vars(config), split=("train01",)).check_resumed(made)
+    with pytest.raises(InputError, match=r"--momentum-end 1\.0: .* was made without it; leave it out to resume it"):
+        from_flags(PretrainConfig, vars(config), momentum_end=1.0).check_resumed(made)
 
 
 def test_a_newer_setting_says_what_runs_did_before_it() -> None:
