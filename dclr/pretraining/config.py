@@ -205,7 +205,7 @@ class PretrainConfig(
         for name, ours, theirs in differences(self, saved):
             if name == "precision" and theirs == "auto":
                 continue  # an older version kept what was given, and nobody knows what that came to
-            made = f"with {theirs}; give that again" if theirs is not None else "without it; leave it out"
+            made = "without it; leave it out" if theirs == str(None) else f"with {theirs}; give that again"
             raise InputError(f"{flag(name)} {ours}: the run in {self.out} was made {made} to resume it, or name another --out")
 
     def as_dict(self) -> dict[str, Any]:
