@@ -9,10 +9,19 @@ from dclr.settings import Parser, from_flags
 from dclr.threads import settle
 
 
+DATA = "--shards shards/mine --split train01"
+EXAMPLES = {  # of --help
+    "this project's recipe": f"--recipe dclr {DATA} --out runs/mine",
+    "the baseline, MoCo-v2 on video": f"--recipe dclr --objective moco {DATA} --out runs/moco",
+    "8 GPUs (torchrun --nproc-per-node 8 in the place of python)": f"--recipe dclr {DATA} -b 512 --scale-lr -j 6 --out runs/large",
+    "what a file sets": "--config recipes/lab.yaml --help",
+}
+
+
 def parser() -> Parser:
     from dclr.pretraining.config import PretrainConfig
 
-    return Parser(description=__doc__).add(PretrainConfig, recipes=Path(__file__).parent / "recipes")
+    return Parser(description=__doc__, examples=EXAMPLES).add(PretrainConfig, recipes=Path(__file__).parent / "recipes")
 
 
 def main() -> None:

@@ -84,12 +84,15 @@ class How:
     machines, from 1. Raises InputError for values out of range."""
 
     title = "how it is done (no byte depends on these)"
-    workers: int = setting(factory=permitted, help="processes, by default one a core", metavar="N", least=1)
-    timeout: float = setting(600, "a video that takes longer has failed", metavar="SECONDS", least=1e-3, most=1e9)
-    engine: str = setting("local", "processes here, or a Ray cluster", choices=("local", "ray"))
-    part: tuple[int, int] | None = setting(
-        None, "only the I-th of N parts (Slurm arrays); then merge", metavar="I/N", read=part, group=WHICH
+    workers: int = setting(
+        factory=permitted, help="processes that work side by side", metavar="N", least=1, derived="one for each core"
     )
+    timeout: float = setting(600, "a video that takes longer has failed", metavar="SECONDS", least=1e-3, most=1e9)
+    engine: str = setting("local", "where it is done: on processes here, or on a Ray cluster", choices=("local", "ray"))
+    part: tuple[int, int] | None = setting(
+        None, "make the I-th of N parts alone (Slurm arrays); merge joins them", metavar="I/N", read=part, group=WHICH,
+        derived="all of them",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_values(self)
