@@ -105,9 +105,3 @@ def make_folder(out: Path, flag: str = "--out") -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{flag} {out}: cannot be a folder for results ({error.strerror}); name another") from None
-
-
-def refuse_used(out: Path, name: str) -> None:
-    """Raises InputError where the folder holds a result, which is not written over."""
-    if (out / name).exists():
-        raise InputError(f"--out {out}: it holds {name} of an earlier run; name another folder, or --force to write over it")

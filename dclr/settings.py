@@ -130,6 +130,13 @@ class Flag:
         """A value as the command line has it."""
         return (",".join(map(str, value)) or NONE) if isinstance(value, list | tuple) else str(value)
 
+    def typed(self, value: Any) -> str:
+        """The flag and a value as the command line has them, such as ``--lr 0.1``, ``--no-cos`` and ``no --cache``."""
+        name = flag(self.field.name)
+        if value is None:
+            return f"no {name}"
+        return (name if value else flag(f"no_{self.field.name}")) if isinstance(value, bool) else f"{name} {self.text(value)}"
+
     def shown(self, value: Any) -> str:
         """A value as ``--help`` says it."""
         if value in (None, ()):
@@ -188,6 +195,9 @@ class _Formatter(argparse.HelpFormatter):
     def __init__(self, prog: str, **more: Any):
         super().__init__(prog, **{"max_help_position": COLUMN, "width": min(WIDTH, shutil.get_terminal_size().columns)} | more)
         self._action_max_length = COLUMN  # also where all names are short
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(super(_Formatter, self)._fill_text(part, width, indent) for part in text.split("\n\n"))
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:

@@ -27,7 +27,7 @@ from dclr import bars
 from dclr.data.manifest import FAILURES, MANIFEST, Entry, Manifest, Shard, ShardSet, pack_columns, publish, read_index
 from dclr.errors import InputError
 from dclr.record import REPEATED, pack
-from dclr.settings import check_values, flag, setting
+from dclr.settings import check_values, flags, setting
 from dclr.storage import Folder, open_folder
 from dclr.text import public
 from dclr.threads import permitted
@@ -462,11 +462,9 @@ def append(source: VideoSet, out: Folder, options: Options, how: How) -> Summary
     made_with, wanted = usual | have.manifest.options, usual | manifest_options(options, source)
     if have.manifest.dataset == source.name:
         check_cues({name: made_with[name] for name in usual}, {name: wanted[name] for name in usual}, out)
-    for name in usual:
+    for name, one in flags(Options).items():
         if made_with[name] != wanted[name]:
-            given, made = (
-                f"no {flag(name)}" if value is None else f"{flag(name)} {value}" for value in (wanted[name], made_with[name])
-            )
+            given, made = one.typed(wanted[name]), one.typed(made_with[name])
             raise InputError(f"{given}: {out} was made with {made}; give the same to append to it")
     if have.manifest.dataset != source.name:
         raise InputError(f"{out} holds {have.manifest.dataset}, not {source.name}: name another folder")

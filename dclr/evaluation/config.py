@@ -11,10 +11,12 @@ from dclr.data.config import Choice, Reading, Shards
 from dclr.errors import InputError
 from dclr.evaluation.modes import MODES
 from dclr.method.objective import Network
-from dclr.settings import again, check_values, flags, from_flags, setting
+from dclr.settings import again, check_values, flag, flags, from_flags, setting
+from dclr.text import public
 from dclr.training.config import Checkpoints, Optimisation
 
 ALL = "all"  # of the modes
+HASHED = {"weights": "pretrained", "set": "shards"}  # what a result and a checkpoint have the hash of -> its setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +211,19 @@ def _own(mode: str) -> set[str]:
 def others(mode: str) -> set[str]:
     """The settings that only other modes have."""
     return set() if mode == ALL else set().union(*map(_own, MODES)) - _own(mode)
+
+
+def made_otherwise(config: EvalConfig, name: str, ours: Any, theirs: Any, what: str) -> InputError:
+    """The error where ``what`` in ``--out`` was made with another setting: its flag and the ways out. ``name`` is a field of
+    EvalConfig or Repeats, or one of :data:`HASHED`."""
+    out = "name another --out, or --force evaluates anew"
+    if name in HASHED:
+        given = public(str(getattr(config, HASHED[name])))
+        return InputError(f"{flag(HASHED[name])} {given}: it has changed since {what} was made; {out}")
+    if name == "mode":
+        return InputError(f"{ours}: {what} was made by {theirs}; {out}")
+    one = (flags(type(config)) | flags(Repeats))["seeds" if name == "seed" else name]
+    return InputError(f"{one.typed(ours)}: {what} was made with {one.typed(theirs)}; give that again, {out}")
 
 
 def evaluation(given: Mapping[str, Any]) -> tuple[list[EvalConfig], Repeats]:

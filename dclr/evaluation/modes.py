@@ -73,7 +73,7 @@ MODES = {
     "finetune": Mode(
         "train the whole network with labels",
         _finetune,
-        ("val", "average", "epochs", "lr", "schedule", "wd", "dropout", "head", "bn", "patience", "save_minutes"),
+        ("val", "average", "epochs", "optimiser", "lr", "schedule", "wd", "dropout", "head", "bn", "patience", "save_minutes"),
         metrics=ACCURACIES,
         captions={**OF_SCORES, "curves.png": "Training curves", **OF_MAPS},
         examples={"the epoch that is best on held-out videos": f"{GIVEN} --val 0.1 --patience 3 --out runs/mine-held-out"},

@@ -21,12 +21,12 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from dclr import metrics, report
-from dclr.compare import guesses
+from dclr.compare import RESULT, guesses
 from dclr.data.loader import eval_loader
 from dclr.errors import NotKept, dispensable
 from dclr.evaluation import page
 from dclr.evaluation.modes import ACCURACIES, MODES
-from dclr.evaluation.setting import RESULT, Setting
+from dclr.evaluation.setting import Setting
 from dclr.files import whole
 from dclr.hardware import machine, place, revision
 from dclr.method import losses
