@@ -24,7 +24,6 @@ GUESSES = ("chance", "majority")
 GUESSED = dict.fromkeys(GUESSES, Metric("percent"))
 RESULT = "result.json"
 NAMED = 10  # of the folders that are left out
-EXAMPLES = {"two evaluations": "runs/mine-linear runs/random-linear", "every result below a folder": "runs"}
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -86,7 +85,7 @@ def gather(folders: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
     for given in folders:
         top = given.parent if given.name == RESULT else given
         if not top.exists():
-            raise InputError(f"{given}: no such folder; expected an --out of train_eval.py, or a folder of such folders")
+            raise InputError(f"{given}: no such folder; expected the folder of an evaluation, or one that holds some")
         results, pretrainings = _below(top)
         for place in results:
             name = "/".join(part for part in (top.name, *place.relative_to(top).parts) if part)
@@ -181,7 +180,8 @@ def _columns(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def parser() -> Parser:
-    made = Parser(prog="python -m dclr.compare", description=__doc__, examples=EXAMPLES)
+    examples = {"two evaluations": "runs/mine-linear runs/random-linear", "every result below a folder": "runs"}
+    made = Parser(prog="python -m dclr.compare", description=__doc__, examples=examples)
     what = "folder of an evaluation, or one that holds evaluations (required)"
     made.add_argument("runs", nargs="+", type=path_flag, metavar="RUN", help=what)
     return made

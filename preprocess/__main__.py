@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, make_dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,32 +120,32 @@ class Previewing:
         check_values(self)
 
 
-# of --help
-TOP = {
-    "videos in class folders": "folder --root videos --out shards/mine",
-    "your own list, with the flow beside difference and energy": "csv --root videos --list mine.csv --out shards/mine --cues "
-    "diff,flow,energy",
-    "what is in the set": "stats shards/mine",
+EXAMPLES = {  # of --help, by command
+    "": {
+        "videos in class folders": "folder --root videos --out shards/mine",
+        "your own list, with the flow too": "csv --root videos --list mine.csv --out shards/mine --cues diff,flow,energy",
+        "what is in the set": "stats shards/mine",
+    },
+    "synthetic": {
+        "the laboratory of recipes/lab.yaml": "--out shards/lab --size 40 --cues diff,flow,energy",
+        "a small set to try things on": "--out shards/tiny --videos 96 --size 32",
+    },
+    "retry": {
+        "after what hindered them is mended": "shards/mine",
+        "videos that have moved, with more time for each": "shards/mine --root /mnt/videos --timeout 3600",
+    },
+    "add-cues": {
+        "the flow, from the videos": "shards/mine --cues flow",
+        "without the videos, from the stored frames": "shards/mine --cues flow --root none",
+    },
+    "merge": {
+        "after the last part is made": "shards/mine",
+        "exit code 1 where more than 2 percent of the listed videos are missing": "s3://bucket/k400 --max-missing 2",
+    },
+    "verify": {"every byte": "shards/mine", "every frame too, on 8 cores": "shards/mine --deep --workers 8"},
+    "stats": {"into the set's folder": "shards/mine", "into another place": "s3://bucket/mine --out mine.png"},
+    "preview": {"six videos": "shards/mine --out sheet.png", "twenty": "shards/mine --out sheet.png --videos 20"},
 }
-DRAWN = {
-    "the laboratory of recipes/lab.yaml": "--out shards/lab --size 40 --cues diff,flow,energy",
-    "a small set to try things on": "--out shards/tiny --videos 96 --size 32",
-}
-RETRIED = {
-    "after what hindered them is mended": "shards/mine",
-    "videos that have moved, with more time for each": "shards/mine --root /mnt/videos --timeout 3600",
-}
-GROWN = {
-    "the flow, from the videos": "shards/mine --cues flow",
-    "without the videos, from the stored frames": "shards/mine --cues flow --root none",
-}
-MERGED = {
-    "after the last part is made": "shards/mine",
-    "and exit code 1 where more than 2 percent of the listed videos are missing": "s3://bucket/k400 --max-missing 2",
-}
-VERIFIED = {"every byte": "shards/mine", "every frame too, on 8 cores": "shards/mine --deep --workers 8"}
-COUNTED = {"into the set's folder": "shards/mine", "into another place": "s3://bucket/mine --out mine.png"}
-SHOWN = {"six videos": "shards/mine --out sheet.png", "twenty": "shards/mine --out sheet.png --videos 20"}
 
 
 def examples_of(dataset: DataSet) -> dict[str, str]:
@@ -155,38 +154,38 @@ def examples_of(dataset: DataSet) -> dict[str, str]:
     return {
         "the set, with the default cues": common,
         **dataset.examples,
-        "the first of 8 machines; then: python -m preprocess merge": f"{common} --part 1/8",
+        "the first of 8 machines; merge joins what they make": f"{common} --part 1/8",
     }
 
 
 def parser() -> Parser:
-    top = Parser(prog="python -m preprocess", description=__doc__, examples=TOP)
+    top = Parser(prog="python -m preprocess", description=__doc__, examples=EXAMPLES[""])
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(
         name: str, what: str, *settings: type, existing: bool = False, without: Collection[str] = (),
-        examples: Mapping[str, str], told: Mapping[str, Mapping[str, str]] | None = None,
+        told: Mapping[str, Mapping[str, str]] | None = None, examples: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
-        added = commands.add_parser(name, help=what, description=what, examples=examples, told=told)
+        added = commands.add_parser(name, help=what, description=what, told=told, examples=examples or EXAMPLES[name])
         if existing:
             added.add_argument("set", type=as_type(open_folder), metavar="SET", help=f"a shard set: {PLACE} (required)")
         added.add(*settings, without=without)
 
-    made, look = (Making, Options, run.How, Tolerance), partial(command, existing=True)
+    made = (Making, Options, run.How, Tolerance)
     drawn = "the embedded data set: made here, no download"
-    command("synthetic", drawn, synthetic.Drawing, *made, without=("segment", "max_seconds", "part"), examples=DRAWN)
+    command("synthetic", drawn, synthetic.Drawing, *made, without=("segment", "max_seconds", "part"))
     for one in DATASETS.values():
         command(one.name, one.help, Selecting, *settings_of(one), *made, told=one.told, examples=examples_of(one))
     tried = "try the failed videos again and add what comes of them"
-    look("retry", tried, Retrying, run.How, Tolerance, without=("part",), examples=RETRIED)
+    command("retry", tried, Retrying, run.How, Tolerance, existing=True, without=("part",))
     grown = "add motion cues to a set that is there, from its videos or else from its frames"
-    look("add-cues", grown, Growing, run.How, without=("part",), examples=GROWN)
-    look("merge", "the one manifest of what several parts made", Tolerance, examples=MERGED)
+    command("add-cues", grown, Growing, run.How, existing=True, without=("part",))
+    command("merge", "the one manifest of what several parts made", Tolerance, existing=True)
     looked = "hash every shard, compare it with its index; exit code 1 on a fault"
-    look("verify", looked, Verifying, examples=VERIFIED)
+    command("verify", looked, Verifying, existing=True)
     counted = "videos, hours, classes, splits, sizes, motion, cuts; kept with a picture in the set's folder"
-    look("stats", counted, Describing, examples=COUNTED)
-    look("preview", "a contact sheet: frames above their motion cues", Previewing, examples=SHOWN)
+    command("stats", counted, Describing, existing=True)
+    command("preview", "a contact sheet: frames above their motion cues", Previewing, existing=True)
     return top
 
 

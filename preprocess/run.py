@@ -65,7 +65,7 @@ TOLD = {  # trait of a source that a run warns of -> what it is
     "odd rotation": "by their metadata turned by another angle than quarter turns, which is left aside",
     "PQ": "HDR (transfer function PQ) and stored without tone mapping: dark and flat",
     "HLG": "HDR (transfer function HLG) and stored without tone mapping: a little flat",
-    REPEATED: "slower than --fps and repeat frames",
+    REPEATED: "slower than the fps of their set and repeat frames",
 }
 SAMPLED = 8  # videos that a dry run transcodes to measure
 
@@ -269,14 +269,14 @@ def build(source: VideoSet, out: Folder, options: Options, how: How) -> Summary 
     made = jobs(source, sample_keys([video.id for video in source.videos]), options, ratio)
     plan = _plan(source, options, [], made, ratio)
     if finished and old != plan:
-        raise _another_set(out)
+        raise _another_set(out, source)
     return carry_out(plan, made, source.root, out, options, how)
 
 
-def _another_set(out: Folder) -> InputError:
+def _another_set(out: Folder, source: VideoSet) -> InputError:
+    more = "add --append to add new videos, or " if source.name in DATASETS else ""  # the embedded one has all of its videos
     return InputError(
-        f"--out {out}: a finished shard set is there already, made from other videos or options; "
-        "add --append to add new videos, or name another folder"
+        f"--out {out}: a finished shard set is there already, made from other videos or options; {more}name another folder"
     )
 
 
@@ -296,7 +296,7 @@ def _with_later_cues(source: VideoSet, old: RunPlan, out: Folder, options: Optio
     made = jobs(source, sample_keys([video.id for video in source.videos]), first, old.ratio)
     plan = replace(_plan(source, options, [], made, old.ratio), shards=old.shards, first=old.first)
     if plan != old or {job.name: job.recipe for job in made} != old.first["shards"]:
-        raise _another_set(out)
+        raise _another_set(out, source)
     out.write(PLAN, plan.dumps().encode())
     return finish(out, plan)
 
@@ -320,8 +320,8 @@ def carry_out(plan: RunPlan, made: Sequence[Job], root: Folder, out: Folder, opt
     needed, free = sum(job.estimate for job in todo), out.free()
     if free is not None and needed > free:
         raise InputError(
-            f"--out {out}: about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; "
-            "name another folder, or choose a smaller --size, a lower --quality or --codec h264"
+            f"{out}: about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; free some space, or make a set in "
+            "another place, or of smaller frames (size, quality, codec h264)"
         )
     out.write(PLAN, plan.dumps().encode())
     clean(out, plan.names if how.part is None else [job.name for job in ours], how.part is None)
@@ -361,7 +361,7 @@ def make_all(every: Sequence[Job], todo: Sequence[Job], work: Work, out: Folder,
                 make_shards(todo, work, out, how.workers, how.timeout, tell)
         except OSError as error:  # the disk is full, or gone
             raise InputError(
-                f"--out {out}: {error.strerror or error}; finished shards are kept: mend that and start the same command again"
+                f"{out}: {error.strerror or error}; finished shards are kept: mend that and start the same command again"
             ) from None
 
 

@@ -570,7 +570,11 @@ class Scaler:
             raise TranscodeError(
                 "size",
                 f"{first.width}x{first.height} would be stored as {self._size[0]}x{self._size[1]}"
-                + (f" for its sample aspect ratio of {_ratio(sar)}; --sar keep stores pixels as they are" if sar != 1 else ""),
+                + (
+                    f" for its sample aspect ratio of {_ratio(sar)}; a set made with sar keep stores pixels as they are"
+                    if sar != 1
+                    else ""
+                ),
             )
         self.width, self.height = self._size[::-1] if self._transposed else self._size
         self._reformatter = VideoReformatter()
@@ -656,7 +660,8 @@ def transcode(
             scaler = scaler or Scaler(frame, options.size, opened.sar if options.sar == "square" else Fraction(1))
             if sample is not None and sample.frames == most:
                 if not options.segment:
-                    raise TranscodeError("length", f"longer than --max-seconds {options.max_seconds:g}; cut it with --segment")
+                    said = f"longer than the max-seconds of its set, {options.max_seconds:g}; a set made with segment cuts it"
+                    raise TranscodeError("length", said)
                 yield finished(sample, scaler)
                 sample = None
             sample = sample or SampleEncoder(options, number, spool, pictures)

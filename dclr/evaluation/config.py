@@ -46,14 +46,20 @@ class Data:
 class Pretrained:
     title = "network"
     pretrained: str = setting(  # as its hash
-        help="what is evaluated: a checkpoint, other people's weights, or random (with -a)", metavar="FILE", place=True, free=True
+        help="what is evaluated: a checkpoint, other people's weights, or random (with -a)",
+        metavar="FILE",
+        place=True,
+        free=True,
     )
     arch: str | None = again(
         Network, "arch", None, help="the network of --pretrained random", derived="what the checkpoint holds"
     )
     width: int = again(Network, "width", help="channels of the first stage of --pretrained random; else the checkpoint says it")
     precise_bn: int = setting(
-        0, "batches of RGB training clips on which BatchNorm's statistics are estimated anew first; 0: none", metavar="N", least=0
+        0,
+        "batches of RGB training clips on which BatchNorm's statistics are estimated anew first; 0: none",
+        metavar="N",
+        least=0,
     )
 
 
@@ -73,9 +79,7 @@ class EvalClips:
     )
     test_clips: int = setting(10, "uniform clips of a test video, of which the mean is taken", metavar="N", least=1)
     crops: int = setting(1, "crops of each test clip: the middle, or three along the long side", choices=CROPS)
-    average: str = setting(
-        "probabilities", "what of a test video's clips is averaged", choices=("probabilities", "logits")
-    )
+    average: str = setting("probabilities", "what of a test video's clips is averaged", choices=("probabilities", "logits"))
     min_scale: float = again(ClipConfig, "min_scale")
     flip: float = again(ClipConfig, "flip")
     cross_cuts: bool = again(ClipConfig, "cross_cuts")
@@ -105,9 +109,7 @@ class Frozen:
 @dataclass(frozen=True, kw_only=True)
 class Computing:
     title = "optimisation"
-    batch: int = setting(
-        64, "clips of a step over all processes, also of --precise-bn", short="-b", metavar="N", least=1
-    )
+    batch: int = setting(64, "clips of a step over all processes, also of --precise-bn", short="-b", metavar="N", least=1)
     seed: int = 0  # --seeds
     precision: str = again(Optimisation, "precision")
     deterministic: bool = again(Optimisation, "deterministic")
@@ -122,9 +124,7 @@ class Tuning:
     schedule: tuple[int, ...] = again(Optimisation, "schedule", (6, 8))
     wd: float = again(Optimisation, "wd")
     dropout: float = setting(0.5, "share of the pooled features that a step leaves out", metavar="SHARE", least=0, below=1)
-    head: str = setting(
-        "linear", "the classifier: a linear layer, or a BatchNorm and a linear layer", choices=("linear", "bn")
-    )
+    head: str = setting("linear", "the classifier: a linear layer, or a BatchNorm and a linear layer", choices=("linear", "bn"))
     bn: str = setting(
         "sync", "what normalises: statistics of all processes' clips, of each process's, or of the pretraining",
         choices=("sync", "local", "frozen"),

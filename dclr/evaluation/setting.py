@@ -135,7 +135,7 @@ def prepare(config: EvalConfig) -> Setting:
     (shards,), cache = open_sets([config.shards], config.on_error, config.cache, config.cache_size)
     require_size(shards, clip.size)
     setting = dataclasses.replace(labelled(config, trunk, weights, shards, cache, clip, device, dtype), began=began)
-    make_folder(Path(config.out))
+    make_folder(Path(config.out), "--out")
     distributed.setup(device)
     if distributed.rank() == 0:
         print(f"{config.pretrained}\n{trunk.matched}")

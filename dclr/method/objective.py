@@ -88,7 +88,10 @@ class Method:
         False, "a batch's keys enter the queue before its contrasts, so that they are negatives; not after", before=False
     )
     mine_by: str = setting(
-        "both", "what mines: s and d each for itself, one of them, or a stored cue in the place of d", choices=MINERS, before="both"
+        "both",
+        "what mines: s and d each for itself, one of them, or a stored cue in the place of d",
+        choices=MINERS,
+        before="both",
     )
     mining_temperature: float = setting(
         0.07, "temperature of the cosines that mine; 1: the authors' plain cosine", metavar="T", above=0, before=0.07

@@ -47,11 +47,11 @@ class Clips:
     flip: float = again(ClipConfig, "flip")
     sample_motion: bool = again(ClipConfig, "sample_motion")
     cross_cuts: bool = again(ClipConfig, "cross_cuts")
-    jitter: str = setting(
-        "torchvision", "whose formulas change the colours of clips", choices=JITTERS, before="torchvision"
-    )
+    jitter: str = setting("torchvision", "whose formulas change the colours of clips", choices=JITTERS, before="torchvision")
     plain_query: bool = setting(
-        False, "the query clip's RGB frames keep their colours; those of its static view and of the key clip change", before=False
+        False,
+        "the query clip's RGB frames keep their colours; those of its static view and of the key clip change",
+        before=False,
     )
 
 
@@ -123,7 +123,7 @@ class PretrainConfig(
         if self.warmup >= self.epochs:
             raise InputError(f"--warmup {self.warmup}: expected fewer epochs than {self.epochs}")
         if self.queue is not None and self.queue < self.batch:
-            raise InputError(f"queue {self.queue} is smaller than the batch {self.batch}: expected at least one batch")
+            raise InputError(f"--queue {self.queue} is smaller than the batch {self.batch}: expected at least one batch")
         if self.queue is not None:
             self.queue_length(0)
         if self.objective == "moco" and self.without:
@@ -188,7 +188,7 @@ class PretrainConfig(
         groups = (2 if self.bn == "shuffle" and world == 1 else 1) if self.bn_groups is None else self.bn_groups
         if groups >= 1 and self.batch % (groups * world * self.accumulate):
             raise InputError(
-                f"batch {self.batch} does not divide into {world} process(es), {self.accumulate} part(s) (--accumulate) "
+                f"--batch {self.batch} does not divide into {world} process(es), {self.accumulate} part(s) (--accumulate) "
                 f"and {groups} group(s) (--bn-groups)"
             )
         return Statistics(self.bn, groups, self.bn_views)

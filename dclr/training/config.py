@@ -22,9 +22,7 @@ class Optimisation:
         False, "forget activations and compute each stage twice: less memory, more time", before=False
     )
     epochs: int = setting(200, "passes over the training videos", metavar="N", least=1, free=True)
-    optimiser: str = setting(
-        "sgd", "what takes the steps; sgd has momentum 0.9", choices=OPTIMISERS, before="sgd"
-    )
+    optimiser: str = setting("sgd", "what takes the steps; sgd has momentum 0.9", choices=OPTIMISERS, before="sgd")
     lr: float = setting(0.01, "learning rate", metavar="RATE", above=0)
     schedule: tuple[int, ...] = setting(
         (120, 160), "epochs after which the learning rate drops to a tenth; none: it stays", metavar="EPOCH", nargs="*"

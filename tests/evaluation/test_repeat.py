@@ -62,14 +62,18 @@ def test_the_mean_over_folds_and_seeds_and_what_was_made_is_kept(tmp_path: Path,
     assert found["deviation"]["top1"] == pytest.approx(np.std(values, ddof=1))
     assert found["runs"] == [f"fold{fold}-seed{seed}" for fold in (1, 2, 3) for seed in (0, 1)]
     assert json.loads((tmp_path / "a/result.json").read_text())["top1"] == found["top1"]
-    assert repeat.repeat(config, (1, 2, 3), (0, 1), lambda _: pytest.fail("evaluated again")) == repeat.read_result(tmp_path / "a")
+    assert repeat.repeat(config, (1, 2, 3), (0, 1), lambda _: pytest.fail("evaluated again")) == repeat.read_result(
+        tmp_path / "a"
+    )
     with pytest.raises(InputError, match=r"--folds 1,2: the result in .*a was made with --folds 1,2,3; give that again"):
         repeat.repeat(config, (1, 2), (0, 1), pretend)
     with pytest.raises(InputError, match="--folds none: .* was made with --folds 1,2,3"):
         repeat.repeat(config, (), (0,), pretend)
     (tmp_path / "a/result.json").unlink()
     shutil.rmtree(tmp_path / "a/fold2-seed1")  # killed there
-    with pytest.raises(InputError, match=r"--lr 0.1: .* was made with --lr 0.5; give that again, name another --out, or --force"):
+    with pytest.raises(
+        InputError, match=r"--lr 0.1: .* was made with --lr 0.5; give that again, name another --out, or --force"
+    ):
         repeat.repeat(replace(config, lr=0.1), (1, 2, 3), (0, 1), pretend)
     with pytest.raises(InputError, match="--frames 8: .* with --frames 16"):
         repeat.repeat(replace(config, frames=8), (1, 2, 3), (0, 1), pretend)
