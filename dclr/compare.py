@@ -23,7 +23,7 @@ FIRST_COLUMNS = ("run", "mode", "label", "pretrained", "arch", "width", "videos"
 GUESSES = ("chance", "majority")
 GUESSED = dict.fromkeys(GUESSES, Metric("percent"))
 RESULT = "result.json"
-NAMED = 10  # of the folders that are left out
+MOST_NAMED = 10  # of the folders that are left out
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def gather(folders: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
         for place in results:
             name = "/".join(part for part in (top.name, *place.relative_to(top).parts) if part)
             try:
-                found[place.resolve()] = name, str(place), read_result(place)
+                found.setdefault(place.resolve(), (name, str(place), read_result(place)))
             except InputError as error:
                 left_out[str(place)] = str(error).removeprefix(f"{place}/")
         inside = sorted(path for path in top.iterdir() if path.is_dir() and path.name[0] != ".") if results else [top]
@@ -118,8 +118,8 @@ def _below(top: Path) -> tuple[list[Path], list[Path]]:
 
 def listed(left_out: Mapping[str, str]) -> str:
     """What is left out, and why, on one line."""
-    some = "; ".join(f"{place} ({why})" for place, why in itertools.islice(left_out.items(), NAMED))
-    return some + f" and {len(left_out) - NAMED} more" * (len(left_out) > NAMED)
+    some = "; ".join(f"{place} ({why})" for place, why in itertools.islice(left_out.items(), MOST_NAMED))
+    return some + f" and {len(left_out) - MOST_NAMED} more" * (len(left_out) > MOST_NAMED)
 
 
 def headline(result: Mapping[str, Any]) -> str:

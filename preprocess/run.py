@@ -320,8 +320,8 @@ def carry_out(plan: RunPlan, made: Sequence[Job], root: Folder, out: Folder, opt
     needed, free = sum(job.estimate for job in todo), out.free()
     if free is not None and needed > free:
         raise InputError(
-            f"{out}: about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; free some space, or make a set in "
-            "another place, or of smaller frames (size, quality, codec h264)"
+            f"{out}: about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; free some space, or make the set "
+            "elsewhere or of smaller frames (size, quality, codec h264)"
         )
     out.write(PLAN, plan.dumps().encode())
     clean(out, plan.names if how.part is None else [job.name for job in ours], how.part is None)

@@ -570,11 +570,7 @@ class Scaler:
             raise TranscodeError(
                 "size",
                 f"{first.width}x{first.height} would be stored as {self._size[0]}x{self._size[1]}"
-                + (
-                    f" for its sample aspect ratio of {_ratio(sar)}; a set made with sar keep stores pixels as they are"
-                    if sar != 1
-                    else ""
-                ),
+                + (f" for its sample aspect ratio of {_ratio(sar)}; sar keep stores pixels as they are" if sar != 1 else ""),
             )
         self.width, self.height = self._size[::-1] if self._transposed else self._size
         self._reformatter = VideoReformatter()

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from argparse import _SubParsersAction
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
-
-sys.path[:0] = [str(Path(__file__).parent.parent)] * (__name__ == "__main__")
 
 import dclr.compare
 import dclr.export
@@ -28,7 +25,7 @@ PARSERS: dict[str, Callable[[], Parser]] = {  # as a command line begins, after 
 }
 HEAD = """# Commands
 
-What each command says with `--help`. `python tests/commands.py` writes this page; `make test` tells where it is not what they say.
+What each command says with `--help`. `python tests/commands.py` writes this page.
 """
 
 

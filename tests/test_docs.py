@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import PAGE, PARSERS, page
+from commands import PAGE, PARSERS
+from commands import page as said
 from conftest import REPOSITORY
 
 import train_eval
@@ -89,7 +90,7 @@ def test_every_page_is_reached_from_the_readme() -> None:
 
 
 def test_the_page_of_all_commands_is_what_they_say() -> None:
-    assert PAGE.read_text() == page(), "python tests/commands.py writes it anew"
+    assert PAGE.read_text() == said(), "python tests/commands.py writes it anew"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -113,6 +113,7 @@ def test_defaults_that_follow_from_others_are_what_they_come_to() -> None:
 # Messages --------------------------------------------------------------------------------------------------------------
 
 NAMED = re.compile(r"(?<![\w-])(--[a-z][a-z-]+|-(?:a|b|j|cs|cpv|fpc)\b)")
+TOLD_BY = ("InputError", "print", "held", "TranscodeError")
 PROGRAM = re.compile(r"python -m |train_\w+\.py")  # a flag behind the name of a program is that program's
 
 
@@ -121,10 +122,8 @@ def messages(path: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for top in ast.parse(path.read_text()).body:
         if isinstance(top, ast.FunctionDef | ast.ClassDef):
-            raised = [
-                node for node in ast.walk(top)
-                if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("InputError", "print", "held", "TranscodeError")
-            ]  # fmt: skip
+            calls = [node for node in ast.walk(top) if isinstance(node, ast.Call)]
+            raised = [call for call in calls if getattr(call.func, "id", "") in TOLD_BY]
             nodes = [inner for call in raised for argument in call.args for inner in ast.walk(argument)]
             parts_of = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
             for node in [node for node in nodes if id(node) not in parts_of]:
@@ -138,11 +137,8 @@ def messages(path: Path) -> dict[str, list[str]]:
 
 def flags_of(*programs: str) -> set[str]:
     """Those that every one of these programs has, in one of its commands."""
-    each = [
-        {flag for name, one in EVERY.items() if name.startswith(program) for action in one._actions for flag in action.option_strings}
-        for program in programs
-    ]  # fmt: skip
-    return set.intersection(*each)
+    of = [(name, flag) for name, one in EVERY.items() for action in one._actions for flag in action.option_strings]
+    return set.intersection(*({flag for name, flag in of if name.startswith(program)} for program in programs))
 
 
 def shared_with_preprocess() -> dict[Path, set[str]]:
@@ -167,16 +163,14 @@ def test_messages_name_flags_of_the_command_that_was_typed() -> None:
         "dclr/pretraining": flags_of("train_pretrain.py"),
         "dclr/evaluation": flags_of("train_eval.py"),
     }
-    for path in [*shared, *(path for top in allowed for path in (REPOSITORY / top).rglob("*.py"))]:
-        own = next((flags for top, flags in allowed.items() if (REPOSITORY / top) in path.parents), None)
+    every = [(path, flags) for top, flags in allowed.items() for path in (REPOSITORY / top).rglob("*.py")]
+    for path, own in [*every, *((path, None) for path in shared)]:
         for name, texts in messages(path).items():
-            can = (
-                own if own is not None else {"--config", "--help"} if name in shared[path] or path.stem == "settings" else both
-            )
+            everyones = own is None and (name in shared[path] or path.stem == "settings")
             for text in texts:
                 named = set(NAMED.findall(PROGRAM.split(text)[0]))
                 found += len(named)
-                assert named <= can, (path.name, name, text)
+                assert named <= ({"--config", "--help"} if everyones else own or both), (path.name, name, text)
     assert found > 80
 
 
@@ -195,6 +189,5 @@ def test_a_set_that_another_process_holds_is_named_as_it_was_typed(tmp_path: Pat
 def test_the_way_out_of_a_finished_embedded_set_is_not_append(synthetic_set: Path) -> None:
     said = refuse("-m", "preprocess", "synthetic", "--hard", "--videos", "96", "--out", synthetic_set, "--size", "40")
     assert "a finished shard set is there already" in said and "--append" not in said and "name another folder" in said
-    assert (
-        "cached://x: it keeps copies" in (said := refuse("-m", "preprocess", "stats", "cached://x")) and "--cache" not in said
-    )
+    said = refuse("-m", "preprocess", "stats", "cached://x")
+    assert "it keeps copies" in said and "--cache" not in said

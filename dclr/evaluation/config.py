@@ -46,7 +46,7 @@ class Data:
 class Pretrained:
     title = "network"
     pretrained: str = setting(  # as its hash
-        help="what is evaluated: a checkpoint, other people's weights, or random (with -a)",
+        help="what is evaluated: a checkpoint, other weights, or random (with -a)",
         metavar="FILE",
         place=True,
         free=True,
@@ -57,7 +57,7 @@ class Pretrained:
     width: int = again(Network, "width", help="channels of the first stage of --pretrained random; else the checkpoint says it")
     precise_bn: int = setting(
         0,
-        "batches of RGB training clips on which BatchNorm's statistics are estimated anew first; 0: none",
+        "batches of RGB clips on which BatchNorm's statistics are estimated anew first; 0: none",
         metavar="N",
         least=0,
     )

@@ -103,8 +103,8 @@ def _several(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], eva
 
 
 def finished(config: EvalConfig, folds: Sequence[int] = (), seeds: Sequence[int] = (0,)) -> dict[str, Any] | None:
-    """The result in ``config.out``, which is told; None where there is none (or ``--force``). Raises InputError for one of other
-    options, weights or shards."""
+    """The result in ``config.out``, which is told; None where there is none (or ``--force``). Raises InputError for one of
+    other options, weights or shards."""
     path = Path(config.out) / RESULT
     if config.force or not path.exists():
         return None

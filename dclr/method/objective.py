@@ -89,7 +89,7 @@ class Method:
     )
     mine_by: str = setting(
         "both",
-        "what mines: s and d each for itself, one of them, or a stored cue in the place of d",
+        "what mines: s and d each for itself, one of them, or a stored cue for d",
         choices=MINERS,
         before="both",
     )

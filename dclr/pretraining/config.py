@@ -50,7 +50,7 @@ class Clips:
     jitter: str = setting("torchvision", "whose formulas change the colours of clips", choices=JITTERS, before="torchvision")
     plain_query: bool = setting(
         False,
-        "the query clip's RGB frames keep their colours; those of its static view and of the key clip change",
+        "the query clip's RGB frames keep their colours; its static view's and the key clip's change",
         before=False,
     )
 

@@ -210,7 +210,7 @@ CSV = DataSet(
             "start_seconds, end_seconds": "the same in seconds, such as 12.5; also called start_time, end_time or time_start, "
             "time_end",
             "start, end": "the same in frames, or in seconds where one of the list has a fraction",
-            "no header line": "then lines are 'path', 'path label' or 'path start label' (a frame), with spaces, commas or tabs",
+            "no header line": "lines of 'path', 'path label' or 'path start label' (a frame), with spaces, commas or tabs",
         }
     },
     examples={

@@ -277,9 +277,7 @@ def test_pixels_are_square_before_a_picture_is_turned(tmp_path: Path) -> None:
 
 def test_pixels_too_wide_to_be_square_fail_with_the_way_out(tmp_path: Path) -> None:
     write(tmp_path / "v.mp4", moving_square(2), "libx264", "yuv420p", sar=Fraction(60))
-    with pytest.raises(
-        TranscodeError, match="for its sample aspect ratio of 60:1; a set made with sar keep stores pixels as they are"
-    ):
+    with pytest.raises(TranscodeError, match="for its sample aspect ratio of 60:1; sar keep stores pixels as they are"):
         list(transcode(tmp_path / "v.mp4", Options()))
     assert stored(tmp_path / "v.mp4", size=96, sar="keep").size == (96, 128)
 
