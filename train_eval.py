@@ -26,7 +26,7 @@ def parser() -> Parser:
     modes = top.add_subparsers(dest="mode", required=True, metavar="MODE")
     helps = {mode: one.help for mode, one in MODES.items()} | {ALL: "one after the other, on the same features"}
     for mode, what in helps.items():
-        said = examples(mode) | (MODES[mode].examples if mode in MODES else {})
+        said = {**examples(mode), **(MODES[mode].examples if mode in MODES else {})}
         modes.add_parser(mode, help=what, description=what, examples=said).add(config_of(mode), Repeats, without=others(mode))
     return top
 

@@ -216,7 +216,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(
         self, told: Mapping[str, Mapping[str, str]] | None = None, examples: Mapping[str, str] | None = None, **more: Any
     ):
-        super().__init__(**{"prog": Path(sys.argv[0]).name, "formatter_class": _Formatter} | more)
+        usual: dict[str, Any] = {"prog": Path(sys.argv[0]).name, "formatter_class": _Formatter}
+        super().__init__(**usual | more)
         self.flags: dict[str, Flag] = {}
         self.told, self.examples = told or {}, examples or {}
 
