@@ -16,7 +16,7 @@ from dclr.text import public
 from dclr.training.config import Checkpoints, Optimisation
 
 ALL = "all"  # of the modes
-HASHED = {"weights": "pretrained", "set": "shards"}  # what a result and a checkpoint have the hash of -> its setting
+HASHED = {"weights": "pretrained", "set": "shards"}  # what results and checkpoints have the hash of -> its setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +219,7 @@ def made_otherwise(config: EvalConfig, name: str, ours: Any, theirs: Any, what: 
     out = "name another --out, or --force evaluates anew"
     if name in HASHED:
         given = public(str(getattr(config, HASHED[name])))
-        return InputError(f"{flag(HASHED[name])} {given}: it has changed since {what} was made; {out}")
+        return InputError(f"{flag(HASHED[name])} {given}: {what} was made from another content than it has now; {out}")
     if name == "mode":
         return InputError(f"{ours}: {what} was made by {theirs}; {out}")
     one = (flags(type(config)) | flags(Repeats))["seeds" if name == "seed" else name]

@@ -106,6 +106,6 @@ KINETICS = DataSet(
         }
     },
     examples={
-        "H.264 for object storage, an eighth of the bytes": "--root videos --splits lists --out s3://bucket/k400 --codec h264",
+        "H.264, for object storage": "--root videos --splits lists --out s3://bucket/k400 --codec h264",
     },
 )

@@ -399,7 +399,7 @@ def test_a_finished_evaluation_says_so_and_is_made_anew_by_force_alone(
     assert f"--cross-cuts: {other} with --no-cross-cuts" in refuse(*command, "--cross-cuts")
     assert f"knn: {other} by linear" in refuse(*command[:1], "knn", *command[2:])
     weights.write_bytes(weights.read_bytes() + b"\0")  # trained anew under the same name
-    assert f"--pretrained {weights}: it has changed since the result in {out} was made" in refuse(*command)
+    assert f"--pretrained {weights}: the result in {out} was made from another content" in refuse(*command)
     assert (out / "result.json").read_bytes() == before
     shutil.copy(checkpoint, weights)
     assert "is finished" not in succeed(*command, "--force") and (out / "result.json").read_bytes() != before
