@@ -20,6 +20,7 @@ from torch import nn
 
 from dclr import bars, checkpoint, distributed
 from dclr.checkpoint import Trunk
+from dclr.compare import RESULT as RESULT
 from dclr.data.clips import ClipConfig
 from dclr.data.fetch import Cache
 from dclr.data.loader import RGB_ALONE, Beside, TrainLoader, all_skipped, eval_loader, open_sets
