@@ -6,10 +6,10 @@ OverflowError, half a letter a UnicodeEncodeError. So no reader lists what it ex
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 def parsing(name: str, what: str, way: str = "", error: type[InputError] = InputError) -> Iterator[None]:
     """Inside, whatever a parser raises becomes an ``error``: that ``name`` is not ``what``, why, and the ``way`` out.
 
-    An :class:`InputError` passes as it is, and so does an OSError with a number: that is the machine's fault, not the file's."""
+    An :class:`InputError` passes as it is, and so does an OSError with a number, the machine's fault."""
     try:
         yield
     except InputError:
@@ -54,9 +54,10 @@ def from_json(text: str | bytes | memoryview, kind: type[T]) -> T:
     """JSON as a value of ``kind``, such as a dataclass: each field of its own type, in its declared bounds, every number finite
     and every letter whole; what ``kind`` does not name is left out. Raises whatever the parser raises: call it inside
     :func:`parsing`."""
-    return decoder(kind).decode(text)
+    found: T = _decoder(kind).decode(text)  # type: ignore[arg-type]  # a type is hashable
+    return found
 
 
 @lru_cache
-def decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
+def _decoder(kind: Hashable) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind)

@@ -340,7 +340,10 @@ def parse_columns(file: IO[bytes], data: memoryview, samples: int, splits: int, 
         "splits": ("|u1", (splits, samples)),
     }
     columns = {}
-    with parsing(name, "a set's index", "write it anew with python -m preprocess merge", FormatError), zipfile.ZipFile(file) as archive:
+    with (
+        parsing(name, "a set's index", "write it anew with python -m preprocess merge", FormatError),
+        zipfile.ZipFile(file) as archive,
+    ):
 
         def column(field: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
             info = archive.getinfo(f"{field}.npy")
@@ -433,6 +436,8 @@ class ShardSet:
                     f"{name}: sha256 is {digest}, {MANIFEST} says {wanted}: copy both again, or "
                     "write both anew with python -m preprocess merge"
                 )
+            if not file.seek(0, os.SEEK_END):  # no memory maps an empty file
+                raise FormatError(f"{name}: empty, expected a zip of columns: write it anew with python -m preprocess merge")
             data = file.getvalue() if isinstance(file, io.BytesIO) else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             splits, kinds = len(self.manifest.splits), len(self.manifest.classes)
             return parse_columns(file, memoryview(data), self.manifest.samples, splits, kinds, name)

@@ -47,11 +47,10 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 
 def read_entries(path: Path, kind: type[E]) -> E:
     """The list or table that a JSON file holds; raises InputError where it is none, or empty."""
-    what = f"a {'list' if kind is list else 'table'} in JSON with entries in it"
-    with parsing(str(path), what):
-        entries = from_json(read_text(path), kind)
-    if not entries:
-        raise InputError(f"{path}: expected {what}")
+    with parsing(str(path), "JSON"):
+        entries = from_json(read_text(path), Any)
+    if not isinstance(entries, kind) or not entries:
+        raise InputError(f"{path}: expected a {'list' if kind is list else 'table'} with entries in it")
     return entries
 
 
