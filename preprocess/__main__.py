@@ -18,6 +18,7 @@ from dclr.settings import Parser, again, as_type, check_values, from_flags, sett
 from dclr.storage import Folder, RemoteFolder, open_folder
 from preprocess import run, synthetic
 from preprocess.add_cues import add_cues, settle
+from preprocess.browse import serve
 from preprocess.datasets import DATASETS, DataSet, VideoSet
 from preprocess.preview import contact_sheet
 from preprocess.stats import describe
@@ -115,6 +116,15 @@ class Previewing:
         check_values(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Browsing:
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0: whoever reaches this machine can look", metavar="ADDRESS")
+    port: int = setting(8000, "port to listen on; 0 takes a free one", metavar="N", least=0, most=65535)
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
 def parser() -> Parser:
     top = Parser(prog="python -m preprocess", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -140,6 +150,7 @@ def parser() -> Parser:
     counted = "videos, hours, classes, splits, sizes, motion, cuts; kept with a picture in the set's folder"
     command("stats", counted, Describing, existing=True)
     command("preview", "a contact sheet: frames above their motion cues", Previewing, existing=True)
+    command("browse", "a page in the browser: samples that play, with their motion cues over them", Browsing, existing=True)
     return top
 
 
@@ -156,6 +167,9 @@ def look_after(command: str, shards: Folder, given: Mapping[str, Any]) -> None:
     if command == "preview":
         sheet = from_flags(Previewing, given)
         print(contact_sheet(shards, sheet.out, sheet.videos))
+    elif command == "browse":
+        page = from_flags(Browsing, given)
+        serve(shards, page.host, page.port)
     elif command == "stats":
         print(describe(shards, from_flags(Describing, given).out))
     elif command == "verify":

@@ -27,7 +27,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -299,6 +299,24 @@ class Names(Sequence[str]):
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
+
+    @cached_property
+    def _small(self) -> np.ndarray:
+        """The bytes of all with small letters in the place of ASCII's large ones."""
+        return np.frombuffer(self._blob.tobytes().lower(), np.uint8)
+
+    def containing(self, text: str) -> np.ndarray:
+        """Which of them have ``text`` in them; large ASCII letters are small ones. bool (N,)."""
+        wanted, small = np.frombuffer(text.encode().lower(), np.uint8), self._small
+        if not len(wanted):
+            return np.ones(len(self), bool)
+        first = np.flatnonzero(small[: max(0, len(small) - len(wanted) + 1)] == wanted[0])
+        for further, letter in enumerate(wanted[1:], 1):
+            first = first[small[first + further] == letter]
+        of = np.searchsorted(self._end_N, first, side="right")
+        found = np.zeros(len(self), bool)
+        found[of[first + len(wanted) <= self._end_N[of]]] = True  # not across the end of one
+        return found
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
