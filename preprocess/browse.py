@@ -1,8 +1,8 @@
 """A shard set in a browser: pages of samples that play, with their motion cues drawn over them. Read only.
 
-The index alone is read at start. Filters, search and order work on its columns, and a sample's bytes are read when its preview is
-asked for. A preview is the JSON of what is in it (its length first, uint32 little-endian) and then the JPEGs that it names back
-to back: frames as the shard stores them (of H.264 encoded here), and cues in colours. browse.html plays them.
+At start the index alone is read. Filters, search and order work on its columns; a sample's bytes are read when its preview is
+asked for. A preview is JSON that says what is in it (before it its length, uint32 little-endian), and then JPEGs back to back:
+frames as the shard stores them (of H.264 encoded here), and cues in colours. browse.html plays them.
 
 Everything in a set is hostile: the page shows texts as texts, a URL holds numbers of samples and never a path, and answers are
 bounded. A web page elsewhere cannot read the set through a name that leads to this machine (DNS rebinding).
@@ -33,6 +33,7 @@ import numpy as np
 import simplejpeg
 
 from dclr.cues import CUES, STILL
+from dclr.data.clips import cue_entries
 from dclr.data.manifest import FAILURES, Names, ShardSet
 from dclr.errors import InputError
 from dclr.record import DEFAULT_FPS, Record
@@ -44,7 +45,7 @@ PAGE = Path(__file__).with_suffix(".html")
 ON_A_PAGE = 24  # samples, or failures
 PIXELS = 1 << 25  # of the pictures of one kind in a preview: they are decoded here and in the browser
 PREVIEW_BYTES = 1 << 26
-FAILURES_READ = 1 << 26  # bytes of failures.jsonl
+FAILURES_READ = 1 << 28  # bytes of failures.jsonl
 MOST_NAMED = 5000  # classes that the page lists by name
 MOST_WORDS = 8  # of a search
 MOST_CUTS = 500  # of a sample, that are drawn
@@ -91,7 +92,7 @@ class Catalogue:
     """A set as a page asks for it: what it is, its samples page by page, previews, failures. Answers are tables for JSON."""
 
     def __init__(self, shards: ShardSet):
-        self.shards = shards
+        self.shards, self.seconds_N = shards, shards.seconds_N
         self.splits = {split: np.isin(np.arange(len(shards)), shards.select([split])) for split in shards.splits}
         self.kinds = {  # kind of label -> class names
             kind: [plain(str(name), LONGEST_TEXT) for name in names] if isinstance(names, list) else []
@@ -99,6 +100,7 @@ class Catalogue:
         }
         self.chosen = lru_cache(maxsize=8)(self._chosen)  # a page after another asks for the same
 
+    @cached_property
     def overview(self) -> dict[str, Any]:
         """The set as a whole."""
         shards, manifest = self.shards, self.shards.manifest
@@ -108,7 +110,7 @@ class Catalogue:
             "digest": shards.digest[:16],
             "said": [
                 f"{len(shards):,} samples of {len(np.unique(shards.video_N)):,} videos in {len(shards.tars):,} shards",
-                f"{shards.seconds_N.sum() / 3600:.2f} hours, {shards.size_N.sum() / 1e9:.2f} GB",
+                f"{self.seconds_N.sum() / 3600:.2f} hours, {shards.size_N.sum() / 1e9:.2f} GB",
                 plain(f"short side {options['size']}, {options.get('codec')} at {options.get('quality')}", LONGEST_TEXT),
             ],
             "layers": [cue for cue in options.get("cues", []) if CUES[cue].picture or cue == "energy"],
@@ -144,7 +146,7 @@ class Catalogue:
             "classes": [names[label] for names, label in labels if 0 <= label < len(names)],
             "splits": [plain(split) for split, of_N in self.splits.items() if of_N[sample]],
             "frames": int(shards.frames_N[sample]),
-            "seconds": round(float(shards.seconds_N[sample]), 2),
+            "seconds": round(float(self.seconds_N[sample]), 2),
             "motion": None if np.isnan(motion) else round(motion, 2),
             "cuts": int(shards.cuts_N[sample]),
         }
@@ -183,15 +185,19 @@ class Catalogue:
             kept &= self._lines.containing(word)
         first, found = ON_A_PAGE * number(query.get("page", "")), np.flatnonzero(kept)
         lines = [self._lines[at] for at in found[first : first + ON_A_PAGE].tolist()]
-        return {"found": len(found), "first": first, "rows": [_failure(line) for line in lines]}
+        note = f"the first {FAILURES_READ >> 20} MB of {FAILURES}" if self._bytes > FAILURES_READ else ""
+        return {"found": len(found), "first": first, "rows": [_failure(line) for line in lines], "note": note}
+
+    @cached_property
+    def _bytes(self) -> int:
+        return self.shards.root.size(FAILURES) or 0
 
     @cached_property
     def _lines(self) -> Names:
-        size = self.shards.root.size(FAILURES) or 0
-        data = self.shards.root.read(FAILURES, 0, min(size, FAILURES_READ)) if size else b""
-        blob = np.frombuffer(data, np.uint8)
+        read = min(self._bytes, FAILURES_READ)
+        blob = np.frombuffer(self.shards.root.read(FAILURES, 0, read) if read else b"", np.uint8)
         ends = np.flatnonzero(blob == ord("\n")) + 1
-        return Names(blob, ends)
+        return Names(blob, np.union1d(ends, [read]) if read else ends)  # the last line may lack its end
 
     def preview(self, sample: int, layers: Sequence[str], most: int) -> bytes:
         """At most ``most`` evenly spaced frames of a sample, and the same of cues: as this module says at its top.
@@ -209,22 +215,20 @@ class Catalogue:
     def _preview(self, record: Record, layers: Sequence[str], most: int) -> tuple[dict[str, Any], list[bytes]]:
         height, width = record.size
         stride = -(-len(record) // max(1, min(most, PIXELS // (height * width))))
-        at, made = np.arange(0, len(record), stride), {}
-        for layer in layers:
-            made[layer] = drawn(record, layer, at)
+        at = np.arange(0, len(record), stride)
+        made = {layer: drawn(record, layer, at) for layer in layers}
         pictures = [picture for parts, _ in made.values() for picture in parts]
         if sum(map(len, pictures)) > PREVIEW_BYTES:
             raise InputError(f"{record.key}: its pictures are too large to show")
-        cuts = np.array(record.meta.cuts, int)
         energy_N = np.nan_to_num(record.arrays.get("energy", np.zeros(0)), posinf=0, neginf=0)
-        if len(energy_N):  # at a cut the next one, as trainers take it: shots are no motion
-            energy_N[cuts] = energy_N[np.minimum(cuts + 1, len(record) - 1)]
+        if len(energy_N):  # two shots are no motion
+            energy_N = energy_N[cue_entries(np.arange(len(record)), len(record), record.meta.cuts)]
         table = {
             "frames": len(record),
             "fps": record.meta.fps or DEFAULT_FPS,
             "stride": stride,
             "layers": {layer: {"sizes": [*map(len, parts)], "full": full} for layer, (parts, full) in made.items()},
-            "cuts": cuts[:MOST_CUTS].tolist(),
+            "cuts": record.meta.cuts[:MOST_CUTS],
             "energy": [round(float(level), 3) for level in at_most(energy_N, CURVE_POINTS)],
             "details": details(record),
         }
@@ -332,10 +336,10 @@ class Server(socketserver.ThreadingTCPServer):
 
     @property
     def url(self) -> str:
-        host, port = self.server_address[:2]
+        host, port = str(self.server_address[0]), self.server_address[1]
         if host in ("0.0.0.0", "::"):
             host = socket.gethostname()
-        return f"http://[{host}]:{port}/" if ":" in str(host) else f"http://{host}:{port}/"
+        return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):  # a browser that has turned the page
@@ -348,6 +352,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "dclr", ""
     timeout = 60  # seconds that a connection may be idle
+    wbufsize, disable_nagle_algorithm = -1, True  # an answer in one piece, at once
     server: Server
 
     def do_GET(self) -> None:
@@ -358,7 +363,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             query = {name: values[-1] for name, values in parse_qs(url.query, max_num_fields=9).items()}
             self._answer(url.path, query)
-        except (InputError, ValueError) as error:
+        except (InputError, ValueError, PermissionError) as error:
             self._json({"error": plain(public(str(error)), LONGEST_TEXT)}, 400)
 
     def _answer(self, path: str, query: Mapping[str, str]) -> None:
@@ -368,7 +373,7 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/":
             self._send(200, self.server.page, "text/html; charset=utf-8")
         elif path == "/set":
-            self._json(catalogue.overview())
+            self._json(catalogue.overview)
         elif path == "/samples":
             self._json(catalogue.samples(query))
         elif path == "/failures":
