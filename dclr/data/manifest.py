@@ -310,8 +310,12 @@ class Names(Sequence[str]):
         wanted, small = np.frombuffer(text.encode().lower(), np.uint8), self._small
         if not len(wanted):
             return np.ones(len(self), bool)
-        first = np.flatnonzero(small[: max(0, len(small) - len(wanted) + 1)] == wanted[0])
-        for further, letter in enumerate(wanted[1:], 1):
+        last = max(0, len(small) - len(wanted) + 1)
+        is_first = np.ones(last, bool)
+        for further, letter in enumerate(wanted[:3]):
+            is_first &= small[further : further + last] == letter
+        first = np.flatnonzero(is_first)  # few, each of which is looked at
+        for further, letter in enumerate(wanted[3:], 3):
             first = first[small[first + further] == letter]
         of = np.searchsorted(self._end_N, first, side="right")
         found = np.zeros(len(self), bool)
