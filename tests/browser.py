@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
 import json
 import os
@@ -77,10 +76,6 @@ class Tab:
     def press(self, key: str) -> None:
         for event in ("keyDown", "keyUp"):
             self.ask("Input.dispatchKeyEvent", type=event, key=key, code="Space" if key == " " else key)
-
-    def shot(self, out: Path) -> Path:
-        out.write_bytes(base64.b64decode(self.ask("Page.captureScreenshot")["data"]))
-        return out
 
 
 @contextmanager

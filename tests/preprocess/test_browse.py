@@ -260,9 +260,9 @@ def test_cuts_are_marked_and_are_no_motion(synthetic_set: Path) -> None:
 def test_a_damaged_sample_is_its_own_error_and_no_other(copied: Path) -> None:
     shards = ShardSet(copied)
     name, offset, _ = shards.where(7)
-    with (copied / name).open("r+b") as tar:  # in its frames
-        tar.seek(offset + 512 + 700)
-        tar.write(bytes(200))
+    with (copied / name).open("r+b") as tar:  # one of its frames
+        tar.seek(offset + 512 + int(shards.read(7).rgb.offsets[20]) + 650)
+        tar.write(bytes(100))
     last = shards.tars[-1].name
     (copied / last).unlink()
     with served(copied) as get:
@@ -270,7 +270,7 @@ def test_a_damaged_sample_is_its_own_error_and_no_other(copied: Path) -> None:
         with pytest.raises(FormatError) as error:
             shards.read(7).frames(np.arange(30))
         said = preview(get, 7, most=99)[0]["error"]
-        assert shards.keys[7] in said and "does not decode" in said and str(error.value)[:60] == said[:60]
+        assert shards.keys[7] in said and "frame 20 does not decode" in said and str(error.value)[:60] == said[:60]
         assert last in preview(get, 95)[0]["error"]
         assert "error" not in preview(get, 6)[0] and "error" not in preview(get, 8)[0]
         assert len(found(get)) == 96
