@@ -43,7 +43,7 @@ from preprocess.preview import at_most, flow_colours, wheel
 
 PAGE = Path(__file__).with_suffix(".html")
 ON_A_PAGE = 24  # samples, or failures
-PIXELS = 1 << 25  # of the pictures of one kind in a preview: they are decoded here and in the browser
+PIXELS = 1 << 24  # of the pictures of one kind in a preview: they are decoded here and in the browser
 PREVIEW_BYTES = 1 << 26
 FAILURES_READ = 1 << 28  # bytes of failures.jsonl
 MOST_NAMED = 5000  # classes that the page lists by name
@@ -270,8 +270,9 @@ def drawn(record: Record, layer: str, at: np.ndarray) -> tuple[list[bytes], str]
     else:
         levels = record.pictures(layer, at)
         change = np.arange(256) - STILL  # half of it, in grey levels
-        full = max(LEAST_FULL, float(np.quantile(np.abs(change[levels]), NEARLY_ALL)))
-        strength = np.minimum(np.abs(change) / full, 1)
+        size = np.abs(change).astype(np.uint8)
+        full = max(LEAST_FULL, float(np.quantile(size[levels], NEARLY_ALL)))
+        strength = np.minimum(size / full, 1)
         table = np.where(change[:, None] > 0, _on_white(strength, BRIGHTER), _on_white(strength, DARKER))
         said = f"{2 * full:.0f} grey levels"
     return [_jpeg(table[picture]) for picture in levels], said
