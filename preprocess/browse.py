@@ -36,9 +36,11 @@ from dclr.cues import CUES, STILL
 from dclr.data.clips import cue_entries
 from dclr.data.manifest import FAILURES, Names, ShardSet
 from dclr.errors import InputError
+from dclr.parse import from_json, parsing
 from dclr.record import DEFAULT_FPS, Record
 from dclr.storage import Folder
 from dclr.text import plain, public
+from preprocess.plan import Failure
 from preprocess.preview import at_most, flow_colours, wheel
 
 PAGE = Path(__file__).with_suffix(".html")
@@ -95,8 +97,7 @@ class Catalogue:
         self.shards, self.seconds_N = shards, shards.seconds_N
         self.splits = {split: np.isin(np.arange(len(shards)), shards.select([split])) for split in shards.splits}
         self.kinds = {  # kind of label -> class names
-            kind: [plain(str(name), LONGEST_TEXT) for name in names] if isinstance(names, list) else []
-            for kind, names in shards.classes.items()
+            kind: [plain(name, LONGEST_TEXT) for name in names] for kind, names in shards.classes.items()
         }
         self.chosen = lru_cache(maxsize=8)(self._chosen)  # a page after another asks for the same
 
@@ -309,11 +310,12 @@ def details(record: Record) -> list[list[str]]:
 def _failure(line: str) -> list[str]:
     """Path, stage and reason of a line of failures.jsonl."""
     try:
-        table = json.loads(line)
-        said = [table[name] for name in ("path", "stage", "reason")]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        said = ["", "", f"a line that cannot be read: {line}"]
-    return [plain(public(str(text)), LONGEST_TEXT) for text in said]
+        with parsing(plain(line, 80), "a failure"):
+            failure = from_json(line, Failure)
+        said = [failure.path, failure.stage, failure.reason]
+    except InputError as error:
+        said = ["", "", str(error)]
+    return [plain(public(text), LONGEST_TEXT) for text in said]
 
 
 class Server(socketserver.ThreadingTCPServer):
