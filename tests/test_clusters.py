@@ -269,10 +269,9 @@ def test_a_run_goes_on_without_a_lost_node_and_with_it_when_it_is_back(
     running = [start(1), start(2)]
     try:
         until((folder / "held-2").exists, "two nodes are at the third step")
-        command("ip", "-n", nodes[1], "link", "set", "eth0", "down")
-        os.killpg(running[1].pid, signal.SIGKILL)
         for pid in said(environment, "ip", "netns", "pids", nodes[1]).split():
             os.kill(int(pid), signal.SIGKILL)
+        command("ip", "-n", nodes[1], "link", "set", "eth0", "down")
         (folder / "lost").touch()
         until((folder / "held-1").exists, "one node is at its third step", 900)
         command("ip", "-n", nodes[1], "link", "set", "eth0", "up")

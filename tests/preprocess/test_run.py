@@ -5,10 +5,12 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,9 @@ from dclr.errors import InputError
 from dclr.record import members, video_id
 from dclr.storage import Folder, open_folder
 from preprocess.datasets import EMPTY_CLASS, Video
+from preprocess.datasets.tars import TarFolder
 from preprocess.found import HIDDEN
-from preprocess.plan import RunPlan, Task
+from preprocess.plan import Failure, RunPlan, Task
 from preprocess.run import finish, make_samples
 from preprocess.synthetic import MOTIONS, encode
 from preprocess.transcode import Options
