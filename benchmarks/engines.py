@@ -27,7 +27,7 @@ VIDEOS = 60
 
 
 def draw(folder: Path) -> None:
-    """Videos of 320 x 240 whose samples are estimated at over 0.5 MB at ``--size 240``: a shard of 1 MB has room for one."""
+    """Videos of 320 x 240 whose samples are estimated at over 0.5 MB at ``--size 180``: a shard of 1 MB has room for one."""
     for number in range(VIDEOS):
         frames = HARD.render("left", "dots", "", ("engines", number))[0]
         encode(np.stack([cv2.resize(frame, (320, 240)) for frame in frames]), 25, folder / f"{number:02d}.avi")

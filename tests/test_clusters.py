@@ -24,7 +24,10 @@ from dclr.checkpoint import load
 from preprocess.synthetic import encode
 
 SCRIPTS = re.findall(r"^```bash\n(.*?)^```$", (REPOSITORY / "docs" / "clusters.md").read_text(), re.S | re.M)
-MAKING, TRAINING = ("--shard-size", "1", "--size", "120"), (*SMALL, "-b", "4", "--queue", "8", "--epochs", "4")  # 8 steps
+MAKING, TRAINING = (
+    ("--shard-size", "1", "--size", "120"),
+    (*SMALL, "-b", "2", "--queue", "8", "--epochs", "2", "--save-minutes", "0.0001"),
+)
 DAEMONS = ("munged", "slurmctld", "slurmd")
 absent = [name for name in DAEMONS if not shutil.which(name)]
 needs_slurm = pytest.mark.skipif(
@@ -72,7 +75,7 @@ def script(start: str, changes: dict[str, str] | None = None) -> str:
     return text
 
 
-def until(there: Callable[[], object], what: str, seconds: float = 400) -> None:
+def until(there: Callable[[], object], what: str, seconds: float = 1200) -> None:
     for _ in range(int(seconds / 0.1)):
         if there():
             return
@@ -273,10 +276,10 @@ def test_a_run_goes_on_without_a_lost_node_and_with_it_when_it_is_back(
             os.kill(int(pid), signal.SIGKILL)
         command("ip", "-n", nodes[1], "link", "set", "eth0", "down")
         (folder / "lost").touch()
-        until((folder / "held-1").exists, "one node is at its third step", 900)
+        until((folder / "held-1").exists, "one node is at its third step")
         command("ip", "-n", nodes[1], "link", "set", "eth0", "up")
         running.append(start(2))
-        assert (running[0].wait(400), running[2].wait(100)) == (0, 0), log.read_text()
+        assert (running[0].wait(1200), running[2].wait(1200)) == (0, 0), log.read_text()
     finally:
         for name in nodes:
             for pid in said(environment, "ip", "netns", "pids", name).split():

@@ -66,8 +66,8 @@ def test_a_lost_node_changes_no_byte(cluster: Any, made: tuple[Path, Path], tmp_
     doomed = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
     run = start(cluster, root, out)
-    half = names[len(names) // 2 :]  # the second of two bundles begins about here
-    while not any((out / name).exists() for name in half) and run.poll() is None:
+    halves = names[: len(names) // 2], names[len(names) // 2 :]  # two bundles, nearly
+    while not all(any((out / name).exists() for name in half) for half in halves) and run.poll() is None:
         time.sleep(0.05)
     assert run.poll() is None and not all((out / name).exists() for name in names)
     cluster.remove_node(doomed, allow_graceful=False)
