@@ -256,6 +256,7 @@ def command(*words: str) -> None:
 def test_a_run_goes_on_without_a_lost_node_and_with_it_when_it_is_back(
     nodes: list[str], work: Path, straight: Path, tmp_path: Path
 ) -> None:
+    """It ends with the videos that an undisturbed run has seen, in the same order."""
     folder, log = used(work, tmp_path), tmp_path / "log"
     wait_for = "os.path.exists('lost' if os.environ['WORLD_SIZE'] == '2' else 'signalled')"
     (folder / "train_pretrain.py").write_text(LAUNCHER.replace("HOLDS_NOT", wait_for))
@@ -288,7 +289,5 @@ def test_a_run_goes_on_without_a_lost_node_and_with_it_when_it_is_back(
             process.wait()
     assert re.findall(r"resumed after step (\d) of 8", log.read_text()) == ["2", "5"], log.read_text()
     there, undisturbed = load(folder / "runs/ucf101/last.pt"), load(straight)
-    assert there["step"] == undisturbed["step"] == 8
-    assert torch.equal(there["model"]["queue.video_K"], undisturbed["model"]["queue.video_K"])
-    print(max((there["model"][n].double() - undisturbed["model"][n].double()).abs().max() for n in there["model"]))
-    print(log.read_text()[-6000:])
+    assert there["step"] == undisturbed["step"] == 8 and there["loader"] == undisturbed["loader"]
+    assert torch.equal(there["model"]["queue.video_K"], undisturbed["model"]["queue.video_K"])  # weights: up to rounding
