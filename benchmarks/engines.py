@@ -34,9 +34,10 @@ def draw(folder: Path) -> None:
 
 
 def seconds(root: Path, out: Path, *flags: str, environment: dict[str, str]) -> float:
-    command = ["-m", "preprocess", "folder", "--root", root, "--out", out, "--shard-size", "1", "--size", "180", *flags]
+    places = ["--root", str(root), "--out", str(out)]
+    command = [sys.executable, "-m", "preprocess", "folder", *places, "--shard-size", "1", "--size", "180", *flags]
     began = time.perf_counter()
-    subprocess.run([sys.executable, *command], cwd=REPOSITORY, env=os.environ | environment, check=True, capture_output=True)
+    subprocess.run(command, cwd=REPOSITORY, env=os.environ | environment, check=True, capture_output=True)
     return time.perf_counter() - began
 
 

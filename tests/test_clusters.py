@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -136,10 +137,10 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
-NodeName=one NodeHostname=localhost NodeAddr=127.0.0.1 CPUs=2
-PartitionName=all Nodes=one Default=YES MaxTime=INFINITE
+NodeName=localhost NodeAddr=127.0.0.1 CPUs=2
+PartitionName=all Nodes=localhost Default=YES MaxTime=INFINITE
 """)
-    environment = os.environ | ENVIRONMENT | {"SLURM_CONF": str(folder / "slurm.conf")}
+    environment = ENVIRONMENT | {"SLURM_CONF": str(folder / "slurm.conf")}
     files = [f"--{name}={folder}/{name}" for name in ("key-file", "pid-file", "seed-file", "log-file")]
     (folder / "key").rename(folder / "key-file")
     daemons = []
@@ -147,16 +148,16 @@ PartitionName=all Nodes=one Default=YES MaxTime=INFINITE
         for command in (
             ["munged", "--foreground", "--force", f"--socket={folder}/munge", *files],
             ["slurmctld", "-D"],
-            ["slurmd", "-D", "-N", "one"],
+            ["slurmd", "-D", "-N", "localhost"],
         ):
             with (folder / f"{command[0]}.log").open("w") as log:
-                daemons.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+                daemons.append(subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log))
             until((folder / "munge").exists, "munged's socket", 30)
-        up = ["sinfo", "-h", "-t", "idle", "-o", "%n"]
-        until(lambda: "localhost" in said(environment, *up) or "one" in said(environment, *up), "the node is idle", 120)
+        until(lambda: said(environment, "sinfo", "--noheader", "--states", "idle"), "the node is idle")
         yield environment
     finally:
-        subprocess.run(["scancel", "--user=root", "--signal=KILL", "--full"], env=environment, capture_output=True)
+        said(environment, "scancel", "--user", "root", "--signal", "KILL", "--full")
+        until(lambda: not said(environment, "squeue", "--noheader"), "no job is left")
         for daemon in reversed(daemons):
             daemon.terminate()
             daemon.wait()
@@ -170,7 +171,7 @@ def used(work: Path, folder: Path) -> Path:
 
 
 def said(environment: dict[str, str], *command: str, folder: Path = REPOSITORY) -> str:
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True).stdout
+    return subprocess.run(command, cwd=folder, env=os.environ | environment, capture_output=True, text=True).stdout
 
 
 def ended(environment: dict[str, str], job: str) -> bool:
@@ -252,6 +253,15 @@ def command(*words: str) -> None:
     subprocess.run(words, check=True)
 
 
+def kill_all(node: str) -> None:
+    """Kill the processes of a namespace, and wait until they are gone: before that they have not hung up."""
+    while pids := said(ENVIRONMENT, "ip", "netns", "pids", node).split():
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        time.sleep(0.1)
+
+
 @needs_namespaces
 def test_a_run_goes_on_without_a_lost_node_and_with_it_when_it_is_back(
     nodes: list[str], work: Path, straight: Path, tmp_path: Path
@@ -273,8 +283,7 @@ def test_a_run_goes_on_without_a_lost_node_and_with_it_when_it_is_back(
     running = [start(1), start(2)]
     try:
         until((folder / "held-2").exists, "two nodes are at the third step")
-        for pid in said(environment, "ip", "netns", "pids", nodes[1]).split():
-            os.kill(int(pid), signal.SIGKILL)
+        kill_all(nodes[1])
         command("ip", "-n", nodes[1], "link", "set", "eth0", "down")
         (folder / "lost").touch()
         until((folder / "held-1").exists, "one node is at its third step")
@@ -283,8 +292,7 @@ def test_a_run_goes_on_without_a_lost_node_and_with_it_when_it_is_back(
         assert (running[0].wait(1200), running[2].wait(1200)) == (0, 0), log.read_text()
     finally:
         for name in nodes:
-            for pid in said(environment, "ip", "netns", "pids", name).split():
-                os.kill(int(pid), signal.SIGKILL)
+            kill_all(name)
         for process in running:
             process.wait()
     assert re.findall(r"resumed after step (\d) of 8", log.read_text()) == ["2", "5"], log.read_text()
