@@ -156,7 +156,8 @@ PartitionName=all Nodes=localhost Default=YES MaxTime=INFINITE
         until(lambda: said(environment, "sinfo", "--noheader", "--states", "idle"), "the node is idle")
         yield environment
     finally:
-        said(environment, "scancel", "--user", "root", "--signal", "KILL", "--full")
+        for which in (("--state", "PENDING"), ("--signal", "KILL", "--full")):
+            said(environment, "scancel", "--user", "root", *which)
         until(lambda: not said(environment, "squeue", "--noheader"), "no job is left")
         for daemon in reversed(daemons):
             daemon.terminate()
