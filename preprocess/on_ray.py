@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
 
 
 def bundles(todo: Sequence[Job], cores: int) -> list[list[Job]]:
-    """The shards in order, in a task a core or more: each has :data:`BUNDLE` bytes, or an equal share of fewer."""
+    """The shards in order, in tasks of about :data:`BUNDLE` bytes, or of an equal share for each core where that is less."""
     limit = min(BUNDLE, sum(job.estimate for job in todo) / cores)
     made, filled = list[list[Job]](), limit
     for job in todo:
@@ -72,7 +72,7 @@ def on_ray(
         where = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)} if node else {}
         running[task.options(**where).remote(work, versions, os.getcwd(), anyway)] = work, tried
 
-    for some in bundles(todo, int(ray.cluster_resources().get("CPU", 1))):
+    for some in bundles(todo, max(1, int(ray.cluster_resources().get("CPU", 1)))):
         start(pickle.dumps((some, absent, make)), {})
     while running:
         (ready,), _ = ray.wait(list(running))
@@ -80,7 +80,7 @@ def on_ray(
         try:
             outcome = Outcome(*ray.get(ready))
         except RayTaskError as error:
-            raise error.cause from None
+            raise (error.cause if isinstance(error.cause, (InputError, OSError)) else error) from None
         if outcome.refused:
             raise InputError(
                 f"--engine ray: {outcome.host}: {outcome.refused}; install the same packages on every node "
@@ -92,7 +92,7 @@ def on_ray(
             continue
         if outcome.node not in warned:
             warned.add(outcome.node)
-            print(f"warning: {outcome.absent[0]}: what needs it is made on another node", file=sys.stderr)
+            print(f"warning: {outcome.absent[0]}; other nodes are tried", file=sys.stderr)
         tried[outcome.node] = len(outcome.absent)
         alive = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
         others = [node for node in alive if node not in tried]
