@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dclr import checkpoint, distributed, metrics, report
+from dclr import checkpoint, distributed, figures, metrics
 from dclr.data.loader import TrainLoader, all_skipped
 from dclr.draws import generator
 from dclr.errors import InputError, spared
@@ -105,7 +105,7 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
         return {}
     names = ["finetune/loss", "finetune/top1", *(["val/top1"] if len(setting.val_N) else [])]
     pictures: Pictures = {
-        "curves.png": lambda path: report.curves(read_lines(out), names, path),
+        "curves.png": lambda path: figures.curves(read_lines(out), names, path),
         "maps.png": partial(overlays, setting, samples, trunk=model.backbone),
     }
     result = save_scores(setting, scores, samples, extra | {"peak_memory_gb": round(peak_memory_gb(), 2)}, pictures)

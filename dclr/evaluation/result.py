@@ -20,7 +20,7 @@ from safetensors.numpy import save
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from dclr import metrics, report
+from dclr import figures, metrics
 from dclr.compare import guesses
 from dclr.data.loader import eval_loader
 from dclr.errors import NotKept, dispensable
@@ -40,7 +40,7 @@ Pictures = Mapping[str, Callable[[Path], object]]  # file name -> what writes it
 
 def overlays(setting: Setting, sample_M: np.ndarray, out: Path, trunk: nn.Module | None = None) -> Path:
     """Write a PNG: where the trunk (or ``trunk``) is active in the middle clips of up to four of these samples."""
-    samples_N = np.unique(sample_M[np.linspace(0, len(sample_M) - 1, report.SHOWN).astype(int)])
+    samples_N = np.unique(sample_M[np.linspace(0, len(sample_M) - 1, figures.SHOWN).astype(int)])
     module = place(trunk or setting.trunk.module, setting.device).eval()
     loader = eval_loader(setting.shards, samples_N, setting.clip, clips=1, cache=setting.cache, on_error="skip")
     clips = torch.cat([normalise(to_clip(batch["rgb"][0].to(setting.device))) for batch in loader])
@@ -48,7 +48,7 @@ def overlays(setting: Setting, sample_M: np.ndarray, out: Path, trunk: nn.Module
     def active(clip_BCTHW: torch.Tensor, view: str) -> torch.Tensor:
         return losses.mean_one(losses.activation_map(module(clip_BCTHW)))
 
-    return report.activation_maps(active, {"v": clips}, out)
+    return figures.activation_maps(active, {"v": clips}, out)
 
 
 def save_scores(
@@ -74,8 +74,8 @@ def save_scores(
         sample_M,
         extra | found,
         {
-            "confusion.png": lambda out: report.confusion_matrix(counts, names, out),
-            "classes.png": lambda out: report.class_bars(counts, names, out),
+            "confusion.png": lambda out: figures.confusion_matrix(counts, names, out),
+            "classes.png": lambda out: figures.class_bars(counts, names, out),
             **pictures,
         },
         what=ACCURACIES,

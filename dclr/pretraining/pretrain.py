@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import nn
 
-from dclr import bars, distributed, report
+from dclr import bars, distributed, figures
 from dclr.data.fetch import Cache
 from dclr.data.loader import TrainLoader, open_sets
 from dclr.data.manifest import require_cue, require_size
@@ -287,10 +287,10 @@ class Pretraining(Learner):
                 bars.write(f"epoch {number}: k-NN top-1 {found['knn/top1']:.1%}")
         if curves:
             f_q.eval()
-            curves.picture(done, "maps", partial(report.activation_maps, f_q.map, self._views))
+            curves.picture(done, "maps", partial(figures.activation_maps, f_q.map, self._views))
             f_q.train()
             if mined.any():
-                curves.picture(done, "neighbours", partial(report.neighbours, self._videos.pictures(mined, *self._mined)))
+                curves.picture(done, "neighbours", partial(figures.neighbours, self._videos.pictures(mined, *self._mined)))
         return False
 
     def state(self) -> TrainState:

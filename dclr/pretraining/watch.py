@@ -14,10 +14,10 @@ from dclr.data.config import Choice
 from dclr.data.fetch import Cache
 from dclr.data.manifest import ShardSet
 from dclr.evaluation.setting import EvalConfig, Pooled, Setting, forward, labelled, over_videos
+from dclr.figures import MOST_BESIDE, SHOWN, middle_frame
 from dclr.method import norm
 from dclr.method.model import DCLR
 from dclr.pretraining.config import PretrainConfig
-from dclr.report import MOST_BESIDE, SHOWN, middle_frame
 
 
 class Videos:

@@ -8,7 +8,7 @@ import matplotlib.mathtext
 import numpy as np
 import pytest
 
-from dclr import canvas, report
+from dclr import canvas, figures
 from dclr.text import plain
 
 NAMES = ["$x_1^{$", "a$b$ 100 %", "new\nline\x1b[0m", "日本語", "x" * 200, "\ud800"]
@@ -21,18 +21,18 @@ def counts(classes: int) -> np.ndarray:
 def test_a_picture_stays_small_however_many_classes_there_are(tmp_path: Path) -> None:
     """700 classes took 85 s and 19 GB; now a second and 0.4 GB (``/usr/bin/time -v`` in front of this):
 
-    python -c "import numpy, pathlib; from dclr import report; counts, names = numpy.ones((700, 700), int), ['name'] * 700
-    for draw in (report.confusion_matrix, report.class_bars): draw(counts, names, pathlib.Path('picture.png'))"
+    python -c "import numpy, pathlib; from dclr import figures; counts, names = numpy.ones((700, 700), int), ['name'] * 700
+    for draw in (figures.confusion_matrix, figures.class_bars): draw(counts, names, pathlib.Path('picture.png'))"
     """
     frame, most = np.zeros((8, 8, 3), np.uint8), canvas.WIDEST * canvas.DPI
     for classes in (2, 100, 150):
         names = [f"class number {n}" for n in range(classes)]
-        for draw in (report.confusion_matrix, report.class_bars):
+        for draw in (figures.confusion_matrix, figures.class_bars):
             height, width = cv2.imread(str(draw(counts(classes), names, tmp_path / "a.png"))).shape[:2]
             assert max(height, width) <= (most if classes <= 100 else 2600), (draw, classes)
-    report.bars({"a": {f"name {n}": 0.5 for n in range(150)}}, tmp_path / "b.png")
-    report.neighbours([[(frame, "asked"), *[(frame, "other: x")] * 40]], tmp_path / "c.png")
-    report.curves([{"step": 1, "a": 1}], ["a"] * 20, tmp_path / "d.png")
+    figures.bars({"a": {f"name {n}": 0.5 for n in range(150)}}, tmp_path / "b.png")
+    figures.neighbours([[(frame, "asked"), *[(frame, "other: x")] * 40]], tmp_path / "c.png")
+    figures.curves([{"step": 1, "a": 1}], ["a"] * 20, tmp_path / "d.png")
     for name in "bcd":
         assert max(cv2.imread(str(tmp_path / f"{name}.png")).shape) <= most
 
@@ -50,7 +50,7 @@ def test_a_frame_in_a_picture_is_small(tmp_path: Path) -> None:
         def read(self, sample: int) -> Record:
             return Record()
 
-    frame = report.middle_frame(Shards(), 0)  # type: ignore[arg-type]
+    frame = figures.middle_frame(Shards(), 0)  # type: ignore[arg-type]
     assert frame.shape == (192, 256, 3) and (frame == 7).all()
 
 
@@ -65,11 +65,11 @@ def test_any_name_is_drawn_as_it_stands(
     monkeypatch.setattr(matplotlib.mathtext.MathTextParser, "parse", parse)
     frame = np.zeros((8, 8, 3), np.uint8)
     draw = {
-        "confusion": lambda out: report.confusion_matrix(counts(6), NAMES, out),
-        "classes": lambda out: report.class_bars(counts(6), NAMES, out),
-        "neighbours": lambda out: report.neighbours([[(frame, f"same: {name}") for name in NAMES]], out),
-        "bars": lambda out: report.bars({"this network": dict.fromkeys(NAMES, 0.5)}, out),
-        "curves": lambda out: report.curves([{"step": 1, "val/$top$": 1}], ["val/$top$"], out),
+        "confusion": lambda out: figures.confusion_matrix(counts(6), NAMES, out),
+        "classes": lambda out: figures.class_bars(counts(6), NAMES, out),
+        "neighbours": lambda out: figures.neighbours([[(frame, f"same: {name}") for name in NAMES]], out),
+        "bars": lambda out: figures.bars({"this network": dict.fromkeys(NAMES, 0.5)}, out),
+        "curves": lambda out: figures.curves([{"step": 1, "val/$top$": 1}], ["val/$top$"], out),
     }
     with warnings.catch_warnings():
         warnings.simplefilter("error")
