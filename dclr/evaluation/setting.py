@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +141,15 @@ def prepare(config: EvalConfig) -> Setting:
     make_folder(Path(config.out))
     distributed.setup(device)
     if distributed.rank() == 0:
-        print(f"{config.pretrained}\n{trunk.matched}")
+        _say_weights(config.pretrained, trunk.matched)
         _introduce(setting)
     return prepared(setting)
+
+
+@cache
+def _say_weights(pretrained: str, matched: str) -> None:
+    """Say what was found in the weights; once, however many modes, folds and seeds the command has."""
+    print(f"{pretrained}\n{matched}")
 
 
 def _introduce(setting: Setting) -> None:

@@ -83,7 +83,7 @@ def test_lines_go_on_when_there_is_space_again(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    watched = Curves(tmp_path, 0)
+    watched = Curves(tmp_path, 0, {})
     watched.log(1, {"loss": 0.5})
     with monkeypatch.context() as broken:
         broken.setattr(Path, "open", full)
@@ -96,7 +96,7 @@ def test_lines_go_on_when_there_is_space_again(
     assert capsys.readouterr().err.count("No space left") == 1
     with monkeypatch.context() as broken:
         broken.setattr(Path, "write_text", full)
-        Curves(tmp_path, 1).close()  # a resumed run that cannot drop what came after keeps what it has
+        Curves(tmp_path, 1, {}).close()  # a resumed run that cannot drop what came after keeps what it has
     assert [line["step"] for line in read_lines(tmp_path)] == [1, 3]
     with (tmp_path / LINES).open("a") as file:  # cut by a full disk, and by a kill
         file.write('{"step": 4, "lo{"step": 5, "loss": 0}\n{"step": 6, "loss": 0}\n{"step": 7, "lo')
