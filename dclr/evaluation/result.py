@@ -25,6 +25,7 @@ from dclr.compare import guesses
 from dclr.data.loader import eval_loader
 from dclr.errors import NotKept, dispensable
 from dclr.evaluation import page
+from dclr.evaluation.config import others
 from dclr.evaluation.modes import ACCURACIES, MODES
 from dclr.evaluation.setting import RESULT, Setting
 from dclr.files import whole
@@ -176,6 +177,11 @@ def options(setting: Setting) -> dict[str, Any]:
     return given | used
 
 
+def own(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options without those that only other modes have."""
+    return {name: value for name, value in options.items() if name not in others(options["mode"])}
+
+
 def _drawn(out: Path, pictures: Pictures) -> list[str]:
     """Draw the pictures; returns the names of those that are there."""
     drawn: list[str] = []
@@ -193,7 +199,7 @@ def _drawn(out: Path, pictures: Pictures) -> list[str]:
 def events(out: Path, settings: Mapping[str, Any], numbers: Mapping[str, float], pictures: Sequence[str] = ()) -> None:
     """Write TensorBoard's events: the numbers, the settings as hyperparameters and as text, and the pictures in ``out``."""
     with dispensable("TensorBoard's file"), SummaryWriter(out) as writer:
-        write_settings(out, settings, ended=True)
+        write_settings(out, own(settings), ended=True)
         for name, value in numbers.items():
             writer.add_scalar(f"result/{name}", value)
         for name in pictures:

@@ -140,16 +140,17 @@ def test_runs_are_compared_by_settings_and_final_numbers(tmp_path: Path) -> None
                 watched.log(step, {"loss/total": step * lr, "contrast/top1_vv": step / 40, "contrast/top5_vv": 0.5})
             watched.log(after + 20, {"knn/top1": epochs / 4})
             watched.close()
-    events(tmp_path / "knn", {"mode": "knn", "k": 20}, {"top1": 0.75})
+    events(tmp_path / "knn", {"mode": "knn", "cpv": 20, "dropout": 0.5}, {"top1": 0.75})  # dropout is finetune's
     differ, found = compared(tmp_path)
     assert differ == ["lr", "mode"] and found.keys() == {"lr0.5", "lr0.25", "knn"}
     for lr in (0.5, 0.25):
         one = found[f"lr{lr}"]
-        assert {name: one.get(name) for name in first} == first | {"lr": lr, "epochs": 2, "split": "a, b", "queue": None, "out": None}
+        said = {"lr": lr, "epochs": 2, "split": "a, b", "queue": None, "out": None}
+        assert {name: one.get(name) for name in first} == first | said
         assert {name: one[name] for name in one if name.startswith("at_end/")} == pytest.approx({
             "at_end/loss/total": 35.5 * lr, "at_end/contrast/top1_vv": 35.5 / 40, "at_end/knn/top1": 0.5,
         })  # fmt: skip
-    assert found["knn"] == {"mode": "knn", "k": 20, "result/top1": 0.75}
+    assert found["knn"] == {"mode": "knn", "cpv": 20, "result/top1": 0.75}
 
 
 def test_every_setting_is_a_row_of_tensorboards_text(tmp_path: Path) -> None:
