@@ -74,6 +74,8 @@ def test_each_map_lies_over_its_own_view_on_one_scale(tmp_path: Path, drawn: lis
         for clip in range(4):
             view, over = panels[8 * n + clip], panels[8 * n + 4 + clip]
             frames, (grey, a) = view.images[0].get_array(), over.images
+            expected_CHW = figures._visible(views[name], name)[clip, :, 2]  # the second of the four frames
+            assert np.allclose(frames[:, 32:64], expected_CHW.permute(1, 2, 0))
             assert frames.shape == (32, 4 * 32, 3) and np.allclose(grey.get_array(), frames @ np.array(GREY))
             assert np.allclose(a.get_array()[0], level[name]) and np.allclose(a.get_array()[-1], 0)
 
