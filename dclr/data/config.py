@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from dclr.errors import InputError
+from dclr.patience import PATIENCE
 from dclr.settings import flag, setting
 
 ON_ERROR = ("stop", "skip")
@@ -74,6 +75,9 @@ class Reading:
         None, "keep what came over the network on this machine's disk, for all its ranks", metavar="DIR", place=True, free=True
     )
     cache_size: float = setting(100.0, "size of that cache", metavar="GB", free=True)
+    patience: float = setting(
+        PATIENCE, "wait so long for a store that does not answer", metavar="MINUTES", least=0, free=True, before=PATIENCE
+    )
     on_error: str = setting(
         "stop", "a video that cannot be read: stop, or skip (training takes another, a result names it)", choices=ON_ERROR
     )

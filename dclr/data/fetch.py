@@ -19,6 +19,7 @@ from pathlib import Path
 
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
+from dclr.patience import threads
 from dclr.storage import RemoteFolder
 
 Row = list[tuple[int, int]]  # one batch: (pass over the set, sample index)
@@ -134,17 +135,14 @@ def fetch_ahead(shards: ShardSet, rows: Iterable[Row], cache: Cache | None) -> I
 
     Rows are taken in chunks of at most half of :data:`AHEAD` bytes. While one chunk is in use, the next one is requested.
     """
-    pool = ThreadPoolExecutor(CONNECTIONS)
     chunks: deque[list[tuple[Row, Arrivals]]] = deque()
-    try:
+    with threads(CONNECTIONS, wait=False) as pool:
         for chunk in _chunks(shards, rows):
             chunks.append(_request(shards, chunk, cache, pool))
             if len(chunks) > 1:
                 yield from chunks.popleft()
         while chunks:
             yield from chunks.popleft()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _chunks(shards: ShardSet, rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -195,7 +193,8 @@ def _remote(shards: ShardSet, row: Row) -> list[int]:
 def fetch(shards: ShardSet, run: list[int], cache: Cache | None) -> dict[int, bytes | memoryview | InputError]:
     """Fetch neighbouring samples of one shard by one request.
 
-    Returns: sample -> its bytes, whose crc32 is right, or the InputError to raise when the sample is used."""
+    Returns: sample -> its bytes, whose crc32 is right, or the InputError to raise when the sample is used.
+    Raises: Unreachable."""
     folder = shards.folder(run[0])
     assert isinstance(folder, RemoteFolder)
     if cache is not None and len(run) == 1 and (kept := cache.read(shards, run[0])) is not None:

@@ -28,7 +28,7 @@ from dclr.method.backbones.layers import Backbone
 from dclr.method.views import normalise, to_clip
 from dclr.settings import completed, free
 from dclr.training.curves import Curves, read_lines
-from dclr.training.loop import Learner, diverged, train
+from dclr.training.loop import DUE, Learner, diverged, train
 from dclr.training.optimiser import build_optimiser
 from dclr.training.rate import learning_rate
 from dclr.training.saver import LAST, Saver, found, resume
@@ -92,9 +92,10 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
         first_step = learner.restore(saved)
         if first:
             print(f"resumed after step {first_step} of {last_step}")
-    if not learner.patience_is_over(first_step // len(loader)):
+    due = saved is not None and DUE in saved
+    if due or not learner.stops_early(first_step // len(loader)):
         curves = Curves(out, first_step) if first else None
-        train(learner, Saver(out, 1, last_step), curves, first_step, last_step, config.save_minutes)
+        train(learner, Saver(out, 1, last_step), curves, first_step, last_step, config.save_minutes, due)
     if config.on_error == "skip":
         absent = all_skipped(loader.skipped, len(setting.train_N), config.max_skipped)
         setting.skipped.extend(setting.shards.keys[sample] for sample in absent)
@@ -159,7 +160,7 @@ class Finetuning(Learner):
         return {"finetune/loss": loss, "finetune/top1": right, "finetune/lr": rate}
 
     def epoch(self, done: int, curves: Curves | None) -> bool:
-        """Test what --val holds out; ends the training when --patience is over."""
+        """Test what --val holds out; ends the training where --early-stop says so."""
         setting, number = self.setting, done // len(self.loader)
         if len(setting.val_N):
             scores, samples = score(self.model, setting, setting.val_N, "validation")
@@ -168,12 +169,12 @@ class Finetuning(Learner):
                 self.best = {"epoch": number, "top1": top1, "model": copy.deepcopy(self.model.state_dict())}
             if curves:
                 curves.log(done, {"val/top1": top1})
-        return self.patience_is_over(number)
+        return self.stops_early(number)
 
-    def patience_is_over(self, epochs: int) -> bool:
-        """Whether --patience epochs have passed without a better one on what --val holds out."""
-        patience = self.setting.config.patience
-        return bool(patience) and self.best["epoch"] > 0 and epochs - self.best["epoch"] >= patience
+    def stops_early(self, epochs: int) -> bool:
+        """Whether --early-stop epochs have passed without a better one on what --val holds out."""
+        most = self.setting.config.early_stop
+        return bool(most) and self.best["epoch"] > 0 and epochs - self.best["epoch"] >= most
 
     def choose(self) -> dict[str, Any]:
         """Take the weights of the best epoch on --val, if any, and keep them; returns what the result says of it."""

@@ -70,7 +70,7 @@ MODES = {
     "finetune": Mode(
         "train the whole network with labels",
         _finetune,
-        ("val", "average", "epochs", "lr", "schedule", "wd", "dropout", "head", "bn", "patience", "save_minutes"),
+        ("val", "average", "epochs", "lr", "schedule", "wd", "dropout", "head", "bn", "early_stop", "save_minutes"),
         metrics=ACCURACIES,
         captions={**OF_SCORES, "curves.png": "Training curves", **OF_MAPS},
     ),
