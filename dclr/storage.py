@@ -268,8 +268,10 @@ class RemoteFolder(Folder):
     def _asked(self, name: str = "") -> Iterator[None]:
         try:
             yield
-        except (InputError, Unreachable):
+        except InputError:
             raise
+        except Unreachable as error:
+            raise Unreachable(f"{error}; check the name and {self.store.check}") from None
         except ImportError as error:
             extra = f"; for this place: pip install 'dclr[{self.store.extra}]'" if self.store.extra else ""
             raise InputError(f"{self}: {error}{extra}") from None

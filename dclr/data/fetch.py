@@ -10,16 +10,18 @@ import fcntl
 import os
 import shutil
 import sys
+import time
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
 from dclr.patience import threads
+from dclr.record import Record, glance
 from dclr.storage import RemoteFolder
 
 Row = list[tuple[int, int]]  # one batch: (pass over the set, sample index)
@@ -27,6 +29,7 @@ Row = list[tuple[int, int]]  # one batch: (pass over the set, sample index)
 AHEAD = 64 * 2**20  # bytes of samples that a worker has asked for and not used yet (at least two batches of them)
 MERGED = 8 * 2**20  # the longest request that joins neighbours
 CONNECTIONS = 16  # requests of one worker at a time
+DRAWN = 30.0  # seconds in which the frames of a picture must come
 
 
 class Cache:
@@ -125,6 +128,44 @@ class Cache:
                 shutil.rmtree(folder, ignore_errors=True)
                 del bytes_of[folder]
         return sum(bytes_of.values())
+
+
+class MiddleFrames(ShardSet):
+    """A set whose samples are read for a picture: with their middle frames alone. Behind a URL these come from the cache, or
+    else in the few bytes that they take, which are not kept. Threads fetch those that :meth:`begin` names."""
+
+    def __init__(self, shards: ShardSet, cache: Cache | None):
+        self.__dict__ |= vars(shards)
+        self._cache, self._whole = cache, shards
+        self._begun: dict[int, Future[Record]] = {}
+        self._pool = ExitStack()
+
+    def begin(self, samples: Iterable[int]) -> None:
+        """Fetch these while other work goes on, until :meth:`end`."""
+        self.end()
+        pool = self._pool.enter_context(threads(CONNECTIONS, wait=False))
+        self._begun = {sample: pool.submit(self._glance, sample) for sample in samples if _remote(self, [(0, sample)])}
+        self._until = time.monotonic() + DRAWN
+
+    def end(self) -> None:
+        self._pool.close()
+        self._begun = {}
+
+    def read(self, sample: int) -> Record:
+        """Raises InputError as :meth:`ShardSet.read`, and TimeoutError for one that does not come within :data:`DRAWN` seconds
+        of :meth:`begin`: no picture is worth a longer wait."""
+        if sample not in self._begun:
+            return self._glance(sample)
+        return self._begun[sample].result(max(0.0, self._until - time.monotonic()))
+
+    def _glance(self, sample: int) -> Record:
+        folder = self.folder(sample)
+        if not isinstance(folder, RemoteFolder):
+            return self._whole.read(sample)
+        if self._cache and (kept := self._cache.read(self, sample)) is not None:
+            return self.record(sample, kept)
+        name, offset, size = self.where(sample)
+        return glance(lambda start, length: folder.read(name, offset + start, length), size)
 
 
 Arrivals = dict[int, Future[dict[int, "bytes | memoryview | InputError"]]]  # sample -> the request that brings it

@@ -22,7 +22,7 @@ from dclr.evaluation.pieces import Pieces
 from dclr.evaluation.probe import averaged
 from dclr.evaluation.result import Pictures, overlays, save_scores
 from dclr.evaluation.setting import Setting, forward, over_videos, prepare
-from dclr.hardware import peak_memory_gb, place, sent
+from dclr.hardware import peak_memory_gb, place, precision_name, sent
 from dclr.method import norm
 from dclr.method.backbones.layers import Backbone
 from dclr.method.views import normalise, to_clip
@@ -195,7 +195,7 @@ class Finetuning(Learner):
     def restore(self, saved: dict[str, Any]) -> int:
         """Go on after a checkpoint; returns the steps that are done. Raises InputError for another finetuning's."""
         setting, state = self.setting, TrainState.read(saved, FINETUNING)
-        made = completed(EvalConfig, state.config)
+        made = completed(EvalConfig, _older(setting, state.config))
         for name, ours in _decides(setting).items():
             theirs = made.get(name)
             if theirs != ours:
@@ -237,8 +237,18 @@ def _remove(out: Path) -> None:
 def _decides(setting: Setting) -> dict[str, Any]:
     """The options, weights and set that a finetuning which goes on must have again."""
     network = {"arch": setting.trunk.arch, "width": setting.trunk.width, "weights": setting.weights}
-    options = dataclasses.asdict(setting.config) | setting.clip.said | network | {"set": setting.shards.digest}
+    came_to = {"set": setting.shards.digest, "label": setting.kind, "precision": precision_name(setting.dtype)}
+    options = dataclasses.asdict(setting.config) | setting.clip.said | network | came_to
     return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items() if name not in FREE}
+
+
+def _older(setting: Setting, made: dict[str, Any]) -> dict[str, Any]:
+    """The options of a finetuning that an older version began, as this one keeps them: it kept what was left open, and called
+    --early-stop --patience."""
+    came_to = {"label": made.get("label") or setting.shards.kind()}
+    if made.get("precision") == "auto":  # nobody knows what that came to
+        came_to["precision"] = precision_name(setting.dtype)
+    return {"early_stop": made.get("patience", 0)} | made | came_to
 
 
 def _outputs(setting: Setting) -> list[str]:

@@ -191,7 +191,7 @@ def _train(
     learner = Pretraining(config, data, cache, length, loader, device, dtype)
     if saved is not None:
         state = TrainState.read(saved, PRETRAINING)
-        config.check_resumed(state.config)
+        config.check_resumed(state.config, [len(of) for of in data.chosen_S], distributed.world())
         if config.resume == "auto":
             learner.config = config = replace(config, resume=state.config.get("resume", "auto"))
         state.restore(learner.model, learner.optimiser, learner.scaler, loader)
@@ -230,7 +230,7 @@ class Pretraining(Learner):
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self._parallel = distributed.parallel(self.model)
         self._neighbours = knn_setting(config, self.model, data.sets, cache, device, dtype) if config.knn_split else None
-        self._videos = Videos(data.shards, data.samples_N)
+        self._videos = Videos(data.shards, data.samples_N, cache)
         self._outputs: list[Output] = []
         self._step, self._judged = 0, False  # whether its contrasts were looked at after a tenth of the run
         self._bad, self._shown = (
@@ -281,18 +281,22 @@ class Pretraining(Learner):
         """The k-NN where it is due, and pictures."""
         config, f_q = self.config, self.model.f_q
         number = done // len(self.loader)
+        drawn = curves is not None and bool(self._outputs)  # of the last step, which another start may have made
+        mined = self._outputs[-1].mined if drawn else torch.zeros(0)
+        if mined.any():
+            self._videos.fetch(mined, *self._mined)
         if self._neighbours and (number % config.knn_every == 0 or number == config.epochs):
             found = online_knn(self.model, self._neighbours)
             if curves:
                 curves.log(done, found)
                 bars.write(f"epoch {number}: k-NN top-1 {found['knn/top1']:.1%}")
-        if curves and self._outputs:  # of the last step, which another start may have made
-            mined = self._outputs[-1].mined
+        if curves and drawn:
             f_q.eval()
             curves.picture(done, "maps", partial(report.activation_maps, f_q.map, self._views))
             f_q.train()
             if mined.any():
-                curves.picture(done, "neighbours", partial(report.neighbours, self._videos.pictures(mined, *self._mined)))
+                rows = partial(self._videos.pictures, mined, *self._mined)
+                curves.picture(done, "neighbours", lambda path: report.neighbours(rows(), path))
         return False
 
     def state(self) -> TrainState:
