@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import socket
 import ssl
 import time
@@ -143,7 +144,7 @@ def test_a_wait_is_said_once_a_minute_by_one_of_a_run(clock: SimpleNamespace, ca
     assert lines[0].startswith("waiting for http://host/a.tar: ConnectionResetError: gone; ")
     assert lines[0].endswith(" s of 10 minutes (--patience)")
     said = [float(line.split("; ")[1].split()[0]) for line in lines]
-    assert 3 <= said[0] < 10 and all(EVERY <= b - a <= EVERY + LONGEST for a, b in zip(said, said[1:], strict=False))
+    assert 3 <= said[0] < 10 and all(EVERY <= b - a <= EVERY + LONGEST for a, b in itertools.pairwise(said))
     # another process of the same run, at the same time
     patience._last_word().touch()
     patience.time.time = time.time

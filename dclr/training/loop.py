@@ -128,7 +128,7 @@ def train(
                 if wish == STOP and not (learner.ends_here and done == last_step):
                     _leave(done, saver)
         except (Interrupted, Unreachable) as ended:
-            stop_workers()  # they may wait for long
+            stop_workers()
             if done > saved:
                 loader.load_state_dict(loader.state_dict() | {"step": done})  # this rank may have had its next batch
                 if not look:
@@ -197,6 +197,7 @@ def _short(scalars: dict[str, float]) -> dict[str, str]:
 def _leave(done: int, saver: Saver, ended: BaseException | None = None, made: bool = True) -> NoReturn:
     """End the run after a signal, or because a store did not answer, when its checkpoint is written; ``made``: there is one of
     this start."""
+    stop_workers()  # they may wait for long
     saver.wait()
     on = f"the same command goes on from {saver.folder / LAST}" if done else "start the same command again"
     if saver.kept == done or not made:
