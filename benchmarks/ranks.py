@@ -1,8 +1,8 @@
 """How far does rounding carry two processes from one? ``python benchmarks/ranks.py``
 
-The same pretraining of nine steps on the embedded set by one process with one thread, by two processes, and by one process with
-two threads, whose sums are rounded in another order too. Prints the greatest difference of any of f_q's weights after 1, 3 and 9
-steps, beside how far training has moved them.
+The same pretraining of nine steps on the embedded set by one process with one thread, by two processes, and by one process
+with two threads, whose sums are rounded in another order too. Prints the greatest difference of any of f_q's weights after 1, 3
+and 9 steps, beside how far training has moved them.
 """
 
 from __future__ import annotations

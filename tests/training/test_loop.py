@@ -84,7 +84,7 @@ def test_a_store_that_is_lost_costs_no_step(tmp_path: Path) -> None:
     with pytest.raises(Unreachable, match="saved after step 4: the same command goes on"):
         train(Counting(step=4, lost=4), Saver(tmp_path, 9, 99), None, 4, 9, 60)
     assert (tmp_path / LAST).stat().st_ino == before and len(found(tmp_path)) == 2
-    with pytest.raises(Unreachable, match="; start the same command again$"):
+    with pytest.raises(Unreachable, match=r"; start the same command again$"):
         train(Counting(lost=0), Saver(tmp_path / "new", 9, 99), None, 0, 9, 60)
 
 
