@@ -33,7 +33,7 @@ def trained(shards: Path, out: Path, batch: int, processes: int, threads: int) -
     from dclr.checkpoint import load
 
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    flags = ["--split", "train", "-a", "r2plus1d_10", "--width", "16", "-fpc", "8", "-cs", "56", "--precision", "fp32"]
+    flags = ["--split", "train", "-a", "r2plus1d_10", "--width", "8", "-fpc", "8", "-cs", "32", "--precision", "fp32"]
     flags += ["-b", str(batch), "--queue", str(2 * batch), "--epochs", "1", "--save-minutes", "1e-9", "--keep", "9", "-j", "1"]
     subprocess.run(
         [sys.executable, *launch, str(HERE / "train_pretrain.py"), "--shards", str(shards), *flags, "--out", str(out)],
@@ -49,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for batch in BATCHES:
             shards = Path(folder, f"{batch}")
-            videos = ["--videos", str(max(STEPS) * batch * 3 // 2), "--size", "64"]  # a third is for testing
+            videos = ["--videos", str(max(STEPS) * batch * 3 // 2), "--size", "32"]  # a third is for testing
             subprocess.run(
                 [sys.executable, "-m", "preprocess", "synthetic", "--hard", "--out", str(shards), *videos],
                 check=True, cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from dclr.data.manifest import ShardSet
-from dclr.errors import InputError
+from dclr.errors import InputError, Unreachable
 from dclr.patience import threads
 from dclr.record import Record, glance
 from dclr.storage import RemoteFolder
@@ -152,11 +152,14 @@ class MiddleFrames(ShardSet):
         self._begun = {}
 
     def read(self, sample: int) -> Record:
-        """Raises InputError as :meth:`ShardSet.read`, and TimeoutError for one that does not come within :data:`DRAWN` seconds
+        """Raises InputError as :meth:`ShardSet.read`, and Unreachable for one that does not come within :data:`DRAWN` seconds
         of :meth:`begin`: no picture is worth a longer wait."""
         if sample not in self._begun:
             return self._glance(sample)
-        return self._begun[sample].result(max(0.0, self._until - time.monotonic()))
+        try:
+            return self._begun[sample].result(max(0.0, self._until - time.monotonic()))
+        except TimeoutError:
+            raise Unreachable(f"{self.folder(sample)}: its frames did not come within {DRAWN:g} seconds") from None
 
     def _glance(self, sample: int) -> Record:
         folder = self.folder(sample)
