@@ -24,11 +24,11 @@ from typing import Any
 
 from dclr.errors import Unreachable
 
-PATIENCE = 10.0  # minutes, unless --patience says otherwise
-FIRST, LONGEST = 0.1, 30.0  # seconds before the second try, and at most before a later one: each is twice the one before
+MINUTES = 10.0  # minutes, unless --patience says otherwise
+SHORTEST, LONGEST = 0.1, 30.0  # seconds before the second try, and at most before a later one: each is twice the one before
 RETRY_AFTER = 300.0  # seconds, the most that a server may ask for
 WRONG = 4  # times that an answer of wrong content is asked for again: it may be the network's fault, or the file's
-SILENT, EVERY = 3.0, 60.0  # seconds before the first word of a wait, and between two
+SILENT, SPOKEN = 3.0, 60.0  # seconds before the first word of a wait, and between two
 
 BUSY = (408, 429)  # what an HTTP server says, beside 5xx, where the same request may be right later
 PASSING = (ConnectionError, TimeoutError, socket.gaierror, http.client.HTTPException)
@@ -124,10 +124,10 @@ class Wait:
         if left <= 0 and not wrong:
             raise Unreachable(f"{said}; no answer for {self._minutes:g} minutes (--patience)") from None
         if now >= self._due:
-            self._due = now + EVERY
+            self._due = now + SPOKEN
             self._told |= _say(f"waiting for {said}; {now - self._began:.0f} s of {self._minutes:g} minutes (--patience)")
         draw = zlib.crc32(f"{self._what} {self._part} {self._tries}".encode()) / 2**32
-        pause = max(min(FIRST * 2.0 ** (self._tries - 1), LONGEST) * (1 - draw / 2), retry_after(error))
+        pause = max(min(SHORTEST * 2.0 ** (self._tries - 1), LONGEST) * (1 - draw / 2), retry_after(error))
         if _pause(pause if wrong else min(pause, left)):
             raise Unreachable(f"{said}; given up")
 
@@ -173,7 +173,7 @@ def _say(line: str) -> bool:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            fresh = os.fstat(file).st_size > 0 and time.time() - os.fstat(file).st_mtime < 0.9 * EVERY
+            fresh = os.fstat(file).st_size > 0 and time.time() - os.fstat(file).st_mtime < 0.9 * SPOKEN
             if fresh:
                 return False
             os.pwrite(file, b"1", 0)

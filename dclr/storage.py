@@ -25,7 +25,7 @@ from uuid import uuid4
 from dclr.errors import InputError, Unreachable, make_folder
 from dclr.errors import place as as_place
 from dclr.files import LOCK, held
-from dclr.patience import PATIENCE, Wait
+from dclr.patience import MINUTES, Wait
 from dclr.text import public
 
 T = TypeVar("T")
@@ -78,7 +78,7 @@ class Folder:
         patience: minutes for which a store that does not answer is waited for; a folder here always answers.
     """
 
-    def __init__(self, place: str, patience: float = PATIENCE):
+    def __init__(self, place: str, patience: float = MINUTES):
         self.place, self.patience = place, patience
 
     def __str__(self) -> str:
@@ -378,7 +378,7 @@ class RemoteFolder(Folder):
         return None
 
 
-def open_folder(place: str | Path, patience: float = PATIENCE) -> Folder:
+def open_folder(place: str | Path, patience: float = MINUTES) -> Folder:
     """The folder that a flag names: a path of this machine (``~`` expanded), or a place in a store, such as ``s3://bucket/prefix``,
     which is waited for so many minutes where it does not answer. Raises InputError where it is empty, a secret is in it, or it
     is one of :data:`REFUSED`."""

@@ -17,7 +17,18 @@ from conftest import needs
 
 from dclr import patience
 from dclr.errors import Unreachable
-from dclr.patience import EVERY, LONGEST, RETRY_AFTER, WRONG, Interrupted, Wait, interrupt, interruptible, may_pass, retry_after
+from dclr.patience import (
+    LONGEST,
+    RETRY_AFTER,
+    SPOKEN,
+    WRONG,
+    Interrupted,
+    Wait,
+    interrupt,
+    interruptible,
+    may_pass,
+    retry_after,
+)
 
 
 class Answered(Exception):
@@ -144,7 +155,7 @@ def test_a_wait_is_said_once_a_minute_by_one_of_a_run(clock: SimpleNamespace, ca
     assert lines[0].startswith("waiting for http://host/a.tar: ConnectionResetError: gone; ")
     assert lines[0].endswith(" s of 10 minutes (--patience)")
     said = [float(line.split("; ")[1].split()[0]) for line in lines]
-    assert 3 <= said[0] < 10 and all(EVERY <= b - a <= EVERY + LONGEST for a, b in itertools.pairwise(said))
+    assert 3 <= said[0] < 10 and all(SPOKEN <= b - a <= SPOKEN + LONGEST for a, b in itertools.pairwise(said))
     # another process of the same run, at the same time
     patience._last_word().touch()
     patience.time.time = time.time

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from dclr.errors import InputError
-from dclr.patience import PATIENCE
+from dclr.patience import MINUTES
 from dclr.settings import flag, setting
 
 ON_ERROR = ("stop", "skip")
@@ -76,7 +76,7 @@ class Reading:
     )
     cache_size: float = setting(100.0, "size of that cache", metavar="GB", free=True)
     patience: float = setting(
-        PATIENCE, "wait so long for a store that does not answer", metavar="MINUTES", least=0, free=True, before=PATIENCE
+        MINUTES, "wait so long for a store that does not answer", metavar="MINUTES", least=0, free=True, before=MINUTES
     )
     on_error: str = setting(
         "stop", "a video that cannot be read: stop, or skip (training takes another, a result names it)", choices=ON_ERROR

@@ -32,7 +32,7 @@ from dclr.data.pages import PREFETCH, Cut, Pages, Sample, Shapes, received, stac
 from dclr.data.plan import Mixture, Permutations, Plan, whole_parts
 from dclr.data.workers import signals_blocked, start_worker, stop_workers, worker_context
 from dclr.errors import InputError, Unreachable
-from dclr.patience import PATIENCE, Interrupted, interruptible
+from dclr.patience import MINUTES, Interrupted, interruptible
 from dclr.record import FormatError, Record
 from dclr.storage import open_folder
 
@@ -239,7 +239,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def open_sets(
-    places: Sequence[str], on_error: str, cache: str | None, cache_size: float, patience: float = PATIENCE
+    places: Sequence[str], on_error: str, cache: str | None, cache_size: float, patience: float = MINUTES
 ) -> tuple[list[ShardSet], Cache | None]:
     """Open the sets that ``--shards`` names, and the cache that ``--cache`` and ``--cache-size`` (GB) name, None without one.
     Stores that do not answer are waited for ``patience`` minutes, now and by loaders.

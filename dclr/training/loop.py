@@ -117,30 +117,28 @@ def train(
                 late = time.monotonic() >= next_save
                 wish = distributed.agree(STOP if preemption.asked else SAVE if ends or late else 0)
                 if wish:
-                    if not look:
-                        learner.check(done, saver)
-                    if not ends:
-                        norm.average(learner.model)
-                    next_save = time.monotonic() + 60 * save_minutes
-                    saved = done
-                    if distributed.rank() == 0:
-                        saver.save(done, learner.state().table())
+                    next_save, saved = time.monotonic() + 60 * save_minutes, done
+                    _save(learner, saver, done, look)
                 if wish == STOP and not (learner.ends_here and done == last_step):
                     _leave(done, saver)
         except (Interrupted, Unreachable) as ended:
             stop_workers()
             if done > saved:
                 loader.load_state_dict(loader.state_dict() | {"step": done})  # this rank may have had its next batch
-                if not look:
-                    learner.check(done, saver)
-                if done % len(loader):
-                    norm.average(learner.model)
-                if distributed.rank() == 0:
-                    saver.save(done, learner.state().table() | ({DUE: True} if due else {}))
+                _save(learner, saver, done, look, due)
             _leave(done, saver, ended, done > first_step)
     saver.wait()
     if curves:
         curves.close()
+
+
+def _save(learner: Learner, saver: Saver, done: int, looked: bool, due: bool = False) -> None:
+    if not looked:
+        learner.check(done, saver)
+    if done % len(learner.loader):
+        norm.average(learner.model)
+    if distributed.rank() == 0:
+        saver.save(done, learner.state().table() | ({DUE: True} if due else {}))
 
 
 def _next(batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
