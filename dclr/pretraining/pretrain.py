@@ -1,4 +1,4 @@
-"""Pretraining: shards in, checkpoints and curves out, on one process or many, which differ by rounding (benchmarks/ranks.py)."""
+"""Pretraining: shards in, checkpoints and curves out, on one process or many: they differ by rounding (benchmarks/ranks.py)."""
 
 from __future__ import annotations
 
