@@ -31,7 +31,7 @@ import numpy as np
 import simplejpeg
 
 from dclr.cues import CUES, Cue, flow_pixels
-from dclr.errors import InputError
+from dclr.errors import InputError, Unreachable
 from dclr.parse import from_json, parsing, reason
 from dclr.text import plain
 
@@ -627,8 +627,10 @@ def glance(read: Callable[[int, int], bytes], size: int) -> Record:
         stream = _stream({extension: memoryview(data), **members(named, whole=False)}, "", codec, key)
         first, end = (int(stream.offsets[at]) for at in stream.needed(len(stream) // 2))
         data[first:end] = read(BLOCK + first, end - first)
-    except (ValueError, KeyError, RecursionError) as error:
-        raise error if isinstance(error, FormatError) else FormatError(str(error)) from None
+    except (InputError, Unreachable):
+        raise
+    except Exception as error:  # whatever hostile bytes make a parser raise
+        raise FormatError(reason(error)) from None
     return Record(key, meta, stream, {}, {})
 
 
