@@ -44,7 +44,7 @@ class Unreachable(Exception):
 def exit_on_input_error() -> Iterator[None]:
     """Turn errors for a user into one line on standard error and an exit code: 2 for an :class:`InputError`, :data:`NOT_KEPT`
     for a full or read-only disk, :data:`AGAIN` for a store that did not answer, 1 for a training that diverged. Any other error
-    is a bug and keeps its traceback."""
+    is a bug and keeps its traceback. However it ends, nothing waits for a store any more."""
     try:
         yield
     except (InputError, NotKept, Unreachable, FloatingPointError) as error:
@@ -63,6 +63,9 @@ def exit_on_input_error() -> Iterator[None]:
         print(f"error: {where}{error.strerror}; what is finished is kept: free some space, or name another folder, and start "
               "the same command again", file=sys.stderr)  # fmt: skip
         raise SystemExit(NOT_KEPT) from None
+    finally:
+        if waits := sys.modules.get("dclr.patience"):  # which imports this module
+            waits.give_up()
 
 
 def check_number(name: str, value: Any) -> None:

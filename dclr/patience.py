@@ -21,6 +21,7 @@ from email.utils import parsedate_to_datetime
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from dclr.errors import Unreachable
 
@@ -139,12 +140,19 @@ class Wait:
 
 
 _thread = threading.local()
+_pools = WeakSet[threading.Event]()
+
+
+def give_up() -> None:
+    """End the waits of all pools: the process ends, and would be kept by their threads."""
+    for ended in list(_pools):
+        ended.set()
 
 
 @contextmanager
 def threads(count: int, wait: bool = True) -> Iterator[ThreadPoolExecutor]:
     """A pool whose threads do not outlive it by a wait for a store. With ``wait`` its end waits for requests that are out."""
-    ended = threading.Event()
+    _pools.add(ended := threading.Event())
     pool = ThreadPoolExecutor(count, initializer=lambda: setattr(_thread, "ended", ended))
     try:
         yield pool

@@ -29,7 +29,7 @@ Row = list[tuple[int, int]]  # one batch: (pass over the set, sample index)
 AHEAD = 64 * 2**20  # bytes of samples that a worker has asked for and not used yet (at least two batches of them)
 MERGED = 8 * 2**20  # the longest request that joins neighbours
 CONNECTIONS = 16  # requests of one worker at a time
-DRAWN = 30.0  # seconds in which the frames of a picture must come
+DRAWN = 10.0  # seconds in which the frames of a picture must come
 
 
 class Cache:

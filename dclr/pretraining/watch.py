@@ -53,9 +53,10 @@ class Videos:
 
     def pictures(self, mined_BK: torch.Tensor, query_B: np.ndarray, entry_K: np.ndarray) -> list[list[tuple[np.ndarray, str]]]:
         """A row for each of up to four queries: its middle frame and those of the videos mined for it, with their labels."""
-        rows = [list(map(self._picture, row)) for row in _shown(mined_BK, query_B, entry_K)]
-        self._frames.end()
-        return rows
+        try:
+            return [list(map(self._picture, row)) for row in _shown(mined_BK, query_B, entry_K)]
+        finally:
+            self._frames.end()
 
     def _picture(self, sample: int) -> tuple[np.ndarray, str]:
         picture = middle_frame(self._frames, sample)

@@ -296,7 +296,7 @@ def test_a_picture_takes_few_bytes_of_each_video(codec: str, request: pytest.Fix
         handler.faults = itertools.repeat("503")
         frames.begin(some)
         frames._until = 0.0
-        with pytest.raises(Unreachable, match="its frames did not come within 30 seconds"):
+        with pytest.raises(Unreachable, match="its frames did not come within 10 seconds"):
             frames.read(0)
         frames.end()
 
