@@ -27,7 +27,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -283,6 +283,28 @@ class Names(Sequence[str]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
 
+    @cached_property
+    def _small(self) -> np.ndarray:
+        """The bytes of all with small letters in the place of ASCII's large ones."""
+        return np.frombuffer(self._blob.tobytes().lower(), np.uint8)
+
+    def containing(self, text: str) -> np.ndarray:
+        """Which of them have ``text`` in them; large ASCII letters are small ones. bool (N,)."""
+        wanted, small = np.frombuffer(text.encode().lower(), np.uint8), self._small
+        if not len(wanted):
+            return np.ones(len(self), bool)
+        last = max(0, len(small) - len(wanted) + 1)
+        is_first = np.ones(last, bool)
+        for further, letter in enumerate(wanted[:3]):
+            is_first &= small[further : further + last] == letter
+        first = np.flatnonzero(is_first)  # few, each of which is looked at
+        for further, letter in enumerate(wanted[3:], 3):
+            first = first[small[first + further] == letter]
+        of = np.searchsorted(self._end_N, first, side="right")
+        found = np.zeros(len(self), bool)
+        found[of[first + len(wanted) <= self._end_N[of]]] = True  # not across the end of one
+        return found
+
     @property
     def columns(self) -> dict[str, np.ndarray]:
         return {"keys": self._blob, "key_ends": self._end_N}
@@ -415,7 +437,8 @@ class ShardSet:
         self.offset_N -= np.repeat(self.offset_N[np.cumsum(count_S) - count_S], count_S)
         self.damaged = self._check()
         if self.damaged and not keep_damaged:
-            raise InputError(f"{self.damaged[0]}: copy the shard again, or train without it by --on-error skip")
+            without = "train_pretrain.py and train_eval.py go on without it by --on-error skip"
+            raise InputError(f"{self.damaged[0]}: copy the shard again; {without}")
 
     def _columns(self) -> dict[str, np.ndarray]:
         """``index.npz``: mapped here, where it lies on this machine, so that a column that nobody reads costs nothing."""
@@ -570,7 +593,7 @@ def require_size(shards: ShardSet, clip_size: int) -> None:
     if clip_size > stored["size"]:
         raise InputError(
             f"clip size {clip_size} is above the stored short side {stored['size']} of {shards.root}: "
-            f"use -cs {stored['size']} or less, or make the shards again with --size {clip_size} or more"
+            f"use -cs {stored['size']} or less, or python -m preprocess with --size {clip_size} or more"
         )
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dclr import metrics, report
+from dclr import figures, metrics
 from dclr.data.fetch import MiddleFrames
 from dclr.draws import generator
 from dclr.errors import InputError
@@ -130,19 +130,14 @@ def fewshot(probing: Probing) -> dict[str, Any]:
 
 def neighbours(setting: Setting, train: Features, test: Features, out: Path) -> Path:
     """Write a PNG: some test videos, and the training videos nearest to each by cosine of mean features."""
-    rows_m = np.unique(np.linspace(0, len(test.sample) - 1, report.SHOWN).astype(int))
+    rows_m = np.unique(np.linspace(0, len(test.sample) - 1, figures.SHOWN).astype(int))
     place_mk, _ = metrics.nearest(test.value[rows_m].mean(1), train.value.mean(1), NEIGHBOURS)
-    rows, frames = [], MiddleFrames(setting.shards, setting.cache)
-    shown = [[int(test.sample[row]), *map(int, train.sample[place_k])] for row, place_k in zip(rows_m, place_mk, strict=True)]
-    frames.begin({sample for samples in shown for sample in samples})
-    for samples in shown:
-        classes = setting.label(np.array(samples))
-        named = [setting.classes.names[c] for c in classes]
-        marks = ["asked", *("same" if c == classes[0] else "other" for c in classes[1:])]
-        pictures = [report.middle_frame(frames, sample) for sample in samples]
-        rows.append([(picture, f"{mark}: {name}") for picture, mark, name in zip(pictures, marks, named, strict=True)])
+    shown = [np.array([test.sample[row], *train.sample[place_k]]) for row, place_k in zip(rows_m, place_mk, strict=True)]
+    frames = MiddleFrames(setting.shards, setting.cache)
+    frames.begin(set(np.concatenate(shown).tolist()))
+    rows = [figures.beside(frames, of.tolist(), setting.label(of).tolist(), setting.classes.names) for of in shown]
     frames.end()
-    return report.neighbours(rows, out)
+    return figures.neighbours(rows, out, "Test videos and the training videos nearest to each")
 
 
 def logistic_regression(features_NC: torch.Tensor, label_N: torch.Tensor, classes: int, c: float = 1.0) -> nn.Linear:

@@ -14,10 +14,10 @@ from dclr.data.config import Choice
 from dclr.data.fetch import Cache, MiddleFrames
 from dclr.data.manifest import ShardSet
 from dclr.evaluation.setting import EvalConfig, Pooled, Setting, forward, labelled, over_videos
+from dclr.figures import MOST_BESIDE, SHOWN, Cell, beside, called
 from dclr.method import norm
 from dclr.method.model import DCLR
 from dclr.pretraining.config import PretrainConfig
-from dclr.report import MOST_BESIDE, SHOWN, middle_frame
 
 
 class Videos:
@@ -51,16 +51,17 @@ class Videos:
         """Begin to fetch what :meth:`pictures` will draw."""
         self._frames.begin({sample for row in _shown(mined_BK, query_B, entry_K) for sample in row})
 
-    def pictures(self, mined_BK: torch.Tensor, query_B: np.ndarray, entry_K: np.ndarray) -> list[list[tuple[np.ndarray, str]]]:
-        """A row for each of up to four queries: its middle frame and those of the videos mined for it, with their labels."""
+    def pictures(self, mined_BK: torch.Tensor, query_B: np.ndarray, entry_K: np.ndarray) -> list[list[Cell]]:
+        """A row for each of up to four queries: its middle frame and those of the videos mined for it, with their classes."""
+        rows = _shown(mined_BK, query_B, entry_K)
         try:
-            return [list(map(self._picture, row)) for row in _shown(mined_BK, query_B, entry_K)]
+            return [beside(self._frames, row, self._label[row].tolist(), self._names) for row in rows]
         finally:
             self._frames.end()
 
-    def _picture(self, sample: int) -> tuple[np.ndarray, str]:
-        picture = middle_frame(self._frames, sample)
-        return picture, self._names[label] if (label := int(self._label[sample])) >= 0 else self._shards.keys[sample][-20:]
+    def names(self, samples_N: np.ndarray) -> list[str]:
+        """What pictures call these samples: their classes, or their keys where they have no label."""
+        return [called(self._shards, sample, self._label[sample], self._names) for sample in samples_N.tolist()]
 
 
 def _shown(mined_BK: torch.Tensor, query_B: np.ndarray, entry_K: np.ndarray) -> list[list[int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -81,10 +81,10 @@ def train(
 
     With ``due`` what is due at the end of the epoch before ``first_step`` was not done (:data:`DUE`), and comes first."""
     loader, clock, next_save = learner.loader, Clock(learner.clips, first_step), time.monotonic() + 60 * save_minutes
+    epochs = last_step // len(loader)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
     bar = bars.bar(total=last_step, initial=first_step, unit="step", desc=learner.title, disable=distributed.rank() != 0)
-    done = saved = first_step
-    over, look = False, True
+    done, saved, over, look = first_step, first_step, False, True
     with Preemption() as preemption, bar:
         try:
             if due:
@@ -94,28 +94,27 @@ def train(
             for step in range(first_step, last_step):
                 if over:
                     break
-                with clock:
-                    batch = _next(batches)
+                batch = _next(batches, clock)
                 rate = learner.rate(step)
+                bar.set_description(f"{learner.title}, epoch {step // len(loader) + 1}/{epochs}", refresh=False)
                 for group in learner.optimiser.param_groups:
                     group["lr"] = rate
                 ends = (step + 1) % len(loader) == 0
                 look = ends or (step + 1) % LOG_EVERY == 0
                 learner.step(batch, step, look)
-                done = step + 1
                 bar.update()
+                done = step + 1
                 if look:
                     learner.check(done, saver)
                     scalars = learner.scalars(rate) | clock.speed(done) | _skipped(learner)
                     if curves:
                         curves.log(done, scalars)
-                        bar.set_postfix(_short(scalars), refresh=False)
+                        bar.set_postfix(_short(curves.means(), scalars), refresh=False)
                 if ends:
                     norm.average(learner.model)
                     due = True
                     over, due = learner.epoch(done, curves), False
-                late = time.monotonic() >= next_save
-                wish = distributed.agree(STOP if preemption.asked else SAVE if ends or late else 0)
+                wish = distributed.agree(STOP if preemption.asked else SAVE if ends or time.monotonic() >= next_save else 0)
                 if wish:
                     next_save, saved = time.monotonic() + 60 * save_minutes, done
                     _save(learner, saver, done, look)
@@ -141,14 +140,15 @@ def _save(learner: Learner, saver: Saver, done: int, looked: bool, due: bool = F
         saver.save(done, learner.state().table() | ({DUE: True} if due else {}))
 
 
-def _next(batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
+def _next(batches: Iterator[dict[str, Any]], clock: Clock) -> dict[str, Any]:
     """The next batch. Where a rank cannot have its own, every rank raises why, and none is left alone in a step."""
     batch, ended = dict[str, Any](), None
-    try:
-        batch = next(batches)
-    except (Interrupted, Unreachable) as error:
-        ended = error
-    distributed.unanimous(ended)
+    with clock:
+        try:
+            batch = next(batches)
+        except (Interrupted, Unreachable) as error:
+            ended = error
+        distributed.unanimous(ended)
     return batch
 
 
@@ -186,10 +186,11 @@ def _skipped(learner: Learner) -> dict[str, float]:
     return {"data/skipped": len(found)}
 
 
-def _short(scalars: dict[str, float]) -> dict[str, str]:
-    """The losses and the speed, for the bar."""
-    shown = {name.rpartition("/")[2]: f"{value:.3f}" for name, value in scalars.items() if "loss" in name}
-    return shown | {"clips/s": f"{scalars['speed/clips_per_second']:.1f}", "wait": f"{scalars['speed/data_wait']:.0%}"}
+def _short(means: Mapping[str, float], scalars: Mapping[str, float]) -> dict[str, str]:
+    """The losses, as running means, and the speed, for the bar; what a narrow terminal cuts off comes last."""
+    first, *others = ((name.rpartition("/")[2], f"{mean:.3f}") for name, mean in means.items() if "loss" in name)
+    speed = ("clips/s", f"{scalars['speed/clips_per_second']:.1f}"), ("wait", f"{scalars['speed/data_wait']:.0%}")
+    return dict([first, *speed, *others])
 
 
 def _leave(done: int, saver: Saver, ended: BaseException | None = None, made: bool = True) -> NoReturn:
