@@ -213,6 +213,11 @@ def others(mode: str) -> set[str]:
     return set() if mode == ALL else set().union(*map(_own, MODES)) - _own(mode)
 
 
+def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an evaluation by their names of today: an older version called --early-stop --patience."""
+    return {"early_stop": options.get("patience", 0), **options}
+
+
 def made_otherwise(config: EvalConfig, name: str, ours: Any, theirs: Any, what: str) -> InputError:
     """The error where ``what`` in ``--out`` was made with another setting: its flag and the ways out. ``name`` is a field of
     EvalConfig or Repeats, or one of :data:`HASHED`."""

@@ -17,7 +17,7 @@ from dclr import checkpoint, distributed, figures, metrics
 from dclr.data.loader import TrainLoader, all_skipped
 from dclr.draws import generator
 from dclr.errors import InputError, spared
-from dclr.evaluation.config import EvalConfig, made_otherwise
+from dclr.evaluation.config import EvalConfig, made_otherwise, renamed
 from dclr.evaluation.pieces import Pieces
 from dclr.evaluation.probe import averaged
 from dclr.evaluation.result import Pictures, options, overlays, own, save_scores
@@ -240,12 +240,11 @@ def _decides(setting: Setting) -> dict[str, Any]:
 
 
 def _older(setting: Setting, made: dict[str, Any]) -> dict[str, Any]:
-    """The options of a finetuning that an older version began, as this one keeps them: it kept what was left open, and called
-    --early-stop --patience."""
+    """The options of a finetuning that an older version began, as this one keeps them: it kept what was left open."""
     came_to = {"label": made.get("label") or setting.shards.kind()}
     if made.get("precision") == "auto":  # nobody knows what that came to
         came_to["precision"] = precision_name(setting.dtype)
-    return {"early_stop": made.get("patience", 0)} | made | came_to
+    return renamed(made) | came_to
 
 
 def _outputs(setting: Setting) -> list[str]:
