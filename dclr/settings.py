@@ -466,10 +466,16 @@ def completed(settings: type, table: Mapping[str, Any]) -> dict[str, Any]:
     return older | dict(table)
 
 
-def differences(settings: Any, table: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+Table = dict[str, Any]
+
+
+def differences(
+    settings: Any, table: Mapping[str, Any], resolved: Callable[[Table], Table] = lambda table: table
+) -> Iterator[tuple[str, str, str]]:
     """What a run that is to be resumed was made with, by its ``table``, and these settings have otherwise: name, ours and
-    theirs as the command line has them; not what is ``free``."""
-    theirs, ours = completed(type(settings), table), as_table(settings)
+    theirs as the command line has them; not what is ``free``. ``resolved`` says what settings that were left open came to, in
+    either table."""
+    theirs, ours = resolved(completed(type(settings), table)), resolved(as_table(settings))
     for name, one in flags(type(settings)).items():
         found = _kept(theirs.get(name), one.said.place)
         if not one.said.free and ours[name] != found:

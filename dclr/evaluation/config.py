@@ -129,8 +129,8 @@ class Tuning:
         "sync", "what normalises: statistics of all processes' clips, of each process's, or of the pretraining",
         choices=("sync", "local", "frozen"),
     )  # fmt: skip
-    patience: int = setting(
-        0, "epochs without a better one on --val after which it stops; 0: it never does", metavar="EPOCHS", least=0
+    early_stop: int = setting(
+        0, "epochs without a better one on --val after which it stops; 0: it never does", metavar="EPOCHS", least=0, before=0
     )
     save_minutes: float = again(Checkpoints, "save_minutes", group="run")
 
@@ -144,7 +144,7 @@ class EvalConfig(Tuning, Computing, Frozen, EvalClips, Pretrained, Reading, Choi
     clips of a test video, each cut ``crops`` times, of which ``average`` is taken. ``head`` ``bn`` has a BatchNorm before the
     linear layer. In finetuning, BatchNorm normalises by the batch of all processes (``bn`` ``sync``) or of each (``local``), or
     as it was pretrained to (``frozen``). ``val`` is the share of the training videos that is held out, by which finetuning
-    chooses its epoch (and stops after ``patience`` without a better one, 0 for never) and ``probe`` ``sgd`` its learning rate.
+    chooses its epoch (and stops after ``early_stop`` without a better one, 0: never) and ``probe`` ``sgd`` its learning rate.
     """
 
     mode: str
@@ -155,8 +155,8 @@ class EvalConfig(Tuning, Computing, Frozen, EvalClips, Pretrained, Reading, Choi
             raise InputError(f"mode {self.mode!r}: expected one of {', '.join(MODES)}")
         if not self.train_split or not self.test_split:
             raise InputError("expected --train-split and --test-split, or --folds in the place of both")
-        if self.patience and not self.val:
-            raise InputError(f"--patience {self.patience}: --patience needs --val, such as 0.1, to have a result to watch")
+        if self.early_stop and not self.val:
+            raise InputError(f"--early-stop {self.early_stop}: it needs --val, such as 0.1, to have a result to watch")
         if len(self.probe_lr) != 1 and not self.val:
             raise InputError(
                 f"--probe-lr {' '.join(map(str, self.probe_lr))}: expected one learning rate; of several one is chosen on "
@@ -211,6 +211,11 @@ def _own(mode: str) -> set[str]:
 def others(mode: str) -> set[str]:
     """The settings that only other modes have."""
     return set() if mode == ALL else set().union(*map(_own, MODES)) - _own(mode)
+
+
+def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an evaluation by their names of today: an older version called --early-stop --patience."""
+    return {"early_stop": options.get("patience", 0), **options}
 
 
 def made_otherwise(config: EvalConfig, name: str, ours: Any, theirs: Any, what: str) -> InputError:

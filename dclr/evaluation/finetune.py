@@ -17,18 +17,18 @@ from dclr import checkpoint, distributed, figures, metrics
 from dclr.data.loader import TrainLoader, all_skipped
 from dclr.draws import generator
 from dclr.errors import InputError, spared
-from dclr.evaluation.config import EvalConfig, made_otherwise
+from dclr.evaluation.config import EvalConfig, made_otherwise, renamed
 from dclr.evaluation.pieces import Pieces
 from dclr.evaluation.probe import averaged
 from dclr.evaluation.result import Pictures, options, overlays, own, save_scores
 from dclr.evaluation.setting import Setting, forward, over_videos, prepare
-from dclr.hardware import peak_memory_gb, place, sent
+from dclr.hardware import peak_memory_gb, place, precision_name, sent
 from dclr.method import norm
 from dclr.method.backbones.layers import Backbone
 from dclr.method.views import normalise, to_clip
 from dclr.settings import completed, free
 from dclr.training.curves import Curves, read_lines
-from dclr.training.loop import Learner, diverged, train
+from dclr.training.loop import DUE, Learner, diverged, train
 from dclr.training.optimiser import build_optimiser
 from dclr.training.rate import learning_rate
 from dclr.training.saver import LAST, Saver, found, resume
@@ -92,9 +92,10 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
         first_step = learner.restore(saved)
         if first:
             print(f"resumed after step {first_step} of {last_step}")
-    if not learner.patience_is_over(first_step // len(loader)):
+    due = saved is not None and DUE in saved
+    if due or not learner.stops_early(first_step // len(loader)):
         curves = Curves(out, first_step, own(options(setting))) if first else None
-        train(learner, Saver(out, 1, last_step), curves, first_step, last_step, config.save_minutes)
+        train(learner, Saver(out, 1, last_step), curves, first_step, last_step, config.save_minutes, due)
     if config.on_error == "skip":
         absent = all_skipped(loader.skipped, len(setting.train_N), config.max_skipped)
         setting.skipped.extend(setting.shards.keys[sample] for sample in absent)
@@ -159,7 +160,7 @@ class Finetuning(Learner):
         return {"finetune/loss": loss, "finetune/top1": right, "finetune/lr": rate}
 
     def epoch(self, done: int, curves: Curves | None) -> bool:
-        """Test what --val holds out; ends the training when --patience is over."""
+        """Test what --val holds out; ends the training where --early-stop says so."""
         setting, number = self.setting, done // len(self.loader)
         if len(setting.val_N):
             scores, samples = score(self.model, setting, setting.val_N, "validation")
@@ -168,12 +169,12 @@ class Finetuning(Learner):
                 self.best = {"epoch": number, "top1": top1, "model": copy.deepcopy(self.model.state_dict())}
             if curves:
                 curves.log(done, {"val/top1": top1})
-        return self.patience_is_over(number)
+        return self.stops_early(number)
 
-    def patience_is_over(self, epochs: int) -> bool:
-        """Whether --patience epochs have passed without a better one on what --val holds out."""
-        patience = self.setting.config.patience
-        return bool(patience) and self.best["epoch"] > 0 and epochs - self.best["epoch"] >= patience
+    def stops_early(self, epochs: int) -> bool:
+        """Whether --early-stop epochs have passed without a better one on what --val holds out."""
+        most = self.setting.config.early_stop
+        return bool(most) and self.best["epoch"] > 0 and epochs - self.best["epoch"] >= most
 
     def choose(self) -> dict[str, Any]:
         """Take the weights of the best epoch on --val, if any, and keep them; returns what the result says of it."""
@@ -194,7 +195,7 @@ class Finetuning(Learner):
     def restore(self, saved: dict[str, Any]) -> int:
         """Go on after a checkpoint; returns the steps that are done. Raises InputError for another finetuning's."""
         setting, state = self.setting, TrainState.read(saved, FINETUNING)
-        made = completed(EvalConfig, state.config)
+        made = completed(EvalConfig, _older(setting, state.config))
         for name, ours in _decides(setting).items():
             theirs = made.get(name)
             if theirs != ours:
@@ -233,8 +234,17 @@ def _remove(out: Path) -> None:
 def _decides(setting: Setting) -> dict[str, Any]:
     """The options, weights and set that a finetuning which goes on must have again."""
     network = {"arch": setting.trunk.arch, "width": setting.trunk.width, "weights": setting.weights}
-    options = dataclasses.asdict(setting.config) | setting.clip.said | network | {"set": setting.shards.digest}
+    came_to = {"set": setting.shards.digest, "label": setting.kind, "precision": precision_name(setting.dtype)}
+    options = dataclasses.asdict(setting.config) | setting.clip.said | network | came_to
     return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items() if name not in FREE}
+
+
+def _older(setting: Setting, made: dict[str, Any]) -> dict[str, Any]:
+    """The options of a finetuning that an older version began, as this one keeps them: it kept what was left open."""
+    came_to = {"label": made.get("label") or setting.shards.kind()}
+    if made.get("precision") == "auto":  # nobody knows what that came to
+        came_to["precision"] = precision_name(setting.dtype)
+    return renamed(made) | came_to
 
 
 def _outputs(setting: Setting) -> list[str]:

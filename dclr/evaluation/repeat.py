@@ -21,7 +21,7 @@ from dclr.data.manifest import MANIFEST, ShardSet
 from dclr.data.sets import choose
 from dclr.errors import InputError, dispensable
 from dclr.evaluation import page
-from dclr.evaluation.config import EvalConfig, made_otherwise
+from dclr.evaluation.config import EvalConfig, made_otherwise, renamed
 from dclr.evaluation.modes import MODES
 from dclr.evaluation.result import circumstances, events, write
 from dclr.evaluation.setting import digest
@@ -110,7 +110,7 @@ def finished(config: EvalConfig, folds: Sequence[int] = (), seeds: Sequence[int]
         return None
     result = read_result(path.parent)
     wanted = json.loads(json.dumps(asdict(config)))
-    made = completed(type(config), result["options"]) | {
+    made = completed(type(config), renamed(result["options"])) | {
         name: result[name] for name in NETWORK if name in result
     }  # an older version kept those that were asked for
     if config.pretrained != "random":

@@ -27,12 +27,13 @@ from dclr.data.loader import RGB_ALONE, Beside, TrainLoader, all_skipped, eval_l
 from dclr.data.manifest import ShardSet, require_size
 from dclr.data.sets import choose, leaks, pace_warnings
 from dclr.draws import generator
-from dclr.errors import InputError, make_folder
+from dclr.errors import InputError, Unreachable, make_folder
 from dclr.evaluation.config import EvalConfig
 from dclr.evaluation.pieces import Pieces
 from dclr.hardware import pick_device, place, resolve_precision, sent
 from dclr.method import norm
 from dclr.method.views import normalise, to_clip
+from dclr.patience import Interrupted
 
 UCF_GROUP = re.compile(r".*_g\d+(?=_c\d+)")  # UCF101's groups: clips cut out of one longer video
 
@@ -132,7 +133,7 @@ def prepare(config: EvalConfig) -> Setting:
         if config.arch not in (None, trunk.arch):
             raise InputError(f"{config.pretrained} holds a {trunk.arch}, not the {config.arch} of -a: leave -a out")
     clip = config.clip(trunk.clip)
-    (shards,), cache = open_sets([config.shards], config.on_error, config.cache, config.cache_size)
+    (shards,), cache = open_sets([config.shards], config.on_error, config.cache, config.cache_size, config.patience)
     require_size(shards, clip.size)
     setting = dataclasses.replace(labelled(config, trunk, weights, shards, cache, clip, device, dtype), began=began)
     make_folder(Path(config.out), "--out")
@@ -273,7 +274,7 @@ def over_videos(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """What ``found`` says of every video, each asked exactly once over all ranks, in ascending sample order; the segments of a
     cut video count as one, with the mean of their results. What cannot be read is left out and named in ``setting.skipped``
-    where ``--on-error skip`` says so.
+    where ``--on-error skip`` says so. Raises Unreachable or Interrupted on every rank where one of them could not go on.
 
     Args:
         found: a batch of :func:`dclr.data.loader.eval_loader` (one video, and what is ``beside`` it) -> a tensor.
@@ -290,10 +291,15 @@ def over_videos(
         workers=config.workers, cache=setting.cache, on_error=config.on_error,
     )  # fmt: skip
     mine: dict[int, np.ndarray] = {}
-    for batch in bars.bar(loader, total=-(-len(rest_N) // world), desc=title, unit="video", disable=rank != 0):
-        sample = int(batch["sample"][0])
-        mine[sample] = result = found(batch).cpu().numpy()
-        pieces.add(sample, result)
+    ended: BaseException | None = None
+    try:
+        for batch in bars.bar(loader, total=-(-len(rest_N) // world), desc=title, unit="video", disable=rank != 0):
+            sample = int(batch["sample"][0])
+            mine[sample] = result = found(batch).cpu().numpy()
+            pieces.add(sample, result)
+    except (Interrupted, Unreachable) as error:
+        ended = error
+    distributed.unanimous(ended)
     results = before | {sample: value for part in distributed.joined_objects(mine) for sample, value in part.items()}
     absent = set(samples_N.tolist()) - set(results)
     if absent and config.on_error != "skip":

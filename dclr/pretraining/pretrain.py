@@ -1,4 +1,4 @@
-"""Pretraining: shards in, checkpoints and curves out, the same on one process or many."""
+"""Pretraining: shards in, checkpoints and curves out, on one process or many: they differ by rounding (benchmarks/ranks.py)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from dclr.pretraining.config import MOMENTA, PretrainConfig
 from dclr.pretraining.watch import Videos, knn_setting, online_knn
 from dclr.settings import flag
 from dclr.training.curves import Curves
-from dclr.training.loop import Learner, diverged, train
+from dclr.training.loop import DUE, Learner, diverged, train
 from dclr.training.optimiser import build_optimiser
 from dclr.training.rate import learning_rate
 from dclr.training.saver import LAST, Saver, resume
@@ -162,7 +162,7 @@ def pretrain(config: PretrainConfig) -> Path:
     device = pick_device(config.deterministic)
     dtype = resolve_precision(config.precision, device)
     config = replace(config, precision=precision_name(dtype))  # so that it is kept, and compared where the run is resumed
-    sets, cache = open_sets(config.shards, config.on_error, config.cache, config.cache_size)
+    sets, cache = open_sets(config.shards, config.on_error, config.cache, config.cache_size, config.patience)
     for shards in sets:
         require_size(shards, config.size)
         if config.clip.cue:
@@ -186,20 +186,20 @@ def _train(
         last=config.last_batch, weights=config.weights, rank=distributed.rank(), world=distributed.world(),
         workers=config.workers, cache=cache, on_error=config.on_error,
     )  # fmt: skip
-    first_step, last_step = 0, len(loader) * config.epochs
+    first_step, last_step, due = 0, len(loader) * config.epochs, False
     saved = distributed.from_first(resume(out, config.resume) if first else None)
     learner = Pretraining(config, data, cache, length, loader, device, dtype)
     if saved is not None:
         state = TrainState.read(saved, PRETRAINING)
-        config.check_resumed(state.config)
+        config.check_resumed(state.config, [len(of) for of in data.chosen_S], distributed.world())
         if config.resume == "auto":
             learner.config = config = replace(config, resume=state.config.get("resume", "auto"))
         state.restore(learner.model, learner.optimiser, learner.scaler, loader)
-        first_step = state.step
+        first_step, due = state.step, DUE in state.more
         if first:
             over = ": it is finished; a larger --epochs goes on" if first_step >= last_step else ""
             print(f"resumed after step {first_step} of {last_step}{over}")
-    if first_step >= last_step:
+    if first_step >= last_step and not due:
         return out / LAST
     saver = Saver(out, config.keep, config.milestone * len(loader))
     if first:
@@ -207,7 +207,7 @@ def _train(
             (out / "config.yaml").write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
         _introduce(config, data, loader, length, dtype, device)
     curves = Curves(out, first_step, {"mode": learner.title, **config.as_dict()}) if first else None
-    train(learner, saver, curves, first_step, last_step, config.save_minutes)
+    train(learner, saver, curves, first_step, last_step, config.save_minutes, due)
     if first:
         saver.require(last_step)
         print(f"peak memory {peak_memory_gb():.2f} GB a process; {out / LAST}, {out / 'maps.png'}")
@@ -231,7 +231,8 @@ class Pretraining(Learner):
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self._parallel = distributed.parallel(self.model)
         self._neighbours = knn_setting(config, self.model, data.sets, cache, device, dtype) if config.knn_split else None
-        self._videos = Videos(data.shards, data.samples_N)
+        self._videos = Videos(data.shards, data.samples_N, cache)
+        self._outputs: list[Output] = []
         self._step, self._judged = 0, False  # whether its contrasts were looked at after a tenth of the run
         self._bad, self._shown = (
             torch.zeros((), dtype=torch.int64, device=device),
@@ -279,21 +280,26 @@ class Pretraining(Learner):
 
     def epoch(self, done: int, curves: Curves | None) -> bool:
         """The k-NN where it is due, and pictures."""
-        config, f_q, mined = self.config, self.model.f_q, self._outputs[-1].mined
+        config, f_q = self.config, self.model.f_q
         number = done // len(self.loader)
+        drawn = curves is not None and bool(self._outputs)  # of the last step, which another start may have made
+        mined = self._outputs[-1].mined if drawn else torch.zeros(0)
+        if mined.any():
+            self._videos.fetch(mined, *self._mined)
         if self._neighbours and (number % config.knn_every == 0 or number == config.epochs):
             found = online_knn(self.model, self._neighbours)
             if curves:
                 curves.log(done, found)
                 bars.write(f"epoch {number}: k-NN top-1 {found['knn/top1']:.1%}")
-        if curves:
+        if curves and drawn:
             f_q.eval()
             names = self._videos.names(self._mined[0])
             curves.picture(done, "maps", partial(figures.activation_maps, f_q.map, self._views, names))
             f_q.train()
             if mined.any():
-                rows, what = self._videos.pictures(mined, *self._mined), "Videos and those mined for each as positives of vv"
-                curves.picture(done, "neighbours", partial(figures.neighbours, rows, what=what))
+                rows, what = self._videos.pictures, "Videos and those mined for each as positives of vv"
+                draw = lambda path: figures.neighbours(rows(mined, *self._mined), path, what)  # noqa: E731
+                curves.picture(done, "neighbours", draw)
         return False
 
     def state(self) -> TrainState:
