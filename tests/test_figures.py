@@ -30,7 +30,7 @@ def test_a_picture_stays_small_however_many_classes_there_are(tmp_path: Path) ->
         for draw in (figures.confusion_matrix, figures.class_bars):
             height, width = cv2.imread(str(draw(counts(classes), names, tmp_path / "a.png"))).shape[:2]
             assert max(height, width) <= (most if classes <= 100 else 2600), (draw, classes)
-    figures.bars({"a": {f"name {n}": 0.5 for n in range(150)}}, tmp_path / "b.png")
+    figures.bars({"a": {f"name {n}": 0.5 for n in range(150)}}, {}, tmp_path / "b.png")
     figures.neighbours([[(frame, "asked"), *[(frame, "other: x")] * 40]], tmp_path / "c.png")
     figures.curves([{"step": 1, "a": 1}], ["a"] * 20, tmp_path / "d.png")
     for name in "bcd":
@@ -68,7 +68,7 @@ def test_any_name_is_drawn_as_it_stands(
         "confusion": lambda out: figures.confusion_matrix(counts(6), NAMES, out),
         "classes": lambda out: figures.class_bars(counts(6), NAMES, out),
         "neighbours": lambda out: figures.neighbours([[(frame, f"same: {name}") for name in NAMES]], out),
-        "bars": lambda out: figures.bars({"this network": dict.fromkeys(NAMES, 0.5)}, out),
+        "bars": lambda out: figures.bars({"this network": dict.fromkeys(NAMES, 0.5)}, {}, out),
         "curves": lambda out: figures.curves([{"step": 1, "val/$top$": 1}], ["val/$top$"], out),
     }
     with warnings.catch_warnings():

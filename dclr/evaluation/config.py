@@ -29,6 +29,14 @@ class Data:
     label: str | None = setting(None, "kind of label, such as motion or scene; the set's first by default")
     out: str = setting(help="folder for result.json, report.html and pictures", metavar="RUN", place=True, free=True)
     force: bool = setting(False, "write over a result that --out holds", free=True)
+    baseline: str | None = setting(
+        None,
+        "an evaluation of the same test videos, to stand beside this one",
+        metavar="RUN",
+        place=True,
+        free=True,
+        before=None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

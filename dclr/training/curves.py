@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -12,8 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dclr.errors import dispensable, spared
 from dclr.files import whole
-
-LINES = "metrics.jsonl"
+from dclr.training.lines import LINES, read_lines
 
 
 class Curves:
@@ -50,12 +48,3 @@ class Curves:
         with spared(self._out):
             if self._writer:
                 self._writer.close()
-
-
-def read_lines(out: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl, without one that a kill or a full disk has cut."""
-    path, lines = out / LINES, []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with suppress(ValueError):
-            lines.append(json.loads(line))
-    return lines
