@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -127,7 +127,7 @@ def class_bars(counts_CC: np.ndarray, names: Sequence[str], out: Path) -> Path:
         axis.fill_between(range(len(order)), *limits.T, step="mid", color="0.8")
         axis.step(range(len(order)), share_C[order], where="mid", color="tab:blue")
         axis.set_xlabel("class, the best first")
-    axis.set_ylim(0, _top(limits[:, 1]))
+    axis.set_ylim(0, min(1, axis.get_ylim()[1]))
     axis.set_ylabel("share named right, 95 % interval")
     return canvas.write(figure, out)
 
@@ -144,16 +144,9 @@ def bars(groups: Mapping[str, Mapping[str, float]], ends: Mapping[str, Mapping[s
         at = np.arange(len(names)) + (n + 0.5) * width - 0.4
         axis.bar(at, height, width, yerr=np.abs(limits.T - height), label=group, ecolor="0.4", capsize=2)
     axis.set_xticks(range(len(names)), [plain(name) for name in names], rotation=90, fontsize=7)
-    axis.set_ylim(0, _top([*(value for of in groups.values() for value in of.values()), *(
-        high for of in ends.values() for _, high in of.values()
-    )]))  # fmt: skip
-    axis.legend(fontsize=7)
+    axis.set_ylim(0, min(1, axis.get_ylim()[1]))
+    axis.legend(fontsize=7, ncols=len(groups), loc="lower center", bbox_to_anchor=(0.5, 1))  # beside no bar
     return canvas.write(figure, out)
-
-
-def _top(values: Iterable[float]) -> float:
-    """The end of an axis from 0 that fits ``values`` in 0..1."""
-    return min(1.0, 1.05 * max(values, default=1.0)) or 1.0
 
 
 def curves(lines: Sequence[Mapping[str, float]], names: Sequence[str], out: Path) -> Path:

@@ -45,11 +45,13 @@ dt { color: var(--soft); }
 dd { margin: 0; min-width: 0; }
 .scroll, .picture, pre { overflow-x: auto; }
 table { border-collapse: collapse; margin: .6em 0; }
-td, th { padding: .3em 1.2em .3em 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
-  overflow-wrap: normal; }
-th { font-size: 13px; vertical-align: bottom; }
-.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td small { display: block; white-space: nowrap; }
+td, th { padding: .3em 1.2em .3em 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+td + td { white-space: nowrap; }
+td:first-child { min-width: 7em; overflow-wrap: normal; }
+.lead { background: var(--card); border-radius: 8px; padding: .6em .8em; max-width: none; }
+th { font-size: 13px; vertical-align: bottom; overflow-wrap: normal; }
+.n { text-align: right; font-variant-numeric: tabular-nums; }
+td small { display: block; }
 th button { all: unset; cursor: pointer; }
 th button:focus-visible { outline: 2px solid var(--c0); }
 th button::after { content: " \\2195"; color: var(--soft); }
@@ -78,6 +80,8 @@ svg polyline.raw { stroke-width: 1; opacity: .3; }
 .share { display: flex; height: 1.4em; border-radius: 6px; overflow: hidden; max-width: 600px; }
 summary { cursor: pointer; margin: .6em 0; }
 code, pre { font-size: 12px; }
+code span { display: inline-block; max-width: 100%; }
+@media (max-width: 600px) { td, th { padding-right: .8em; } .bar { width: 6.5em; } }
 """
 STYLE += "".join(  # the colours of lines
     f".c{n} {{ stroke: var(--c{n}); }} i.c{n} {{ background: var(--c{n}); }} circle.c{n} {{ fill: var(--c{n}); }}\n"
@@ -142,6 +146,11 @@ def tiles(said: Mapping[str, str]) -> Html:
     return element("div", joined(inside), class_="tiles")
 
 
+def command(text: str) -> Html:
+    """A command that breaks between its words, and within one that is wider than the window alone."""
+    return element("code", joined([joined([element("span", word), " "]) for word in text.split(" ")]))
+
+
 def details(summary: str, text: str) -> Html:
     return element("details", joined([element("summary", summary), text]))
 
@@ -196,9 +205,9 @@ def shares(parts: Mapping[str, float]) -> Html:
 def curves(title: str, lines: Mapping[str, Sequence[Point]], along: str, percent: bool = False) -> Html:
     """A chart of values over ``along``: each line pale as it is, and strong its running mean, whose end the legend gives.
 
-    Values that are not finite are left out; without any there is no chart."""
-    kept = {name: np.array([point for point in points if np.isfinite(point).all()]) for name, points in lines.items()}
-    drawn = {name: (points[:, 0], points[:, 1] * (100 if percent else 1)) for name, points in kept.items() if len(points)}
+    Without any point there is no chart."""
+    kept = {name: np.array(points, float) for name, points in lines.items() if points}
+    drawn = {name: (points[:, 0], points[:, 1] * (100 if percent else 1)) for name, points in kept.items()}
     if not drawn:
         return Html()
     means = {name: running_mean(y) for name, (_, y) in drawn.items()}

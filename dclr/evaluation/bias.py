@@ -124,7 +124,8 @@ def bias(config: EvalConfig) -> dict[str, Any]:
     """Make the bias report; returns its result, empty on ranks other than 0.
 
     ``KIND: CONDITION`` is the probe's top-1 on the test videos under that condition. ``KIND: neighbours`` is the share of the
-    :data:`NEAREST` training videos that have the test video's label. ``random`` has the same numbers of random weights."""
+    :data:`NEAREST` training videos that have the test video's label. ``random`` has the same numbers of random weights, and
+    ``random_paired`` how far these are."""
     setting = prepare(config)
     kinds = [setting.kind] if config.label else [kind for kind in setting.shards.labels if _labels_all(setting, kind)]
     features = both(setting)
@@ -140,17 +141,19 @@ def bias(config: EvalConfig) -> dict[str, Any]:
     print(lines(numbers, baseline, kinds))
     for why, names in left_out.items():
         print(f"left out: {', '.join(names)}: {why}")
+    what = {name: Metric("percent" if name.endswith(f": {AGREEMENT}") else "share") for name in found}
+    sample_M, beyond_B = features[1].sample, swapped(setting)
     sides = {"random weights": baseline, "this network": numbers} if baseline else {"random weights": numbers}
-    count = len(features[1].sample)
-    ends = {side: {name: metrics.interval(value, count) for name, value in of.items()} for side, of in sides.items()}
+    ends = {
+        side: {name: metrics.interval(value, len(sample_M)) for name, value in of.items() if what[name].kind == "share"}
+        for side, of in sides.items()
+    }
     pictures: Pictures = {
         "bias.png": partial(figures.bars, sides, ends),
         "conditions.png": partial(examples, setting, asked),
         "neighbours.png": partial(neighbours, setting, *features),
         "maps.png": partial(overlays, setting, setting.test_N),
     }
-    what = {name: Metric("percent" if name.endswith(f": {AGREEMENT}") else "share") for name in found}
-    sample_M, beyond_B = features[1].sample, swapped(setting)
     ours, theirs = (setting.each(values, sample_M, beyond_B) for values in (found, random))
     extra = {"random": baseline, "random_paired": differences(ours, theirs, what), "peak_memory_gb": round(peak_memory_gb(), 2)}
     return save_result(setting, found, sample_M, extra, pictures, kinds, what, beyond_B=beyond_B)

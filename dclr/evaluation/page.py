@@ -40,9 +40,9 @@ def folders(out: Path) -> list[Path]:
 
 
 def _section(folder: Path, result: dict[str, Any]) -> Html:
-    parts = [element("h2", f"{result['mode']} on {plain(result['label'], 80)}"), page.facts(_said(result))]
-    parts += [element("p", sentence) for sentence in summary(result)]
-    parts.append(_numbers(result))
+    parts = [element("h2", f"{result['mode']} on {plain(result['label'], 80)}")]
+    parts += [element("p", sentence, class_="lead") for sentence in summary(result)]
+    parts += [page.facts(_said(result)), _numbers(result)]
     if "runs" in result:
         parts.append(element("small", f"The mean of {', '.join(result['runs'])}; ± is the deviation over them."))
     parts += _classes(result)
@@ -64,7 +64,7 @@ def _said(result: dict[str, Any]) -> dict[str, str]:
     options, said = result["options"], dict[str, str]()
     if "date" in result:  # as in all but results of earlier versions
         said["made"] = f"{result['date'].replace('T', ' ')}, in {duration(result['seconds'])}"
-        said["command"] = element("code", result["command"])
+        said["command"] = page.command(result["command"])
         said["hardware"] = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result["hardware"].items())
     clips = {name: options[name] for name in CLIPS if options.get(name) is not None}
     said["clips"] = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in clips.items())

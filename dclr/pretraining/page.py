@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -116,7 +117,8 @@ def _plain(value: Any) -> str:
 
 
 def points(lines: Lines, name: str) -> list[Point]:
-    return [(line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
+    """The finite values of a scalar, with their steps."""
+    return [(line["step"], y) for line in lines if isinstance(y := line.get(name), int | float) and math.isfinite(y)]
 
 
 def _newest(lines: Lines) -> dict[str, str]:
@@ -131,8 +133,9 @@ def _newest(lines: Lines) -> dict[str, str]:
           for kind in (name.removeprefix("contrast/mined_same_") for name in names if name.startswith("contrast/mined_same_"))),
     ):  # fmt: skip
         for name in filter(re.compile(wanted).match, names):
-            value = page.running_mean(np.array([y for _, y in points(lines, name)]))[-1]
-            said[title] = f"{100 * value:.1f} %" if percent else page.short(value)
+            if values := [y for _, y in points(lines, name)]:
+                value = page.running_mean(np.array(values))[-1]
+                said[title] = f"{100 * value:.1f} %" if percent else page.short(value)
     return said
 
 
