@@ -15,7 +15,7 @@ from dclr.errors import InputError
 from dclr.files import whole
 
 REPORT = "report.html"
-POINTS, FEW = 400, 30  # of a curve, at most; below so many each has a dot
+POINTS, DOTTED = 400, 30  # of a curve, at most; below so many each has a dot
 
 
 class Html(str):
@@ -81,7 +81,7 @@ svg polyline.raw { stroke-width: 1; opacity: .3; }
 summary { cursor: pointer; margin: .6em 0; }
 code, pre { font-size: 12px; }
 code span { display: inline-block; max-width: 100%; }
-@media (max-width: 600px) { td, th { padding-right: .8em; } .bar { width: 6.5em; } }
+@media (max-width: 600px) { table { font-size: 13px; } td, th { padding-right: .7em; } .bar { width: 5.6em; } }
 """
 STYLE += "".join(  # the colours of lines
     f".c{n} {{ stroke: var(--c{n}); }} i.c{n} {{ background: var(--c{n}); }} circle.c{n} {{ fill: var(--c{n}); }}\n"
@@ -236,7 +236,7 @@ def curves(title: str, lines: Mapping[str, Sequence[Point]], along: str, percent
         for style, values in (("raw ", y), ("", means[name])):
             points = " ".join(map(",".join, place(x[seen], values[seen])))
             parts.append(f'<polyline class="{style}c{n % 8}" points="{points}"/>')
-        for across, down in place(x, means[name]) if len(x) < FEW else ():
+        for across, down in place(x, means[name]) if len(x) < DOTTED else ():
             parts.append(f'<circle class="c{n % 8}" cx="{across}" cy="{down}" r="3"/>')
     drawing = f'<svg viewBox="0 0 360 210" role="img" aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
     ends = [joined([f"{name} " * (len(means) > 1), element("b", short(mean[-1]))]) for name, mean in means.items()]

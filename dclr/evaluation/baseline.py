@@ -53,16 +53,21 @@ def read(folder: Path) -> tuple[dict[str, Any], Each]:
 
     Raises InputError where there is none."""
     result = read_result(folder)
-    if "runs" in result:
-        return result, _joined({name: read(folder / Path(name).name)[1] for name in result["runs"]})
+    runs = [folder / Path(name).name for name in result.get("runs", [])]
+    return result, _joined({run.name: _each(run, read_result(run)) for run in runs}) if runs else _each(folder, result)
+
+
+def _each(folder: Path, result: Mapping[str, Any]) -> Each:
     path = folder / SCORES
     try:
         with safe_open(path, "numpy") as file:
             said = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
             values = dict(zip(said["numbers"], file.get_tensor("each").astype(float), strict=True))
         each = Each(said["videos"], said["keys"], said["labels"], frozenset(result["skipped"]), values)
-        if any(value.shape != (len(each.keys),) for value in values.values()) or len(each.labels) != len(each.keys):
+        shapes = {(len(each.keys),), (len(each.labels),), *(value.shape for value in values.values())}
+        if len(shapes) > 1 or not 0 <= each.videos <= len(each.keys):
             raise ValueError("its lists have different lengths")
+        return each
     except FileNotFoundError:
         raise InputError(f"{path}: it is not there; make the evaluation anew with --force") from None
     except KeyError as error:
@@ -71,7 +76,6 @@ def read(folder: Path) -> tuple[dict[str, Any], Each]:
         ) from None
     except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not what train_eval.py keeps ({type(error).__name__}: {error})") from None
-    return result, each
 
 
 def _joined(runs: Mapping[str, Each]) -> Each:

@@ -22,7 +22,7 @@ from dclr.evaluation.baseline import differences
 from dclr.evaluation.features import Features, extract
 from dclr.evaluation.probe import Labelled, both, fit_and_score, neighbours
 from dclr.evaluation.result import Pictures, overlays, save_result
-from dclr.evaluation.setting import NONE, EvalConfig, Setting, forward, prepare
+from dclr.evaluation.setting import NO_SAMPLES, EvalConfig, Setting, forward, prepare
 from dclr.hardware import peak_memory_gb
 from dclr.method.views import MEAN
 from dclr.metrics import Metric
@@ -163,7 +163,7 @@ def swapped(setting: Setting) -> np.ndarray:
     """The samples of the set's split with scenes swapped, int64 (B,), where it has one that is asked besides."""
     splits, config = setting.shards.manifest.splits, setting.config
     besides = SWAPPED in splits and SWAPPED not in (*config.train_split, *config.test_split)
-    return setting.shards.select([SWAPPED]) if besides else NONE
+    return setting.shards.select([SWAPPED]) if besides else NO_SAMPLES
 
 
 def choose(setting: Setting, kinds: list[str]) -> tuple[Asked, dict[str, list[str]]]:

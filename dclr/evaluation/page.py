@@ -16,7 +16,19 @@ from dclr.page import Cell, Html, element, joined
 from dclr.text import duration, plain
 
 PERCENT = Metric("percent")
-CLIPS = ("frames", "stride", "clip_fps", "size", "cpv", "test_clips", "crops", "average", "min_scale", "flip", "cross_cuts")
+CLIP_OPTIONS = (
+    "frames",
+    "stride",
+    "clip_fps",
+    "size",
+    "cpv",
+    "test_clips",
+    "crops",
+    "average",
+    "min_scale",
+    "flip",
+    "cross_cuts",
+)
 RANDOM = "random weights"
 
 
@@ -66,7 +78,7 @@ def _said(result: dict[str, Any]) -> dict[str, str]:
         said["made"] = f"{result['date'].replace('T', ' ')}, in {duration(result['seconds'])}"
         said["command"] = page.command(result["command"])
         said["hardware"] = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result["hardware"].items())
-    clips = {name: options[name] for name in CLIPS if options.get(name) is not None}
+    clips = {name: options[name] for name in CLIP_OPTIONS if options.get(name) is not None}
     said["clips"] = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in clips.items())
     said["precision"] = result.get("precision", options.get("precision", "?"))
     weights = result["weights"] if isinstance(result["weights"], str) else "several seeds"

@@ -26,7 +26,7 @@ from dclr.errors import NotKept, dispensable
 from dclr.evaluation import baseline, page
 from dclr.evaluation.baseline import SCORES
 from dclr.evaluation.modes import ACCURACIES, MODES
-from dclr.evaluation.setting import NONE, RESULT, Setting
+from dclr.evaluation.setting import NO_SAMPLES, RESULT, Setting
 from dclr.files import whole
 from dclr.hardware import machine, place, precision_name, revision
 from dclr.method import losses
@@ -83,7 +83,7 @@ def save_scores(
 def save_result(
     setting: Setting, given: Numbers, sample_M: np.ndarray, extra: dict[str, Any], pictures: Pictures,
     kinds: Sequence[str] = (), what: Mapping[str, Metric] | None = None, tensors: Mapping[str, np.ndarray] = NO_SCORES,
-    beyond_B: np.ndarray = NONE,
+    beyond_B: np.ndarray = NO_SAMPLES,
 ) -> dict[str, Any]:  # fmt: skip
     """Write an evaluation's files and return its result.
 

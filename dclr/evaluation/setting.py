@@ -36,7 +36,7 @@ from dclr.method.views import normalise, to_clip
 
 UCF_GROUP = re.compile(r".*_g\d+(?=_c\d+)")  # UCF101's groups: clips cut out of one longer video
 RESULT = "result.json"
-NONE = np.array([], np.int64)
+NO_SAMPLES = np.array([], np.int64)
 
 
 class Classes:
@@ -120,7 +120,7 @@ class Setting:
         _, first = np.unique(self.shards.video_N[self.test_N], return_index=True)
         return self.each({}, self.test_N[np.sort(first)])
 
-    def each(self, given: Mapping[str, Any], sample_M: np.ndarray, beyond_B: np.ndarray = NONE) -> Each:
+    def each(self, given: Mapping[str, Any], sample_M: np.ndarray, beyond_B: np.ndarray = NO_SAMPLES) -> Each:
         """What the videos that begin with these samples add to those of the numbers ``given`` that are arrays, (M,) or with the
         samples ``beyond_B`` the test videos (M + B,)."""
         sample_A = np.concatenate([sample_M, beyond_B])
