@@ -81,7 +81,8 @@ svg polyline.raw { stroke-width: 1; opacity: .3; }
 summary { cursor: pointer; margin: .6em 0; }
 code, pre { font-size: 12px; }
 code span { display: inline-block; max-width: 100%; }
-@media (max-width: 600px) { table { font-size: 13px; } td, th { padding-right: .7em; } .bar { width: 5.6em; } }
+@media (max-width: 600px) { table { font-size: 13px; } td, th { padding-right: .6em; }
+  td:first-child { min-width: 5em; } .bar { width: 5.6em; } }
 """
 STYLE += "".join(  # the colours of lines
     f".c{n} {{ stroke: var(--c{n}); }} i.c{n} {{ background: var(--c{n}); }} circle.c{n} {{ fill: var(--c{n}); }}\n"

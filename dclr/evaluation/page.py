@@ -113,7 +113,7 @@ def _numbers(result: dict[str, Any]) -> Html:
     mixed, others = any(metric.unit != PERCENT.unit for metric in metrics.values()), _others(result)
     head = ["", "value" if mixed else "per cent", "95 % interval", *(["± over draws, folds or seeds"] if several else [])]
     for name in others:
-        head += [name, f"difference to {'the ' * (name != RANDOM)}{name}"]
+        head += [name, "difference"]
     ends = result.get("interval", {})
     most = axis([high for _, high in ends.values()])
 

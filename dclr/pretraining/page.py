@@ -129,7 +129,7 @@ def _newest(lines: Lines) -> dict[str, str]:
         ("loss", r"(loss/total|finetune/loss)$", False),
         ("k-NN top-1", r"knn/top1$", True),
         ("validation top-1", r"val/top1$", True),
-        *((f"of the mined have the {plain(kind)}", rf"contrast/mined_same_{re.escape(kind)}$", True)
+        *((f"of the mined have the query's {plain(kind)}", rf"contrast/mined_same_{re.escape(kind)}$", True)
           for kind in (name.removeprefix("contrast/mined_same_") for name in names if name.startswith("contrast/mined_same_"))),
     ):  # fmt: skip
         for name in filter(re.compile(wanted).match, names):
