@@ -124,7 +124,7 @@ class Options:
 
 # A part of a video, from its first end to before its second: whole numbers are frames in decode order, others seconds. None as
 # the second is the video's end.
-Span = tuple[int, int | None] | tuple[float, float | None]
+Span = tuple[int | float, int | float | None]
 
 
 class TranscodeError(Exception):

@@ -83,7 +83,7 @@ def _fields(wanted: set[str | None], path: str, data: bytes) -> dict[str, str] |
     text = data.decode(errors="replace")
     try:
         table = {"label": text} if suffix_of(path) == ".cls" else json.loads(text)
-    except (ValueError, RecursionError):
+    except Exception:  # not from_json: what other tools write may hold NaN
         return NO_TABLE
     if not isinstance(table, dict):
         return NO_TABLE
