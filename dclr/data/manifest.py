@@ -415,7 +415,8 @@ class ShardSet:
         self.offset_N -= np.repeat(self.offset_N[np.cumsum(count_S) - count_S], count_S)
         self.damaged = self._check()
         if self.damaged and not keep_damaged:
-            raise InputError(f"{self.damaged[0]}: copy the shard again, or train without it by --on-error skip")
+            without = "train_pretrain.py and train_eval.py go on without it by --on-error skip"
+            raise InputError(f"{self.damaged[0]}: copy the shard again; {without}")
 
     def _columns(self) -> dict[str, np.ndarray]:
         """``index.npz``: mapped here, where it lies on this machine, so that a column that nobody reads costs nothing."""
@@ -570,7 +571,7 @@ def require_size(shards: ShardSet, clip_size: int) -> None:
     if clip_size > stored["size"]:
         raise InputError(
             f"clip size {clip_size} is above the stored short side {stored['size']} of {shards.root}: "
-            f"use -cs {stored['size']} or less, or make the shards again with --size {clip_size} or more"
+            f"use -cs {stored['size']} or less, or python -m preprocess with --size {clip_size} or more"
         )
 
 

@@ -20,13 +20,14 @@ from torch import nn
 
 from dclr import bars, checkpoint, distributed
 from dclr.checkpoint import Trunk
+from dclr.compare import RESULT as RESULT
 from dclr.data.clips import ClipConfig
 from dclr.data.fetch import Cache
 from dclr.data.loader import RGB_ALONE, Beside, TrainLoader, all_skipped, eval_loader, open_sets
 from dclr.data.manifest import ShardSet, require_size
 from dclr.data.sets import choose, leaks, pace_warnings
 from dclr.draws import generator
-from dclr.errors import InputError, make_folder, refuse_used
+from dclr.errors import InputError, make_folder
 from dclr.evaluation.baseline import Each, require_same
 from dclr.evaluation.config import EvalConfig
 from dclr.evaluation.pieces import Pieces
@@ -35,7 +36,6 @@ from dclr.method import norm
 from dclr.method.views import normalise, to_clip
 
 UCF_GROUP = re.compile(r".*_g\d+(?=_c\d+)")  # UCF101's groups: clips cut out of one longer video
-RESULT = "result.json"
 NO_SAMPLES = np.array([], np.int64)
 
 
@@ -139,15 +139,12 @@ def prepare(config: EvalConfig) -> Setting:
     """Check flags, then the checkpoint, then the shard set; raises InputError naming the first thing that is wrong."""
     began, device = time.monotonic(), pick_device(config.deterministic)
     dtype = resolve_precision(config.precision, device)
-    if not config.force:
-        refuse_used(Path(config.out), RESULT)
     if config.pretrained == "random":
         assert config.arch is not None  # EvalConfig checked it
         trunk, weights = random_weights(config.arch, config.width, config.seed)
     else:
         trunk = checkpoint.load_trunk(Path(config.pretrained))
-        with Path(config.pretrained).open("rb") as file:
-            weights = hashlib.file_digest(file, "sha256").hexdigest()
+        weights = digest(config.pretrained)
         if config.arch not in (None, trunk.arch):
             raise InputError(f"{config.pretrained} holds a {trunk.arch}, not the {config.arch} of -a: leave -a out")
     clip = config.clip(trunk.clip)
@@ -156,12 +153,18 @@ def prepare(config: EvalConfig) -> Setting:
     setting = dataclasses.replace(labelled(config, trunk, weights, shards, cache, clip, device, dtype), began=began)
     if config.baseline:
         require_same(setting.tested(), Path(config.baseline))
-    make_folder(Path(config.out))
+    make_folder(Path(config.out), "--out")
     distributed.setup(device)
     if distributed.rank() == 0:
         print(f"{config.pretrained}\n{trunk.matched}")
         _introduce(setting)
     return prepared(setting)
+
+
+def digest(path: str) -> str:
+    """The sha256 of a file, as hex digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _introduce(setting: Setting) -> None:
