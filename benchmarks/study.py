@@ -40,7 +40,7 @@ from dclr.method.views import normalise, rgb_difference, to_clip
 from dclr.pretraining.config import PretrainConfig
 from dclr.pretraining.pretrain import make_model
 from dclr.settings import completed
-from dclr.training.curves import read_lines
+from dclr.training.lines import read_lines
 from dclr.training.saver import LAST, found, number
 
 STUDY, SEED = "study", 1

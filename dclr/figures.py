@@ -29,6 +29,7 @@ MARKS = {  # before a title, and its border: colour, line, width
     False: ("✗ ", "tab:red", "--", 3.0),
 }
 SIDE = 256  # pixels, most of a frame's long side in a picture
+NUMBERED = 30  # classes up to which a confusion matrix has its counts as numbers
 
 
 def middle_frame(shards: ShardSet, sample: int) -> np.ndarray:
@@ -140,16 +141,20 @@ def neighbours(rows: Sequence[Sequence[Cell]], out: Path, what: str = "") -> Pat
 
 
 def confusion_matrix(counts_CC: np.ndarray, names: Sequence[str], out: Path) -> Path:
-    """Write a PNG of ``counts_CC`` (true class, named class), each row as shares of 1; above :data:`LABELLED` classes without
-    their names. Returns ``out``."""
+    """Write a PNG of ``counts_CC`` (true class, named class), each row as shares of 1, with the counts as numbers up to
+    :data:`NUMBERED` classes; above :data:`LABELLED` classes without their names. Returns ``out``."""
     shares = counts_CC / np.maximum(counts_CC.sum(1, keepdims=True), 1)
-    side = 10.0 if len(names) > LABELLED else max(4.0, 0.28 * len(names) + 2)
+    numbered = len(names) <= NUMBERED
+    side = 10.0 if len(names) > LABELLED else max(4.0, (0.36 if numbered else 0.28) * len(names) + 2)
     figure, ((axis,),) = canvas.axes(1, 1, side + 1, side)
     image = axis.imshow(shares, cmap="viridis", vmin=0, vmax=1)
     if len(names) <= LABELLED:
         shown = [plain(name) for name in names]
         axis.set_xticks(range(len(names)), shown, rotation=90, fontsize=7)
         axis.set_yticks(range(len(names)), shown, fontsize=7)
+    for true, named in np.argwhere(counts_CC) if numbered else ():
+        colour = "black" if shares[true, named] > 0.6 else "white"
+        axis.text(named, true, counts_CC[true, named], ha="center", va="center", fontsize=7, color=colour)
     axis.set_xlabel("named")
     axis.set_ylabel("true")
     figure.colorbar(image, fraction=0.046, label="share of the true class")
@@ -174,21 +179,25 @@ def class_bars(counts_CC: np.ndarray, names: Sequence[str], out: Path) -> Path:
         axis.fill_between(range(len(order)), *limits.T, step="mid", color="0.8")
         axis.step(range(len(order)), share_C[order], where="mid", color="tab:blue")
         axis.set_xlabel("class, the best first")
-    axis.set_ylim(0, 1)
-    axis.set_ylabel("share named right")
+    axis.set_ylim(0, min(1, axis.get_ylim()[1]))
+    axis.set_ylabel("share named right, 95 % interval")
     return canvas.write(figure, out)
 
 
-def bars(groups: Mapping[str, Mapping[str, float]], out: Path) -> Path:
-    """Write a PNG of numbers in 0..1 by name, side by side for each group (name -> numbers)."""
+def bars(groups: Mapping[str, Mapping[str, float]], ends: Mapping[str, Mapping[str, Sequence[float]]], out: Path) -> Path:
+    """Write a PNG of numbers in 0..1 by name, side by side for each group (name -> numbers), with the ``ends`` of their
+    intervals (group -> name -> low and high) where they have some. Returns ``out``."""
     names = list(next(iter(groups.values())))
     figure, ((axis,),) = canvas.axes(1, 1, max(4.0, 0.45 * len(names) + 1), 3.8)
     width = 0.8 / len(groups)
     for n, (group, numbers) in enumerate(groups.items()):
-        axis.bar(np.arange(len(names)) + (n + 0.5) * width - 0.4, [numbers[name] for name in names], width, label=group)
+        height = np.array([numbers[name] for name in names])
+        limits = np.array([ends.get(group, {}).get(name, (numbers[name],) * 2) for name in names])
+        at = np.arange(len(names)) + (n + 0.5) * width - 0.4
+        axis.bar(at, height, width, yerr=np.abs(limits.T - height), label=group, ecolor="0.4", capsize=2)
     axis.set_xticks(range(len(names)), [plain(name) for name in names], rotation=90, fontsize=7)
-    axis.set_ylim(0, 1)
-    axis.legend(fontsize=7)
+    axis.set_ylim(0, min(1, axis.get_ylim()[1]))
+    axis.legend(fontsize=7, ncols=len(groups), loc="lower center", bbox_to_anchor=(0.5, 1))  # beside no bar
     return canvas.write(figure, out)
 
 

@@ -49,6 +49,18 @@ def plain(text: str, most: int = LETTERS) -> str:
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
+def duration(seconds: float) -> str:
+    """Seconds as one reads them.
+
+    >>> duration(8.4), duration(754), duration(9000)
+    ('8 s', '12 min 34 s', '2 h 30 min')
+    """
+    minutes, hours = int(seconds) // 60, int(seconds) // 3600
+    if hours:
+        return f"{hours} h {minutes % 60} min"
+    return f"{minutes} min {int(seconds) % 60} s" if minutes else f"{seconds:.0f} s"
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Plain text columns; the first row is the head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -279,7 +279,7 @@ def test_another_evaluation_mode(synthetic_set: Path, tmp_path: Path) -> None:
 
     page = (out / "report.html").read_text()
     low, high = result["interval"]["nearest_mean"]
-    row = f"{100 * top1:.1f} %</td><td>{100 * low:.1f} % - {100 * high:.1f} %</td>"
+    row = f'{100 * top1:.1f} %</td><td>{100 * low:.1f} % - {100 * high:.1f} %<span class="bar"'
     assert "<th>value</th>" in page and f"<td>top-1 by the nearest class mean</td><td>{row}" in page
     assert f"<td>distance to it</td><td>{distance:.4g}</td><td></td>" in page and "the training videos nearest" in page
     head, _, row = succeed(tmp_path, side_by_side).splitlines()  # by those who have no nearest_mean.py

@@ -35,7 +35,7 @@ def test_a_picture_stays_small_however_many_classes_there_are(tmp_path: Path) ->
         for draw in (figures.confusion_matrix, figures.class_bars):
             height, width = cv2.imread(str(draw(counts(classes), names, tmp_path / "a.png"))).shape[:2]
             assert max(height, width) <= (most if classes <= 100 else 2600), (draw, classes)
-    figures.bars({"a": {f"name {n}": 0.5 for n in range(150)}}, tmp_path / "b.png")
+    figures.bars({"a": {f"name {n}": 0.5 for n in range(150)}}, {}, tmp_path / "b.png")
     figures.neighbours([[Cell(frame, "query: x"), *[Cell(frame, "x", False)] * 40]], tmp_path / "c.png", "mined")
     figures.curves([{"step": 1, "a": 1}], ["a"] * 20, tmp_path / "d.png")
     for name in "bcd":
@@ -135,7 +135,7 @@ def test_any_name_is_drawn_as_it_stands(
         "confusion": lambda out: figures.confusion_matrix(counts(6), NAMES, out),
         "classes": lambda out: figures.class_bars(counts(6), NAMES, out),
         "neighbours": lambda out: figures.neighbours([[Cell(frame, name, True) for name in NAMES]], out, "$x_1^{$"),
-        "bars": lambda out: figures.bars({"this network": dict.fromkeys(NAMES, 0.5)}, out),
+        "bars": lambda out: figures.bars({"this network": dict.fromkeys(NAMES, 0.5)}, {}, out),
         "curves": lambda out: figures.curves([{"step": 1, "val/$top$": 1}], ["val/$top$"], out),
     }
     with warnings.catch_warnings():
@@ -157,3 +157,26 @@ def test_names_as_text() -> None:
         "\\ud800",
     ]
     assert plain("a\u3000b\u202e") == "a b\\u202e" and plain("x" * 30) == "x" * 30 and plain("x" * 10**7, 5) == "xxxx…"
+
+
+def test_axes_fit_what_is_drawn_with_its_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bars of a few per cent fill the picture, none is cut off, and the counts stand in cells of up to 30 classes."""
+    drawn = []
+    monkeypatch.setattr(canvas, "write", lambda figure, out: drawn.append(figure) or out)
+    ends = {"random": {"a": (0.01, 0.09)}, "this": {"a": (0.1, 0.2), "b": (0.05, 0.15)}}
+    figures.bars({"random": {"a": 0.05, "b": 0.02}, "this": {"a": 0.15, "b": 0.1}}, ends, tmp_path / "a.png")
+    (axis,) = drawn[0].axes
+    assert 0.2 < axis.get_ylim()[1] < 0.25 and [bar.get_height() for bar in axis.patches] == [0.05, 0.02, 0.15, 0.1]
+    seen = {tuple(path.vertices[:, 1].round(6)) for lines in axis.collections for path in lines.get_paths()}
+    assert {(0.01, 0.09), (0.1, 0.2), (0.05, 0.15), (0.02, 0.02)} == seen
+    figures.class_bars(np.array([[3, 97], [98, 2]]), ["a", "b"], tmp_path / "b.png")
+    assert 0.08 < drawn[1].axes[0].get_ylim()[1] < 0.1
+    figures.bars({"all": {"a": 1.0}}, {}, tmp_path / "c.png")
+    assert drawn[2].axes[0].get_ylim() == (0, 1)
+    counts = np.diag(np.arange(1, 31))
+    counts[3, 4] = 77
+    for classes, numbers in ((counts, [*range(1, 31), 77]), (np.eye(31, dtype=int), [])):
+        figures.confusion_matrix(classes, [f"n{n}" for n in range(len(classes))], tmp_path / "d.png")
+        assert sorted(int(text.get_text()) for text in drawn[-1].axes[0].texts) == numbers
+    places = {text.get_text(): text.get_position() for text in drawn[3].axes[0].texts}
+    assert places["77"] == (4, 3)  # named 4, true 3

@@ -146,7 +146,7 @@ def test_a_resumed_run_may_change_what_it_could_change() -> None:
 
     aside = {"out", "workers", "cache", "cache_size", "save_minutes", "deterministic"}
     assert free(PretrainConfig) == aside | {"epochs", "resume", "keep", "milestone", "knn_split", "knn_every"}
-    assert {"epochs", "shards", "pretrained"} == HELD and aside | {"features", "force"} | HELD == finetune.FREE
+    assert {"epochs", "shards", "pretrained"} == HELD and aside | {"baseline", "features", "force"} | HELD == finetune.FREE
 
 
 LISTS = [(part, name) for part in EVERY for name, one in flags(part).items() if one.many and not one.said.place]

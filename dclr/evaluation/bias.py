@@ -18,10 +18,11 @@ import torch
 from dclr import figures, metrics
 from dclr.data.loader import Beside, eval_loader
 from dclr.draws import generator
+from dclr.evaluation.baseline import differences
 from dclr.evaluation.features import Features, extract
 from dclr.evaluation.probe import Labelled, both, fit_and_score, neighbours
 from dclr.evaluation.result import Pictures, overlays, save_result
-from dclr.evaluation.setting import EvalConfig, Setting, forward, prepare
+from dclr.evaluation.setting import NO_SAMPLES, EvalConfig, Setting, forward, prepare
 from dclr.hardware import peak_memory_gb
 from dclr.method.views import MEAN
 from dclr.metrics import Metric
@@ -94,7 +95,7 @@ class Condition:
     of: tuple[str, ...] = ()
 
 
-STRIPES, STATIC_STRIPES, SWAP = "stripes", "static stripes", "swap"
+STRIPES, STATIC_STRIPES, SWAP, SCENES = "stripes", "static stripes", "swap", "scenes swapped"
 CONDITIONS = {
     "static": Condition(static),
     "shuffled": Condition(shuffled),
@@ -123,31 +124,46 @@ def bias(config: EvalConfig) -> dict[str, Any]:
     """Make the bias report; returns its result, empty on ranks other than 0.
 
     ``KIND: CONDITION`` is the probe's top-1 on the test videos under that condition. ``KIND: neighbours`` is the share of the
-    :data:`NEAREST` training videos that have the test video's label. ``random`` has the same numbers of random weights."""
+    :data:`NEAREST` training videos that have the test video's label. ``random`` has the same numbers of random weights, and
+    ``random_paired`` how far these are."""
     setting = prepare(config)
     kinds = [setting.kind] if config.label else [kind for kind in setting.shards.labels if _labels_all(setting, kind)]
     features = both(setting)
     asked, left_out = choose(setting, kinds)
     found = measure(setting, features, kinds, asked)
-    baseline: dict[str, float] | None = {}
+    random: dict[str, np.ndarray] | None = {}
     if config.pretrained != "random":
         before = setting.with_random_weights()
-        baseline = measure(before, both(before), kinds, asked)
-    if features is None or found is None or baseline is None:
+        random = measure(before, both(before), kinds, asked)
+    if features is None or found is None or random is None:
         return {}
-    print(lines(found, baseline, kinds))
+    numbers, baseline = metrics.means(found), metrics.means(random)
+    print(lines(numbers, baseline, kinds))
     for why, names in left_out.items():
         print(f"left out: {', '.join(names)}: {why}")
-    sides = {"random weights": baseline, "this network": found} if baseline else {"random weights": found}
+    what = {name: Metric("percent" if name.endswith(f": {AGREEMENT}") else "share") for name in found}
+    sample_M, beyond_B = features[1].sample, swapped(setting)
+    sides = {"random weights": baseline, "this network": numbers} if baseline else {"random weights": numbers}
+    ends = {
+        side: {name: metrics.interval(value, len(sample_M)) for name, value in of.items() if what[name].kind == "share"}
+        for side, of in sides.items()
+    }
     pictures: Pictures = {
-        "bias.png": partial(figures.bars, sides),
+        "bias.png": partial(figures.bars, sides, ends),
         "conditions.png": partial(examples, setting, asked),
         "neighbours.png": partial(neighbours, setting, *features),
         "maps.png": partial(overlays, setting, setting.test_N),
     }
-    extra = {"random": baseline, "peak_memory_gb": round(peak_memory_gb(), 2)}
-    what = {name: Metric("percent" if name.endswith(f": {AGREEMENT}") else "share") for name in found}
-    return save_result(setting, found, features[1].sample, extra, pictures, kinds, what)
+    ours, theirs = (setting.each(values, sample_M, beyond_B) for values in (found, random))
+    extra = {"random": baseline, "random_paired": differences(ours, theirs, what), "peak_memory_gb": round(peak_memory_gb(), 2)}
+    return save_result(setting, found, sample_M, extra, pictures, kinds, what, beyond_B=beyond_B)
+
+
+def swapped(setting: Setting) -> np.ndarray:
+    """The samples of the set's split with scenes swapped, int64 (B,), where it has one that is asked besides."""
+    splits, config = setting.shards.manifest.splits, setting.config
+    besides = SWAPPED in splits and SWAPPED not in (*config.train_split, *config.test_split)
+    return setting.shards.select([SWAPPED]) if besides else NO_SAMPLES
 
 
 def choose(setting: Setting, kinds: list[str]) -> tuple[Asked, dict[str, list[str]]]:
@@ -197,8 +213,9 @@ def _labels_all(setting: Setting, kind: str) -> bool:
 
 def measure(
     setting: Setting, features: tuple[Features, Features] | None, kinds: list[str], asked: Asked
-) -> dict[str, float] | None:
-    """The numbers of one network by name, on rank 0, which has its ``features``; None on others."""
+) -> dict[str, np.ndarray] | None:
+    """What each video adds to the numbers of one network by name, on rank 0, which has its ``features``; None on others. The
+    videos are those of the test split, then those with scenes swapped; NaN are those that a number does not ask."""
     config, shards, names = setting.config, setting.shards, asked.conditions
 
     def ask(module: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
@@ -208,15 +225,16 @@ def measure(
     altered = extract(
         setting, asked.sample_M, config.test_clips, config.crops, "altered test features", ask, what, asked.beside
     )
-    swapped = None
-    if SWAPPED in shards.manifest.splits and SWAPPED not in (*config.train_split, *config.test_split):
-        swapped = extract(setting, shards.select([SWAPPED]), config.test_clips, config.crops, "test features, scenes swapped")
+    sample_B, elsewhere = swapped(setting), None
+    if len(sample_B):
+        elsewhere = extract(setting, sample_B, config.test_clips, config.crops, "test features, scenes swapped")
     if features is None or altered is None:
         return None
     train, test = features
     tests = {"whole": test, **{name: Features(altered.value[:, n], altered.sample) for n, name in enumerate(names)}}
-    tests |= {"scenes swapped": swapped} if swapped else {}
-    found: dict[str, float] = {}
+    tests |= {SCENES: elsewhere} if elsewhere else {}
+    place = {sample: n for n, sample in enumerate([*test.sample.tolist(), *sample_B.tolist()])}
+    found: dict[str, np.ndarray] = {}
     place_Mk, _ = metrics.nearest(test.value.mean(1), train.value.mean(1), NEAREST)
     for kind in kinds:
         classes, label_N = setting.classes_of(kind), shards.labels[kind]
@@ -233,8 +251,10 @@ def measure(
                 other = answer_M == classes.number(label_N[[asked.beside.partner[sample] for sample in of.sample]])
                 shares = {"swap as foreground": right[name], "swap as background": other}
                 shares["swap as neither"] = ~right[name] & ~other
-            found |= {f"{kind}: {said}": float(share.mean()) for said, share in shares.items()}
-        found[f"{kind}: {AGREEMENT}"] = float((label_N[train.sample][place_Mk] == label_N[test.sample][:, None]).mean())
+            for said, share in shares.items():
+                found[f"{kind}: {said}"] = np.full(len(place), np.nan)
+                found[f"{kind}: {said}"][[place[sample] for sample in of.sample.tolist()]] = share
+        found[f"{kind}: {AGREEMENT}"] = (label_N[train.sample][place_Mk] == label_N[test.sample][:, None]).mean(1)
     return found
 
 

@@ -40,6 +40,10 @@ class Data:
         group="run",
     )  # fmt: skip
     force: bool = setting(False, "evaluate anew, and write over the result that --out holds", free=True, group="run")
+    baseline: str | None = setting(
+        None, "an evaluation of the same test videos, to stand beside this one", metavar="RUN", place=True, free=True,
+        before=None, group="run",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,8 @@ from dclr.method import norm
 from dclr.method.backbones.layers import Backbone
 from dclr.method.views import normalise, to_clip
 from dclr.settings import completed, free
-from dclr.training.curves import Curves, read_lines
+from dclr.training.curves import Curves
+from dclr.training.lines import read_lines
 from dclr.training.loop import DUE, Learner, diverged, train
 from dclr.training.optimiser import build_optimiser
 from dclr.training.rate import learning_rate

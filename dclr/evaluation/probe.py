@@ -18,7 +18,7 @@ from dclr.data.fetch import MiddleFrames
 from dclr.draws import generator
 from dclr.errors import InputError
 from dclr.evaluation.features import Features, extract
-from dclr.evaluation.result import Pictures, overlays, save_result, save_scores
+from dclr.evaluation.result import Numbers, Pictures, overlays, save_result, save_scores
 from dclr.evaluation.setting import EvalConfig, Setting, prepare
 from dclr.hardware import peak_memory_gb
 from dclr.metrics import Metric
@@ -81,7 +81,7 @@ class Probing:
         """:func:`dclr.evaluation.result.save_scores`, with ``extra`` in result.json."""
         return save_scores(self.setting, scores_MK, self.test.sample, self._extra(extra), self.pictures)
 
-    def save_numbers(self, numbers: dict[str, float], what: Mapping[str, Metric] | None = None, **extra: Any) -> dict[str, Any]:
+    def save_numbers(self, numbers: Numbers, what: Mapping[str, Metric] | None = None, **extra: Any) -> dict[str, Any]:
         """:func:`dclr.evaluation.result.save_result`, with ``extra`` in result.json."""
         more = self._extra(extra)
         return save_result(self.setting, numbers, self.test.sample, more, self.pictures, what=what)
@@ -116,16 +116,17 @@ def knn(probing: Probing) -> dict[str, Any]:
 def retrieval(probing: Probing) -> dict[str, Any]:
     """:func:`dclr.metrics.retrieval` of videos."""
     train_NC, test_MC = probing.videos()
-    return probing.save_numbers(metrics.retrieval(train_NC, probing.known.label, test_MC, probing.asked.label))
+    return probing.save_numbers(metrics.each_retrieval(train_NC, probing.known.label, test_MC, probing.asked.label))
 
 
 def fewshot(probing: Probing) -> dict[str, Any]:
     """The mean and the deviation of :func:`few_shot` over its draws."""
     config = probing.setting.config
-    shots = few_shot(probing.known, probing.asked, probing.classes, config)
-    numbers = {f"{count}-shot": float(np.mean(found)) for count, found in shots.items()}
-    deviations = {f"{count}-shot": float(np.std(found, ddof=1)) for count, found in shots.items() if config.draws > 1}
-    return probing.save_numbers(numbers, dict.fromkeys(numbers, Metric("percent")), deviation=deviations, draws=shots)
+    right = few_shot(probing.known, probing.asked, probing.classes, config)
+    draws = {count: right_DM.mean(1).tolist() for count, right_DM in right.items()}
+    numbers = {f"{count}-shot": right_DM.mean(0) for count, right_DM in right.items()}
+    deviations = {f"{count}-shot": float(np.std(found, ddof=1)) for count, found in draws.items() if config.draws > 1}
+    return probing.save_numbers(numbers, dict.fromkeys(numbers, Metric("percent")), deviation=deviations, draws=draws)
 
 
 def neighbours(setting: Setting, train: Features, test: Features, out: Path) -> Path:
@@ -234,15 +235,15 @@ def sgd_probe(
     return scores, {"lr": lr, "val_top1": tried, **rule}
 
 
-def few_shot(known: Labelled, asked: Labelled, classes: int, config: EvalConfig) -> dict[int, list[float]]:
-    """Top-1 of convex probes on ``--shots`` training videos of each class, for each draw: shots -> ``--draws`` accuracies.
+def few_shot(known: Labelled, asked: Labelled, classes: int, config: EvalConfig) -> dict[int, np.ndarray]:
+    """Which test videos convex probes on ``--shots`` training videos of each class name: shots -> bool (``--draws``, M).
 
     Draw n takes the first videos of each class in an order that is drawn from (seed, n, class). So the 5 videos of a draw
     include its 1 video. Shots above the size of the smallest class are left out; raises InputError where none is left.
     """
     present = np.unique(known.label)
     smallest = min(int((known.label == c).sum()) for c in present)
-    found: dict[int, list[float]] = {count: [] for count in config.shots if count <= smallest}
+    found: dict[int, list[np.ndarray]] = {count: [] for count in config.shots if count <= smallest}
     if not found:
         shots = " ".join(map(str, config.shots))
         raise InputError(f"--shots {shots}: the smallest class of --train-split has {smallest} videos")
@@ -250,9 +251,9 @@ def few_shot(known: Labelled, asked: Labelled, classes: int, config: EvalConfig)
         order = {
             c: generator("few-shot", config.seed, draw, int(c)).permutation(np.flatnonzero(known.label == c)) for c in present
         }
-        for count, accuracies in found.items():
+        for count, right in found.items():
             chosen = np.concatenate([order[c][:count] for c in present])
             few = Labelled(known.value[chosen], known.label[chosen])
             scores = fit_and_score(few, asked.value, classes, config.average)
-            accuracies.append(metrics.accuracies(scores, asked.label)["top1"])
-    return found
+            right.append(metrics.each_accuracy(scores, asked.label)["top1"])
+    return {count: np.stack(right) for count, right in found.items()}

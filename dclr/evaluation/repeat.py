@@ -20,7 +20,7 @@ from dclr.data.clips import LEARNED
 from dclr.data.manifest import MANIFEST, ShardSet
 from dclr.data.sets import choose
 from dclr.errors import InputError, dispensable
-from dclr.evaluation import page
+from dclr.evaluation import baseline, page
 from dclr.evaluation.config import EvalConfig, made_otherwise, renamed
 from dclr.evaluation.modes import MODES
 from dclr.evaluation.result import circumstances, events, write
@@ -33,7 +33,7 @@ from dclr.text import public
 
 HELD = {"epochs", "shards", "pretrained"}  # may differ in a run that is gone on with, and not in a result that is kept
 NETWORK = ("arch", "width")
-PLACES = {"seed", "train_split", "test_split", "out"}  # not of a mean
+PLACES = {"seed", "train_split", "test_split", "out", "baseline"}  # not of a mean
 
 
 Evaluate = Callable[[EvalConfig], dict[str, Any]]
@@ -48,7 +48,7 @@ def everything(configs: Sequence[EvalConfig], folds: Sequence[int], seeds: Seque
     with run_folder(str(out)):
         for config, folder in zip(configs, folders, strict=True):
             kept = config.features or str(out / "features")
-            one = replace(config, out=str(folder), features=kept)
+            one = replace(config, out=str(folder), features=kept, baseline=_within(config.baseline, config.mode))
             distributed.setup(pick_device(one.deterministic))
             repeat(one, folds, seeds, MODES[one.mode].run)
             distributed.wait()
@@ -85,12 +85,16 @@ def _several(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], eva
         splits: dict[str, Any] = (
             {} if fold is None else {"train_split": (f"train{fold:02}",), "test_split": (f"test{fold:02}",)}
         )
-        runs.append(replace(config, seed=seed, out=str(out / "-".join(parts)), features=features, **splits))
+        name = "-".join(parts)
+        beside = _within(config.baseline, name)
+        runs.append(replace(config, seed=seed, out=str(out / name), baseline=beside, features=features, **splits))
     distributed.setup(pick_device(config.deterministic))
     kept = distributed.from_first([finished(run) for run in runs] if distributed.rank() == 0 else None)
     shards = ShardSet(config.shards)
     for run in runs:  # before the first of them takes hours
         choose(shards, shards.select(run.train_split), run), shards.select(run.test_split)
+        if run.baseline:
+            baseline.read(Path(run.baseline))
     distributed.wait()
     results = []
     for run, result in zip(runs, kept, strict=True):
@@ -130,6 +134,8 @@ def finished(config: EvalConfig, folds: Sequence[int] = (), seeds: Sequence[int]
         page = path.with_name("report.html")
         where = page if page.exists() else path
         print(f"{path.parent} is finished: {headline(result)}; {where}; --force evaluates anew")
+        if config.baseline:
+            _beside(path.parent, Path(config.baseline))
     return result
 
 
@@ -142,6 +148,22 @@ def _hashes(config: EvalConfig) -> dict[str, str]:
     with suppress(OSError, InputError):
         found["set"] = hashlib.sha256(open_folder(config.shards).read(MANIFEST)).hexdigest()
     return found
+
+
+def _beside(out: Path, folder: Path) -> None:
+    """Put the baseline in ``folder`` beside the result that is in ``out``, and on its page."""
+    result, ours = baseline.read(out)
+    written = json.loads((out / RESULT).read_text(encoding="utf-8"))
+    written["baseline"] = baseline.against(ours, measured(result), folder)
+    write(out, written, f"the differences to {folder}")
+    print(baseline.lines(written))
+    with dispensable("report.html"):
+        page.write(out, page.folders(out))
+
+
+def _within(baseline: str | None, name: str) -> str | None:
+    """The part of a baseline that is beside the part of this name."""
+    return baseline and str(Path(baseline, name))
 
 
 def _public(value: Any) -> Any:
@@ -185,6 +207,7 @@ def _mean(
             for kind in dict.fromkeys(itertools.chain(*unseen))
         },
         **{name: results[0][name] for name in ("label", "arch", "width", "set", "versions")},
+        **{name: results[0][name] for name in ("precision",) if name in results[0]},  # not of earlier versions
         "weights": sorted({result["weights"] for result in results}),
         "options": {n: v for n, v in results[0]["options"].items() if n not in PLACES}
         | {"folds": list(folds), "seeds": list(seeds)},
@@ -192,7 +215,10 @@ def _mean(
     }
     write(out, mean, ", ".join(f"{name} {one.text(mean[name])}{one.unit}" for name, one in shared.items()))
     events(out, mean["options"], {name: mean[name] for name in shared})
+    if config.baseline:
+        with dispensable(f"the comparison with {config.baseline}"):
+            _beside(out, Path(config.baseline))
     print(compare([*(Path(run.out) for run in runs), out]))
     with dispensable("report.html"):
-        print(page.write(out, [out, *(Path(run.out) for run in runs)]))
+        print(page.write(out, page.folders(out)))
     return mean

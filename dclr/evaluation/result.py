@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.image import imread
-from safetensors.numpy import save
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -24,12 +23,13 @@ from dclr import figures, metrics
 from dclr.compare import RESULT, guesses
 from dclr.data.loader import eval_loader
 from dclr.errors import NotKept, dispensable
-from dclr.evaluation import page
+from dclr.evaluation import baseline, page
+from dclr.evaluation.baseline import SCORES
 from dclr.evaluation.config import others
 from dclr.evaluation.modes import ACCURACIES, MODES
-from dclr.evaluation.setting import Setting
+from dclr.evaluation.setting import NO_SAMPLES, Setting
 from dclr.files import whole
-from dclr.hardware import machine, place, revision
+from dclr.hardware import machine, place, precision_name, revision
 from dclr.method import losses
 from dclr.method.views import normalise, to_clip
 from dclr.metrics import Metric
@@ -37,8 +37,9 @@ from dclr.settings import flag
 from dclr.text import plain, public
 from dclr.training.curves import write_settings
 
-SCORES = "scores.safetensors"
 Pictures = Mapping[str, Callable[[Path], object]]  # file name -> what writes it there
+Numbers = Mapping[str, float | np.ndarray]  # each a number, or what each test video adds to it, (M,): it is their mean
+NO_SCORES: Mapping[str, np.ndarray] = {}
 
 
 def overlays(setting: Setting, sample_M: np.ndarray, out: Path, trunk: nn.Module | None = None) -> Path:
@@ -69,14 +70,10 @@ def save_scores(
     label_M, names = setting.label(sample_M), setting.classes.names
     counts = metrics.confusion(scores_MK.argmax(1), label_M, len(names))
     scores_MC = np.pad(scores_MK.astype(np.float32), ((0, 0), (0, len(names) - scores_MK.shape[1])))
-    scores = {"scores": np.ascontiguousarray(scores_MC), "label": label_M, "sample": sample_M}
-    with dispensable(SCORES), whole(setting.out / SCORES) as unfinished:
-        (setting.out / SCORES).unlink(missing_ok=True)  # another result's, with --force
-        unfinished.write_bytes(save(scores, {"classes": json.dumps(names)}))  # save_file's mode is 0600
-    found = {"confused": metrics.confused(counts, names), "confusion": counts.tolist()}
+    found = {"confused": metrics.confused(counts, names), "confusion": counts.tolist(), "class_names": names}
     return save_result(
         setting,
-        metrics.accuracies(scores_MK, label_M),
+        metrics.each_accuracy(scores_MK, label_M),
         sample_M,
         extra | found,
         {
@@ -85,24 +82,30 @@ def save_scores(
             **pictures,
         },
         what=ACCURACIES,
+        tensors={"scores": np.ascontiguousarray(scores_MC)},
     )
 
 
 def save_result(
-    setting: Setting, numbers: dict[str, float], sample_M: np.ndarray, extra: dict[str, Any], pictures: Pictures,
-    kinds: Sequence[str] = (), what: Mapping[str, Metric] | None = None,
+    setting: Setting, given: Numbers, sample_M: np.ndarray, extra: dict[str, Any], pictures: Pictures,
+    kinds: Sequence[str] = (), what: Mapping[str, Metric] | None = None, tensors: Mapping[str, np.ndarray] = NO_SCORES,
+    beyond_B: np.ndarray = NO_SAMPLES,
 ) -> dict[str, Any]:  # fmt: skip
     """Write an evaluation's files and return its result.
 
-    First result.json, with ``numbers`` by name of these test videos. Then the ``pictures``, TensorBoard's events, result.json
-    again with the names of the pictures that could be drawn, and report.html. With several ``kinds`` of label, chance and
-    majority are tables by kind. What a number is says the mode in :data:`dclr.evaluation.modes.MODES`, or else ``what``;
-    where neither does it is shown as it is.
+    First result.json, with the numbers ``given`` by name of these test videos. Then what each video adds, with ``tensors``, as
+    scores.safetensors; how far a baseline is; the ``pictures``, TensorBoard's events, result.json again with the names of the
+    pictures that could be drawn, and report.html. With several ``kinds`` of label, chance and majority are tables by kind. What
+    a number is says the mode in :data:`dclr.evaluation.modes.MODES`, or else ``what``; where neither does it is shown as it is.
+    Where numbers ask other samples too, ``beyond_B``, each has values (M + B,), NaN where it does not ask.
 
     Raises NotKept, with the numbers in its message, where result.json cannot be written, and ValueError for a number whose name
     result.json has for something else. Any other file that fails costs that file and a warning.
     """
     out, videos = setting.out, len(sample_M)
+    each = setting.each(given, sample_M, beyond_B)
+    means = metrics.means(each.values)
+    numbers = {name: means[name] if name in means else float(value) for name, value in given.items()}
     known = {**(what or {}), **MODES[setting.config.mode].metrics}
     measured = {name: known.get(name, Metric("number")) for name in numbers}
     result = _made(setting, numbers, measured, sample_M, extra, kinds)
@@ -120,6 +123,13 @@ def save_result(
             f"no training video is of {len(names)} of the classes of {plain(kind)}: {some}{', ...' * (len(names) > 10)}; their "
             f"{absent} test videos count as wrong"
         )
+    with dispensable(SCORES):
+        samples = {"sample": sample_M, "label": setting.label(sample_M)}
+        baseline.keep(out, each, setting.classes.names, **samples, **tensors)
+    if setting.config.baseline:
+        with dispensable(f"the comparison with {setting.config.baseline}"):
+            result["baseline"] = baseline.against(each, measured, Path(setting.config.baseline))
+            print(baseline.lines(result))
     result["pictures"] = _drawn(out, pictures)
     events(out, result["options"], numbers, result["pictures"])
     with dispensable("the list of pictures in result.json"):
@@ -159,6 +169,7 @@ def _made(
         "label": setting.kind,
         "arch": setting.trunk.arch,
         "width": setting.trunk.width,
+        "precision": precision_name(setting.dtype),
         **extra,
         "pictures": [],
         "options": options(setting),

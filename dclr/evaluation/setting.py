@@ -8,7 +8,7 @@ import itertools
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from dclr.data.manifest import ShardSet, require_size
 from dclr.data.sets import choose, leaks, pace_warnings
 from dclr.draws import generator
 from dclr.errors import InputError, Unreachable, make_folder
+from dclr.evaluation.baseline import Each, require_same
 from dclr.evaluation.config import EvalConfig
 from dclr.evaluation.pieces import Pieces
 from dclr.hardware import pick_device, place, resolve_precision, sent
@@ -36,6 +37,7 @@ from dclr.method.views import normalise, to_clip
 from dclr.patience import Interrupted
 
 UCF_GROUP = re.compile(r".*_g\d+(?=_c\d+)")  # UCF101's groups: clips cut out of one longer video
+NO_SAMPLES = np.array([], np.int64)
 
 
 class Classes:
@@ -114,6 +116,20 @@ class Setting:
         """The classes of these samples, int64 (N,)."""
         return self.classes.number(self.shards.labels[self.kind][sample_N])
 
+    def tested(self) -> Each:
+        """The test videos and their classes, before any is read."""
+        _, first = np.unique(self.shards.video_N[self.test_N], return_index=True)
+        return self.each({}, self.test_N[np.sort(first)])
+
+    def each(self, given: Mapping[str, Any], sample_M: np.ndarray, beyond_B: np.ndarray = NO_SAMPLES) -> Each:
+        """What the videos that begin with these samples add to those of the numbers ``given`` that are arrays, (M,) or with the
+        samples ``beyond_B`` the test videos (M + B,)."""
+        sample_A = np.concatenate([sample_M, beyond_B])
+        names = [*self.classes.names, "?"]  # of what is beyond, and has a class that no split has
+        arrays = {name: value.astype(float) for name, value in given.items() if isinstance(value, np.ndarray)}
+        keys, labels = [self.shards.keys[n] for n in sample_A], [names[c] for c in self.label(sample_A)]
+        return Each(len(sample_M), keys, labels, frozenset(self.skipped), arrays)
+
     def with_random_weights(self) -> Setting:
         """The same evaluation of the same network before it learned anything."""
         trunk, named = random_weights(self.trunk.arch, self.trunk.width, self.config.seed)
@@ -136,6 +152,8 @@ def prepare(config: EvalConfig) -> Setting:
     (shards,), cache = open_sets([config.shards], config.on_error, config.cache, config.cache_size, config.patience)
     require_size(shards, clip.size)
     setting = dataclasses.replace(labelled(config, trunk, weights, shards, cache, clip, device, dtype), began=began)
+    if config.baseline:
+        require_same(setting.tested(), Path(config.baseline))
     make_folder(Path(config.out), "--out")
     distributed.setup(device)
     if distributed.rank() == 0:

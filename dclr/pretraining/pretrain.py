@@ -269,6 +269,7 @@ class Pretraining(Learner):
 
     def scalars(self, rate: float) -> dict[str, float]:
         found = _scalars(self._outputs) | {"optimiser/lr": rate, "optimiser/gradient_norm": float(self._gradient)}
+        found["optimiser/momentum"] = self.model.momentum
         if not self._judged and self._step >= len(self.loader) * self.config.epochs / 10 and distributed.rank() == 0:
             self._judged = True
             for name, (loss, guess) in guessing(found, self.config.method, len(self.model.queue)).items():

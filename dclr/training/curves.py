@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,8 +15,8 @@ from torch.utils.tensorboard.summary import hparams
 
 from dclr.errors import dispensable, spared
 from dclr.files import whole
+from dclr.training.lines import LINES, read_lines
 
-LINES = "metrics.jsonl"
 SETTINGS = ".settings"  # what the name of the events file with a run's settings ends in
 MEAN_OVER = 10  # looks at a batch: 100 steps, fewer where epochs are short
 OF_SPLITS = ("knn/", "val/")  # scalars of a whole split, not of a batch
@@ -95,12 +94,3 @@ def write_settings(out: Path, settings: Mapping[str, Any], ended: bool) -> None:
         _, start, end = hparams({name: value for name, value in shown.items() if name != "out"}, {})
         for summary in (start, end) if ended else (start,):
             writer.file_writer.add_summary(summary)
-
-
-def read_lines(out: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl, without one that a kill or a full disk has cut."""
-    path, lines = out / LINES, []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with suppress(ValueError):
-            lines.append(json.loads(line))
-    return lines

@@ -119,8 +119,9 @@ def test_few_shot_probes_take_that_many_of_each_class(monkeypatch: pytest.Monkey
     train = (np.eye(3)[labels][:, None] * 2 + rng.normal(size=(24, 2, 3))).astype(np.float32)
     known = Labelled(train, labels)
 
-    def few_shot(shots: tuple[int, ...], draws: int, seed: int) -> dict[int, list[float]]:
-        return probe.few_shot(known, known, 3, replace(GOOD, shots=shots, draws=draws, seed=seed))
+    def few_shot(shots: tuple[int, ...], draws: int, seed: int) -> dict[int, list[list[bool]]]:
+        found = probe.few_shot(known, known, 3, replace(GOOD, shots=shots, draws=draws, seed=seed))
+        return {count: right_DM.tolist() for count, right_DM in found.items()}
 
     found = few_shot((1, 4, 9), 4, 0)
     assert found.keys() == {1, 4} and found == few_shot((1, 4), 4, 0)

@@ -27,7 +27,8 @@ from dclr.method.model import DCLR
 from dclr.method.views import normalise, to_clip
 from dclr.pretraining import watch
 from dclr.training import curves
-from dclr.training.curves import LINES, Curves, read_lines
+from dclr.training.curves import Curves
+from dclr.training.lines import LINES, read_lines
 
 
 def test_a_full_disk_costs_curves_and_pictures_and_not_the_run(synthetic_set: Path, tmp_path: Path) -> None:
