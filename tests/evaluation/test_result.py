@@ -14,6 +14,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+import torch
 from conftest import REAL, needs_real_data, refuse, run, succeed
 from safetensors import safe_open
 
@@ -248,7 +249,7 @@ def test_numbers_that_the_disk_does_not_take_are_said(tmp_path: Path) -> None:
 
 
 def test_a_number_may_not_take_a_name_that_the_result_has() -> None:
-    setting, metric = MagicMock(began=0.0, skipped=[], kind="action"), Metric("number")
+    setting, metric = MagicMock(began=0.0, skipped=[], kind="action", dtype=torch.float32), Metric("number")
     for name in ("videos", "peak", "date"):
         with pytest.raises(ValueError, match=f"a number is called '{name}', which result.json has .*'found': 0.5"):
             numbers = {"found": 0.5, name: 1.0}
