@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dclr.data.clips import CROPS, LEARNED, ClipConfig
 from dclr.data.config import Choice, Reading, Shards
-from dclr.errors import InputError
+from dclr.errors import InputError, place
 from dclr.evaluation.modes import MODES
 from dclr.method.objective import Network
 from dclr.settings import again, check_values, flags, from_flags, setting
 from dclr.training.config import Checkpoints, Optimisation
 
 ALL = "all"  # of the modes
+ROWS = ("video", "clip", "position")  # of extracted features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,30 +33,56 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrained:
+class Weights:
     title = "model"
     pretrained: str = setting(help="checkpoint or weights, or random", metavar="FILE", place=True, free=True)  # as its hash
     arch: str | None = again(Network, "arch", None, help="network for --pretrained random; otherwise the checkpoint says")
     width: int = again(Network, "width", help="channels of the first stage, for --pretrained random")
+
+    def check_network(self) -> None:
+        """Raises InputError where random weights are asked for and nothing says of which network."""
+        if self.pretrained == "random" and self.arch is None:
+            raise InputError("--pretrained random says nothing of the network: name it with -a, such as -a r2plus1d_10")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained(Weights):
+    title = "model"
     precise_bn: int = setting(
         0, "first re-estimate BatchNorm's statistics on N RGB training batches (0: not)", metavar="N", least=0
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalClips:
+class UniformClips:
     title = "clips (frames, stride or clip-fps, and size: by default the checkpoint's, or 16, 2, 112)"
     frames: int | None = again(ClipConfig, "frames", None)
     stride: int | None = again(ClipConfig, "stride", None, least=1, above=None)
     clip_fps: float | None = again(ClipConfig, "clip_fps", instead="stride")
     size: int | None = again(ClipConfig, "size", None)
-    cpv: int = setting(10, "clips a training video: an epoch's (finetune), in all (others)", short="-cpv", least=1)
     test_clips: int = setting(10, "uniform clips a test video, probabilities averaged", least=1)
     crops: int = setting(1, "of each test clip: 1 (the middle) or 3 (along the long side)", choices=CROPS)
+    cross_cuts: bool = again(ClipConfig, "cross_cuts")
+
+    def clip(self, learned: Mapping[str, Any]) -> ClipConfig:
+        """The clips to evaluate on, given those that the checkpoint learned on."""
+        given = {name: value for name in LEARNED if (value := getattr(self, name)) is not None}
+        if given.keys() & {"stride", "clip_fps"}:
+            learned = {name: value for name, value in learned.items() if name not in ("stride", "clip_fps")}
+        more: dict[str, Any] = {**learned, **given}
+        return ClipConfig(cross_cuts=self.cross_cuts, **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalClips(UniformClips):
+    title = UniformClips.title
+    cpv: int = setting(10, "clips a training video: an epoch's (finetune), in all (others)", short="-cpv", least=1)
     average: str = setting("probabilities", "of a video's clips", choices=("probabilities", "logits"))
     min_scale: float = again(ClipConfig, "min_scale", help="least share of the area that a training crop keeps")
     flip: float = again(ClipConfig, "flip")
-    cross_cuts: bool = again(ClipConfig, "cross_cuts")
+
+    def clip(self, learned: Mapping[str, Any]) -> ClipConfig:
+        return replace(super().clip(learned), min_scale=self.min_scale, flip=self.flip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,17 +158,34 @@ class EvalConfig(Tuning, Computing, Frozen, EvalClips, Pretrained, Reading, Choi
             )
         if not self.shots:
             raise InputError("--shots: expected numbers of videos a class, such as 1 5 10")
-        if self.pretrained == "random" and self.arch is None:
-            raise InputError("--pretrained random says nothing of the network: name it with -a, such as -a r2plus1d_10")
+        self.check_network()
         self.clip({})
 
-    def clip(self, learned: Mapping[str, Any]) -> ClipConfig:
-        """The clips to evaluate on, given those that the checkpoint learned on."""
-        given = {name: value for name in LEARNED if (value := getattr(self, name)) is not None}
-        if given.keys() & {"stride", "clip_fps"}:
-            learned = {name: value for name, value in learned.items() if name not in ("stride", "clip_fps")}
-        more: dict[str, Any] = {**learned, **given}
-        return ClipConfig(min_scale=self.min_scale, flip=self.flip, cross_cuts=self.cross_cuts, **more)
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction(UniformClips, Weights, Reading):
+    """Everything that decides what python -m dclr.extract writes. Raises InputError for values that do not fit."""
+
+    title = "features"
+    shards: str
+    split: tuple[str, ...] = setting((), "of these splits (all videos by default)", metavar="SPLIT")
+    out: str = again(Data, "out", help="folder for features-00000.npz and so on", metavar="DIR")
+    per: str = setting("video", "a row a video, a clip, or a position of the feature map", choices=ROWS)
+    format: str = setting("npz", "npz, or parquet (pip install 'dclr[parquet]')", choices=("npz", "parquet"))
+    plot: bool = setting(False, "draw features.png, a map of the rows by t-SNE (pip install 'dclr[plot]')", free=True)
+    label: str | None = again(Data, "label", help="kind of label that colours it; the set's first by default", free=True)
+    force: bool = again(Data, "force", help="write over the features that --out holds")
+    test_clips: int = again(UniformClips, "test_clips", help="uniform clips a video")
+    crops: int = again(UniformClips, "crops", help="of each clip: 1 (the middle) or 3 (along the long side)")
+    seed: int = again(Optimisation, "seed", help="of the map, and of --pretrained random")
+    precision: str = again(Optimisation, "precision")
+    deterministic: bool = again(Optimisation, "deterministic")
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        object.__setattr__(self, "shards", place(self.shards, "SET"))
+        self.check_network()
+        self.clip({})
 
 
 @dataclass(frozen=True, kw_only=True)
