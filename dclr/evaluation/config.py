@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from dclr.data.clips import CROPS, LEARNED, ClipConfig
@@ -186,6 +187,28 @@ class Extraction(UniformClips, Weights, Reading):
         object.__setattr__(self, "shards", place(self.shards, "SET"))
         self.check_network()
         self.clip({})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What python -m dclr.predict does. Raises InputError for values that do not fit."""
+
+    title = "prediction"
+    pretrained: str = again(Weights, "pretrained", help="folder of train_eval.py finetune, or a file in it", metavar="RUN")
+    top: int = setting(5, "classes a line, the most probable first", metavar="K", least=1)
+    json: str | None = setting(None, "write all probabilities there, a line a video", metavar="FILE", place=True)
+    overlay: str | None = setting(
+        None, "of one video: write it with activation map and probabilities", metavar="OUT.mp4", place=True
+    )
+    precision: str | None = again(Optimisation, "precision", None, help="fp32, bf16, fp16; as it was tested by default")
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if self.overlay and not self.overlay.endswith(".mp4"):
+            raise InputError(f"--overlay {self.overlay}: expected a name that ends in .mp4")
+        for name in ("json", "overlay"):
+            if (path := getattr(self, name)) and Path(path).exists():
+                raise InputError(f"--{name} {path}: it exists; name another file or remove it")
 
 
 @dataclass(frozen=True, kw_only=True)

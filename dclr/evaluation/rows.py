@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +36,19 @@ MADE = "extract.json"
 FILE_BYTES = 256_000_000  # of features, in a file
 DRAWN = 5000  # rows in the picture
 LEGEND = 20  # classes up to which it names them
-EXTRAS = {"parquet": ("pyarrow", "pyarrow"), "plot": ("sklearn", "scikit-learn")}  # extra -> module, package
 Columns = dict[str, np.ndarray]
+EXTRAS: dict[str, tuple[Callable[[Extraction], bool], str, str]] = {  # flag -> whether it is asked for, module, package
+    "--format parquet": (lambda config: config.format == "parquet", "pyarrow", "pyarrow"),
+    "--plot": (lambda config: config.plot, "sklearn", "scikit-learn"),
+}
 
 
 def extract(config: Extraction) -> None:
     """Write the files that are not there yet, all ranks together, and the picture. Raises InputError where ``--out`` holds what
     was made otherwise."""
-    for extra, needed in (("parquet", config.format == "parquet"), ("plot", config.plot)):
-        module, package = EXTRAS[extra]
-        if needed and importlib.util.find_spec(module) is None:
-            raise InputError(f"--{'format parquet' if extra == 'parquet' else extra} needs {package}: pip install 'dclr[{extra}]'")
+    for flag, (asked, module, package) in EXTRAS.items():
+        if asked(config) and importlib.util.find_spec(module) is None:
+            raise InputError(f"{flag} needs {package}: pip install 'dclr[{flag.split()[-1].strip('-')}]'")
     setting = opened(config)
     shards, out = setting.shards, setting.out
     samples_N = shards.select(config.split) if config.split else np.arange(len(shards))
@@ -81,7 +85,7 @@ def _check(out: Path, made: Mapping[str, Any]) -> None:
         there = json.loads(path.read_text())["made"]
         other = next((name for name, value in made.items() if there.get(name) != value), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{path}: not what python -m dclr.extract wrote; name another --out, or --force makes it anew") from None
+        raise InputError(f"{path}: not of python -m dclr.extract; name another --out, or --force makes it anew") from None
     if other:
         raise InputError(
             f"--out {out}: its features were made with {other} {plain(str(there.get(other)), 80)}, not {made[other]}; name "
@@ -95,9 +99,9 @@ def _begin(setting: Opened, made: Mapping[str, Any]) -> None:
     make_folder(out)
     for path in sorted(out.glob("features-*")) if config.force else ():
         path.unlink() if path.is_file() else Pieces.remove(path)
-    said = {"arch": setting.trunk.arch, "width": setting.trunk.width, "shards": str(setting.shards)}
+    used = setting.clip.said | {"arch": setting.trunk.arch, "width": setting.trunk.width, "shards": str(setting.shards)}
     with whole(out / MADE) as unfinished:
-        unfinished.write_text(json.dumps({"made": made, "options": as_table(config) | setting.clip.said | said}, indent=1) + "\n")
+        unfinished.write_text(json.dumps({"made": made, "options": as_table(config) | used}, indent=1) + "\n")
     print(f"{public(config.pretrained)}\n{setting.trunk.matched}")
 
 
@@ -108,9 +112,16 @@ def rows_of(setting: Opened) -> tuple[Callable[[dict[str, Any]], torch.Tensor], 
     assert isinstance(config, Extraction)
     pooled, per = place(Pooled(setting.trunk.module), setting.device).eval(), config.per
     module = pooled.trunk if per == "position" else pooled
+    pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
+
+    def passed(rgb_NTSSC: torch.Tensor) -> torch.Tensor:
+        if setting.device.type != "cpu":
+            return forward(module, setting, rgb_NTSSC)
+        # on a CPU a convolution's bits depend on its number of threads, which is another one beside other processes
+        return torch.cat(list(pool.map(partial(forward, module, setting), rgb_NTSSC.split(1))))
 
     def found(batch: dict[str, Any]) -> torch.Tensor:
-        rows = forward(module, setting, batch["rgb"][0]).movedim(1, -1)
+        rows = passed(batch["rgb"][0]).movedim(1, -1)
         seconds = batch["seconds"][0].float().to(rows.device)
         if per == "video":
             return torch.cat([seconds[:, 0].min()[None], seconds[:, 1].max()[None], rows.mean(0)])
@@ -238,7 +249,7 @@ def plot(setting: Opened, files: list[Path], kind: str | None) -> Path:
     figure, ((axis,),) = canvas.axes(1, 1, 8, 5.5)
     label_P = label_R[chosen_P].astype(int) if kind else np.full(len(chosen_P), -1)
     present = [int(label) for label in np.unique(label_P)]
-    colours = canvas.plt.get_cmap("tab20" if len(present) <= LEGEND else "turbo")
+    colours = canvas.plt.get_cmap("tab10" if len(present) <= 10 else "tab20" if len(present) <= LEGEND else "turbo")
     for n, label in enumerate(present):
         colour = "0.7" if label < 0 else colours(n if len(present) <= LEGEND else n / (len(present) - 1))
         name = plain(shards.classes[kind][label]) if kind and label >= 0 else "unlabelled"

@@ -10,9 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -265,21 +265,35 @@ class Pooled(nn.Module):
         return self.trunk(clip_BCTHW).float().mean((2, 3, 4))
 
 
+class Computes(Protocol):
+    """Where a network computes, and in which number format."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
 @torch.no_grad()
-def forward(module: nn.Module, setting: Opened, rgb_NTSSC: torch.Tensor) -> torch.Tensor:
+def forward(module: nn.Module, setting: Computes, rgb_NTSSC: torch.Tensor) -> torch.Tensor:
     """One video's clips in one pass: uint8 (N, T, S, S, 3) -> float32 (N, ...)."""
     clips = normalise(to_clip(sent(rgb_NTSSC, setting.device)))
     with torch.autocast(setting.device.type, setting.dtype, enabled=setting.dtype != torch.float32):
         return module(clips.contiguous(memory_format=torch.channels_last_3d)).float()
 
 
+def mean_of(segments: list[np.ndarray]) -> np.ndarray:
+    return np.mean(segments, axis=0)
+
+
 def over_videos(
     setting: Opened, samples_N: np.ndarray, clips: int, crops: int, title: str,
     found: Callable[[dict[str, Any]], torch.Tensor], kept: Path | None = None, beside: Beside = RGB_ALONE,
-    join: Callable[[list[np.ndarray]], np.ndarray] | None = partial(np.mean, axis=0),
+    join: Callable[[list[np.ndarray]], np.ndarray] | None = mean_of,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """What ``found`` says of every video, each asked exactly once over all ranks, in ascending sample order; the segments of a
-    cut video count as one, with the mean of their results unless ``join`` says otherwise. What cannot be read is left out and named in ``setting.skipped``
+    cut video count as one, with the mean of their results. What cannot be read is left out and named in ``setting.skipped``
     where ``--on-error skip`` says so.
 
     Args:
