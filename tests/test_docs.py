@@ -14,6 +14,8 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
+import dclr.extract
+import dclr.predict
 import preprocess.__main__
 import train_eval
 import train_pretrain
@@ -29,10 +31,12 @@ PAGES = [
 ]
 PARSERS = {
     "-m preprocess": preprocess.__main__.parser,
+    "-m dclr.extract": dclr.extract.parser,
+    "-m dclr.predict": dclr.predict.parser,
     "train_pretrain.py": train_pretrain.parser,
     "train_eval.py": train_eval.parser,
 }
-COMMAND = re.compile(r"(-m preprocess|train_pretrain\.py|train_eval\.py)\s+(?!\.)(.+)")
+COMMAND = re.compile(r"(-m preprocess|-m dclr\.extract|-m dclr\.predict|train_pretrain\.py|train_eval\.py)\s+(?!\.)(.+)")
 PLACEHOLDERS = {"COMMAND": "folder", "MODE": "linear", "N": "1"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
 
