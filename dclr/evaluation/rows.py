@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -217,8 +218,10 @@ def read(path: Path, name: str) -> np.ndarray:
         from pyarrow import parquet
 
         column = parquet.read_table(path, columns=[name])[name].combine_chunks()
-        return column.flatten().to_numpy().reshape(len(column), -1) if name == "features" else column.fill_null(-1).to_numpy()
-    except (OSError, ValueError, KeyError) as error:
+        if name == "features":
+            return column.flatten().to_numpy().reshape(len(column), -1)
+        return (column.fill_null(-1) if name.startswith("label_") else column).to_numpy(zero_copy_only=False)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not features of python -m dclr.extract ({error}): remove it, and it is made again") from None
 
 

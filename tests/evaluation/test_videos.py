@@ -29,8 +29,8 @@ def run(synthetic_set: Path, checkpoint: Path, tmp_path_factory: pytest.TempPath
     out = tmp_path_factory.mktemp("finetuned") / "run"
     succeed(
         "train_eval.py", "finetune", "--shards", synthetic_set, "--train-split", "train", "--test-split", "test",
-        "--pretrained", checkpoint, "--label", "scene", "--epochs", "1", "-cpv", "1", "-b", "16", "-j", "0", "--precision", "fp32",
-        "--test-clips", "3", "--crops", "3", "--average", "logits", "--head", "bn", "--out", out,
+        "--pretrained", checkpoint, "--label", "scene", "--epochs", "1", "-cpv", "1", "-b", "16", "-j", "0",
+        "--precision", "fp32", "--test-clips", "3", "--crops", "3", "--average", "logits", "--head", "bn", "--out", out,
     )  # fmt: skip
     return out
 
