@@ -34,7 +34,7 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
+class PretrainedNetwork:
     title = "model"
     pretrained: str = setting(help="checkpoint or weights, or random", metavar="FILE", place=True, free=True)  # as its hash
     arch: str | None = again(Network, "arch", None, help="network for --pretrained random; otherwise the checkpoint says")
@@ -47,7 +47,7 @@ class Weights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrained(Weights):
+class Pretrained(PretrainedNetwork):
     title = "model"
     precise_bn: int = setting(
         0, "first re-estimate BatchNorm's statistics on N RGB training batches (0: not)", metavar="N", least=0
@@ -164,7 +164,7 @@ class EvalConfig(Tuning, Computing, Frozen, EvalClips, Pretrained, Reading, Choi
 
 
 @dataclass(frozen=True, kw_only=True)
-class Extraction(UniformClips, Weights, Reading):
+class Extraction(UniformClips, PretrainedNetwork, Reading):
     """Everything that decides what python -m dclr.extract writes. Raises InputError for values that do not fit."""
 
     title = "features"
@@ -194,7 +194,9 @@ class Prediction:
     """What python -m dclr.predict does. Raises InputError for values that do not fit."""
 
     title = "prediction"
-    pretrained: str = again(Weights, "pretrained", help="folder of train_eval.py finetune, or a file in it", metavar="RUN")
+    pretrained: str = again(
+        PretrainedNetwork, "pretrained", help="folder of train_eval.py finetune, or a file in it", metavar="RUN"
+    )
     top: int = setting(5, "classes a line, the most probable first", metavar="K", least=1)
     json: str | None = setting(None, "write all probabilities there, a line a video", metavar="FILE", place=True)
     overlay: str | None = setting(

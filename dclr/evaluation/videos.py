@@ -30,6 +30,7 @@ from dclr.evaluation.setting import forward
 from dclr.hardware import pick_device, place, resolve_precision
 from dclr.method import losses
 from dclr.record import DEFAULT_FPS, Record, parse
+from dclr.settings import flags
 from dclr.text import plain
 from preprocess.transcode import Options, Transcoded, TranscodeError, transcode
 
@@ -66,9 +67,11 @@ class Namer:
         self.found, self.device = found, pick_device()
         self.dtype = resolve_precision(precision or found.precision, self.device)
         self.model = place(found.model, self.device)
+        kinds = flags(Options)
         try:
-            self.options = Options(**found.stored | {"cues": (), "max_seconds": LONGEST})
-        except TypeError as error:
+            stored = {name: None if value is None else kinds[name].kind(value) for name, value in found.stored.items()}
+            self.options = Options(**stored | {"cues": (), "max_seconds": LONGEST})
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"the checkpoint says of its set's frames what is not readable: {error}") from None
 
     def __call__(self, video: Path) -> Named:
