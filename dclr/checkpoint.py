@@ -226,7 +226,7 @@ def _trunk(path: Path, tensors: Tensors, config: Mapping[str, Any], aside: Seque
         clip: dict[str, Any] = {name: kind(config[name]) for name, kind in LEARNED.items() if config.get(name) is not None}
         ClipConfig(**clip)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise InputError(f"{path}: what it says of its clips is not readable: {error}") from None
+        raise InputError(f"{path}: what it says of its clips is not readable: {str(error).removeprefix('--')}") from None
     rest += aside
     beside = ", ".join(dict.fromkeys(_group(n) for n in rest)) or "nothing"
     rows = [

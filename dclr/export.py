@@ -7,7 +7,6 @@ metadata the architecture, its width, the clip (frames, stride or clip_fps, size
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import logging
@@ -23,6 +22,7 @@ from dclr.data.clips import ClipConfig
 from dclr.errors import InputError, exit_on_input_error, make_folder, path_flag
 from dclr.files import whole
 from dclr.method.views import MEAN, STD
+from dclr.settings import Parser
 
 
 class WithFeatures(nn.Module):
@@ -52,7 +52,7 @@ def export(checkpoint: Path, out: Path) -> None:
     if out.exists():
         raise InputError(f"--out {out}: it exists; name another file or remove it")
     trunk = load_trunk(checkpoint)
-    make_folder(out.parent)
+    make_folder(out.parent, "--out")
     with whole(out) as unfinished:
         if out.suffix == ".safetensors":
             tensors = {n: x.contiguous() for n, x in trunk.module.state_dict().items() if not NO_WEIGHTS.search(n)}
@@ -90,12 +90,20 @@ def _onnx(trunk: Trunk, out: Path) -> None:
     onnx.save(model, out)
 
 
+def parser() -> Parser:
+    examples = {
+        "the trunk's tensors": "runs/mine/last.pt --out mine.safetensors",
+        "a graph for other runtimes": "runs/mine/last.pt --out mine.onnx",
+    }
+    made = Parser(prog="python -m dclr.export", description=__doc__, examples=examples)
+    read = "checkpoint of train_pretrain.py, or any weights that train_eval.py --pretrained takes (required)"
+    made.add_argument("checkpoint", type=path_flag, metavar="CHECKPOINT", help=read)
+    written = "the file to write, whose name ends in .safetensors or .onnx (required)"
+    made.add_argument("--out", type=path_flag, required=True, metavar="FILE", help=written)
+    return made
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m dclr.export", description=__doc__)
-    parser.add_argument(
-        "checkpoint", type=path_flag, help="of train_pretrain.py, or any weights that train_eval.py --pretrained takes"
-    )
-    parser.add_argument("--out", type=path_flag, required=True, metavar="FILE", help="ends in .safetensors or .onnx")
-    args = parser.parse_args()
     with exit_on_input_error():
+        args = parser().parse_args()
         export(args.checkpoint, args.out)

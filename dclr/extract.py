@@ -18,8 +18,14 @@ from dclr.threads import settle
 def parser() -> Parser:
     from dclr.evaluation.config import Data, Extraction
 
-    made = Parser(prog="python -m dclr.extract", description=__doc__)
-    made.add_argument("shards", metavar="SET", help=flags(Data)["shards"].said.help)
+    examples = {
+        "a vector a video, and a picture of them": "shards/mine --pretrained runs/mine/last.pt --out runs/mine-features --plot",
+        "each clip of a split, as Parquet": "shards/mine --split test01 --pretrained runs/mine/last.pt --per clip "
+        "--format parquet --out runs/mine-clips",
+        "the baseline": "shards/mine --pretrained random -a r2plus1d_10 --out runs/random-features",
+    }
+    made = Parser(prog="python -m dclr.extract", description=__doc__, examples=examples)
+    made.add_argument("shards", metavar="SET", help=f"{flags(Data)['shards'].said.help} (required)")
     return made.add(Extraction)
 
 

@@ -14,8 +14,13 @@ from dclr.threads import settle
 def parser() -> Parser:
     from dclr.evaluation.config import Prediction
 
-    made = Parser(prog="python -m dclr.predict", description=__doc__)
-    made.add_argument("videos", nargs="+", type=path_flag, metavar="VIDEO", help="a file that FFmpeg reads")
+    examples = {
+        "what some videos show": "holiday.mp4 match.mov --pretrained runs/mine-finetuned",
+        "for programs": "holiday.mp4 match.mov --pretrained runs/mine-finetuned --json found.jsonl",
+        "where the network looks": "match.mov --pretrained runs/mine-finetuned --overlay match-seen.mp4",
+    }
+    made = Parser(prog="python -m dclr.predict", description=__doc__, examples=examples)
+    made.add_argument("videos", nargs="+", type=path_flag, metavar="VIDEO", help="videos that FFmpeg reads (required)")
     return made.add(Prediction)
 
 

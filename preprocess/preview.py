@@ -39,7 +39,7 @@ def contact_sheet(folder: Folder, out: Path, videos: int) -> Path:
     rows = [_rows(shards.read(int(sample))) for sample in bar(chosen, "drawing", unit="video", leave=False)]
     width = max(row.shape[1] for row in rows)
     sheet = np.concatenate([np.pad(r, ((0, 4), (0, width - r.shape[1]), (0, 0)), constant_values=255) for r in rows])
-    make_folder(out.parent)
+    make_folder(out.parent, "--out")
     try:
         written = cv2.imwrite(str(out), sheet[..., ::-1])
     except cv2.error:  # no such format

@@ -27,7 +27,7 @@ from dclr import bars
 from dclr.data.manifest import FAILURES, MANIFEST, Entry, Manifest, Shard, ShardSet, pack_columns, publish, read_index
 from dclr.errors import InputError
 from dclr.record import REPEATED, pack
-from dclr.settings import check_values, flag, setting
+from dclr.settings import check_values, flags, setting
 from dclr.storage import Folder, open_folder
 from dclr.text import public
 from dclr.threads import permitted
@@ -65,7 +65,7 @@ TOLD = {  # trait of a source that a run warns of -> what it is
     "odd rotation": "by their metadata turned by another angle than quarter turns, which is left aside",
     "PQ": "HDR (transfer function PQ) and stored without tone mapping: dark and flat",
     "HLG": "HDR (transfer function HLG) and stored without tone mapping: a little flat",
-    REPEATED: "slower than --fps and repeat frames",
+    REPEATED: "slower than the fps of their set and repeat frames",
 }
 SAMPLED = 8  # videos that a dry run transcodes to measure
 
@@ -84,12 +84,15 @@ class How:
     machines, from 1. Raises InputError for values out of range."""
 
     title = "how it is done (no byte depends on these)"
-    workers: int = setting(factory=permitted, help="processes, by default one a core", metavar="N", least=1)
-    timeout: float = setting(600, "a video that takes longer has failed", metavar="SECONDS", least=1e-3, most=1e9)
-    engine: str = setting("local", "processes here, or a Ray cluster", choices=("local", "ray"))
-    part: tuple[int, int] | None = setting(
-        None, "only the I-th of N parts (Slurm arrays); then merge", metavar="I/N", read=part, group=WHICH
+    workers: int = setting(
+        factory=permitted, help="processes that work side by side", metavar="N", least=1, derived="one for each core"
     )
+    timeout: float = setting(600, "a video that takes longer has failed", metavar="SECONDS", least=1e-3, most=1e9)
+    engine: str = setting("local", "where it is done: on processes here, or on a Ray cluster", choices=("local", "ray"))
+    part: tuple[int, int] | None = setting(
+        None, "make the I-th of N parts alone (Slurm arrays); merge joins them", metavar="I/N", read=part, group=WHICH,
+        derived="all of them",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -266,14 +269,14 @@ def build(source: VideoSet, out: Folder, options: Options, how: How) -> Summary 
     made = jobs(source, sample_keys([video.id for video in source.videos]), options, ratio)
     plan = _plan(source, options, [], made, ratio)
     if finished and old != plan:
-        raise _another_set(out)
+        raise _another_set(out, source)
     return carry_out(plan, made, source.root, out, options, how)
 
 
-def _another_set(out: Folder) -> InputError:
+def _another_set(out: Folder, source: VideoSet) -> InputError:
+    more = "add --append to add new videos, or " if source.name in DATASETS else ""  # the embedded one has all of its videos
     return InputError(
-        f"--out {out}: a finished shard set is there already, made from other videos or options; "
-        "add --append to add new videos, or name another folder"
+        f"--out {out}: a finished shard set is there already, made from other videos or options; {more}name another folder"
     )
 
 
@@ -293,7 +296,7 @@ def _with_later_cues(source: VideoSet, old: RunPlan, out: Folder, options: Optio
     made = jobs(source, sample_keys([video.id for video in source.videos]), first, old.ratio)
     plan = replace(_plan(source, options, [], made, old.ratio), shards=old.shards, first=old.first)
     if plan != old or {job.name: job.recipe for job in made} != old.first["shards"]:
-        raise _another_set(out)
+        raise _another_set(out, source)
     out.write(PLAN, plan.dumps().encode())
     return finish(out, plan)
 
@@ -317,8 +320,8 @@ def carry_out(plan: RunPlan, made: Sequence[Job], root: Folder, out: Folder, opt
     needed, free = sum(job.estimate for job in todo), out.free()
     if free is not None and needed > free:
         raise InputError(
-            f"--out {out}: about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; "
-            "name another folder, or choose a smaller --size, a lower --quality or --codec h264"
+            f"{out}: about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; free some space, or make the set "
+            "elsewhere or of smaller frames (size, quality, codec h264)"
         )
     out.write(PLAN, plan.dumps().encode())
     clean(out, plan.names if how.part is None else [job.name for job in ours], how.part is None)
@@ -358,7 +361,7 @@ def make_all(every: Sequence[Job], todo: Sequence[Job], work: Work, out: Folder,
                 make_shards(todo, work, out, how.workers, how.timeout, tell)
         except OSError as error:  # the disk is full, or gone
             raise InputError(
-                f"--out {out}: {error.strerror or error}; finished shards are kept: mend that and start the same command again"
+                f"{out}: {error.strerror or error}; finished shards are kept: mend that and start the same command again"
             ) from None
 
 
@@ -459,11 +462,9 @@ def append(source: VideoSet, out: Folder, options: Options, how: How) -> Summary
     made_with, wanted = usual | have.manifest.options, usual | manifest_options(options, source)
     if have.manifest.dataset == source.name:
         check_cues({name: made_with[name] for name in usual}, {name: wanted[name] for name in usual}, out)
-    for name in usual:
+    for name, one in flags(Options).items():
         if made_with[name] != wanted[name]:
-            given, made = (
-                f"no {flag(name)}" if value is None else f"{flag(name)} {value}" for value in (wanted[name], made_with[name])
-            )
+            given, made = one.typed(wanted[name]), one.typed(made_with[name])
             raise InputError(f"{given}: {out} was made with {made}; give the same to append to it")
     if have.manifest.dataset != source.name:
         raise InputError(f"{out} holds {have.manifest.dataset}, not {source.name}: name another folder")

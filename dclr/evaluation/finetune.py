@@ -19,7 +19,7 @@ from dclr.data.clips import ClipConfig
 from dclr.data.loader import TrainLoader, all_skipped
 from dclr.draws import generator
 from dclr.errors import InputError, spared
-from dclr.evaluation.config import EvalClips, EvalConfig
+from dclr.evaluation.config import EvalClips, EvalConfig, made_otherwise
 from dclr.evaluation.pieces import Pieces
 from dclr.evaluation.probe import averaged
 from dclr.evaluation.result import Pictures, overlays, save_scores
@@ -202,15 +202,12 @@ class Finetuning(Learner):
         for name, ours in _decides(setting).items():
             theirs = made.get(name)
             if theirs != ours:
-                raise InputError(
-                    f"--{name.replace('_', '-')} {ours}: the run in {setting.out} was made with {theirs}; give that again, "
-                    "name another --out, or --force begins anew"
-                )
+                raise made_otherwise(setting.config, name, ours, theirs, f"the run in {setting.out}")
         every = setting.shards.manifest.classes[setting.kind]  # a checkpoint that names no classes is of all that the set has
         if state.more.get("classes", every) != _outputs(setting):
             raise InputError(
                 f"--out {setting.out}: its checkpoints are of other classes than --train-split has; name another --out, or "
-                "--force begins anew"
+                "--force evaluates anew"
             )
         state.restore(self.model, self.optimiser, self.scaler, self.loader)
         self.best = state.more["best"]

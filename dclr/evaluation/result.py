@@ -21,17 +21,18 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from dclr import metrics, report
-from dclr.compare import guesses
+from dclr.compare import RESULT, guesses
 from dclr.data.loader import eval_loader
 from dclr.errors import NotKept, dispensable
 from dclr.evaluation import page
 from dclr.evaluation.modes import ACCURACIES, MODES
-from dclr.evaluation.setting import RESULT, Setting
+from dclr.evaluation.setting import Setting
 from dclr.files import whole
 from dclr.hardware import machine, place, revision
 from dclr.method import losses
 from dclr.method.views import normalise, to_clip
 from dclr.metrics import Metric
+from dclr.settings import flag
 from dclr.text import plain, public
 
 SCORES = "scores.safetensors"
@@ -59,7 +60,8 @@ def save_scores(
     Saved are accuracies, confusion counts, the accuracy of each class, and scores for all C classes, 0 for those that training
     lacks."""
     if not np.isfinite(scores_MK).all():
-        raise FloatingPointError("scores are not finite and nothing was saved: try --precision fp32 or a smaller --lr")
+        rates = [f" or a smaller {flag(name)}" for name in ("lr", "probe_lr") if name in MODES[setting.config.mode].settings]
+        raise FloatingPointError(f"scores are not finite and nothing was saved: try --precision fp32{''.join(rates)}")
     label_M, names = setting.label(sample_M), setting.classes.names
     counts = metrics.confusion(scores_MK.argmax(1), label_M, len(names))
     scores_MC = np.pad(scores_MK.astype(np.float32), ((0, 0), (0, len(names) - scores_MK.shape[1])))

@@ -20,13 +20,14 @@ from torch import nn
 
 from dclr import bars, checkpoint, distributed
 from dclr.checkpoint import Trunk
+from dclr.compare import RESULT as RESULT
 from dclr.data.clips import ClipConfig
 from dclr.data.fetch import Cache
 from dclr.data.loader import RGB_ALONE, Beside, TrainLoader, all_skipped, eval_loader, open_sets
 from dclr.data.manifest import ShardSet, require_size
 from dclr.data.sets import choose, leaks, pace_warnings
 from dclr.draws import generator
-from dclr.errors import InputError, make_folder, refuse_used
+from dclr.errors import InputError, make_folder
 from dclr.evaluation.config import EvalConfig, Extraction
 from dclr.evaluation.pieces import Pieces
 from dclr.hardware import pick_device, place, resolve_precision, sent
@@ -34,7 +35,6 @@ from dclr.method import norm
 from dclr.method.views import normalise, to_clip
 
 UCF_GROUP = re.compile(r".*_g\d+(?=_c\d+)")  # UCF101's groups: clips cut out of one longer video
-RESULT = "result.json"
 
 
 class Classes:
@@ -135,8 +135,7 @@ def opened(config: EvalConfig | Extraction) -> Opened:
         trunk, weights = random_weights(config.arch, config.width, config.seed)
     else:
         trunk = checkpoint.load_trunk(Path(config.pretrained))
-        with Path(config.pretrained).open("rb") as file:
-            weights = hashlib.file_digest(file, "sha256").hexdigest()
+        weights = digest(config.pretrained)
         if config.arch not in (None, trunk.arch):
             raise InputError(f"{config.pretrained} holds a {trunk.arch}, not the {config.arch} of -a: leave -a out")
     clip = config.clip(trunk.clip)
@@ -148,17 +147,21 @@ def opened(config: EvalConfig | Extraction) -> Opened:
 def prepare(config: EvalConfig) -> Setting:
     """Check flags, then the checkpoint, then the shard set; raises InputError naming the first thing that is wrong."""
     began = time.monotonic()
-    if not config.force:
-        refuse_used(Path(config.out), RESULT)
     one = opened(config)
     setting = labelled(config, one.trunk, one.weights, one.shards, one.cache, one.clip, one.device, one.dtype)
     setting = dataclasses.replace(setting, began=began)
-    make_folder(Path(config.out))
+    make_folder(Path(config.out), "--out")
     distributed.setup(one.device)
     if distributed.rank() == 0:
         print(f"{config.pretrained}\n{one.trunk.matched}")
         _introduce(setting)
     return prepared(setting)
+
+
+def digest(path: str) -> str:
+    """The sha256 of a file, as hex digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _introduce(setting: Setting) -> None:

@@ -67,9 +67,11 @@ class Namer:
         self.found, self.device = found, pick_device()
         self.dtype = resolve_precision(precision or found.precision, self.device)
         self.model = place(found.model, self.device)
-        kinds = flags(Options)
+        kinds: dict[str, Any] = flags(Options)
         try:
-            stored = {name: None if value is None else kinds[name].kind(value) for name, value in found.stored.items()}
+            stored: dict[str, Any] = {
+                name: None if value is None else kinds[name].kind(value) for name, value in found.stored.items()
+            }
             self.options = Options(**stored | {"cues": (), "max_seconds": LONGEST})
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"the checkpoint says of its set's frames what is not readable: {error}") from None

@@ -656,7 +656,7 @@ def test_a_video_above_max_seconds_fails_and_says_the_way_out(few: Path, tmp_pat
     done = run(*FOLDER, few, "--out", tmp_path / "set", "--size", "32", "--max-seconds", "1.8")
     failures = [json.loads(line) for line in (tmp_path / "set/failures.jsonl").read_text().splitlines()]
     assert done.returncode == 1 and {f["stage"] for f in failures} == {"length"}
-    assert "cut it with --segment" in failures[0]["reason"] and len(failures) + len(ShardSet(tmp_path / "set")) == 8
+    assert "a set made with segment cuts it" in failures[0]["reason"] and len(failures) + len(ShardSet(tmp_path / "set")) == 8
 
 
 def test_videos_out_of_time_are_killed_and_listed(few: Path, tmp_path: Path) -> None:
