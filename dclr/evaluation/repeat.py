@@ -23,7 +23,7 @@ from dclr.errors import InputError, dispensable
 from dclr.evaluation import page
 from dclr.evaluation.config import EvalConfig, made_otherwise
 from dclr.evaluation.modes import MODES
-from dclr.evaluation.result import circumstances, write
+from dclr.evaluation.result import circumstances, events, write
 from dclr.evaluation.setting import digest
 from dclr.files import run_folder
 from dclr.hardware import pick_device
@@ -191,6 +191,7 @@ def _mean(
         **circumstances(sum(result.get("seconds", 0) for result in results)),
     }
     write(out, mean, ", ".join(f"{name} {one.text(mean[name])}{one.unit}" for name, one in shared.items()))
+    events(out, mean["options"], {name: mean[name] for name in shared})
     print(compare([*(Path(run.out) for run in runs), out]))
     with dispensable("report.html"):
         print(page.write(out, [out, *(Path(run.out) for run in runs)]))
