@@ -58,7 +58,7 @@ def test_a_source_video_has_the_scores_of_its_shard(namer: Namer, run: Path, syn
 
 def test_windows_follow_each_other_over_the_whole_video(namer: Namer, synthetic_set: Path) -> None:
     shards = ShardSet(synthetic_set)
-    sample = int(shards.select(["test"])[0])
+    sample = next(n for n in shards.select(["test"]).tolist() if shards.frames_N[n] % 7)  # of 4 frames at stride 2
     named, rate = namer(source_of(shards, sample)), shards.fps_N[sample]
     begin, end = (np.array([getattr(one, name) for one in named.windows]) * rate for name in ("begin", "end"))
     np.testing.assert_allclose(begin, window_starts(int(shards.frames_N[sample]), ClipConfig(frames=4, stride=2)), atol=1e-9)
