@@ -177,6 +177,13 @@ class SampleMeta:
         repeats = self.source.fps is not None and (self.source.fps or DEFAULT_FPS) < SLOWER * self.fps
         return (*self.source.traits, *[REPEATED] * repeats)
 
+    def seconds(self, frames: np.ndarray) -> np.ndarray:
+        """When stored frames begin, float64 of the shape of ``frames``: seconds from the beginning of the source, by average
+        frame rates; from the sample's beginning where it does not say of its source."""
+        rate = self.fps or DEFAULT_FPS
+        own = rate if self.source is None or self.source.fps is None else self.source.fps or DEFAULT_FPS
+        return frames / rate + (self.source.first / own if self.source else 0)
+
     def dumps(self) -> bytes:
         """UTF-8 JSON; the same fields give the same bytes."""
         table = {"version": FORMAT_VERSION, **asdict(self)}

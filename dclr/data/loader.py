@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from dclr.record import FormatError, Record
 from dclr.storage import open_folder
 
 STATE = 1  # version of TrainLoader.state_dict
+S = TypeVar("S", int, str)
 
 
 @dataclass(frozen=True)
@@ -415,8 +416,8 @@ def eval_loader(
     return _batches(rows, ReadRecords(shards, on_error == "skip", None, cache), cut, 1 + bool(beside.partner), workers)
 
 
-def all_skipped(skipped: set[int], samples: int, percent: float) -> set[int]:
-    """The samples that some rank could not read so far. All ranks must call this at the same step.
+def all_skipped(skipped: set[S], samples: int, percent: float) -> set[S]:
+    """The samples, by number or key, that some rank could not read so far. All ranks must call this at the same step.
 
     Raises InputError on every rank, so that none ends before the others, where they are more than ``percent`` of
     ``samples``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from dclr import checkpoint, distributed, figures, metrics
+from dclr.data.clips import ClipConfig
 from dclr.data.loader import TrainLoader, all_skipped
 from dclr.draws import generator
 from dclr.errors import InputError, spared
-from dclr.evaluation.config import EvalConfig, made_otherwise, renamed
+from dclr.evaluation.config import EvalClips, EvalConfig, made_otherwise, renamed
 from dclr.evaluation.pieces import Pieces
 from dclr.evaluation.probe import averaged
 from dclr.evaluation.result import Pictures, options, overlays, own, save_scores
@@ -26,7 +28,8 @@ from dclr.hardware import peak_memory_gb, place, precision_name, sent
 from dclr.method import norm
 from dclr.method.backbones.layers import Backbone
 from dclr.method.views import normalise, to_clip
-from dclr.settings import completed, free
+from dclr.settings import check_values, completed, free
+from dclr.text import plain
 from dclr.training.curves import Curves
 from dclr.training.lines import read_lines
 from dclr.training.loop import DUE, Learner, diverged, train
@@ -37,6 +40,7 @@ from dclr.training.state import FINETUNING, TrainState
 
 FREE = free(EvalConfig)
 BEST = "best.pt"
+STORED = ("size", "codec", "quality", "sar", "deinterlace", "fps", "segment")  # of a set's options: what decides its pixels
 
 
 class Classifier(nn.Module):
@@ -185,13 +189,13 @@ class Finetuning(Learner):
         self.model.load_state_dict(best["model"])
         if distributed.rank() == 0:
             with spared(setting.out):
-                state = {"config": _decides(setting), "classes": _outputs(setting), "model": best["model"]}
+                state = {"config": _decides(setting), **_named(setting), "model": best["model"]}
                 checkpoint.save(setting.out / BEST, state)
         return {"val": {"epoch": best["epoch"], "top1": best["top1"], "videos": len(setting.val_N)}}
 
     def state(self) -> TrainState:
         parts = self.model, self.optimiser, self.scaler, self.loader
-        return TrainState.of(FINETUNING, _decides(self.setting), *parts, best=self.best, classes=_outputs(self.setting))
+        return TrainState.of(FINETUNING, _decides(self.setting), *parts, best=self.best, **_named(self.setting))
 
     def restore(self, saved: dict[str, Any]) -> int:
         """Go on after a checkpoint; returns the steps that are done. Raises InputError for another finetuning's."""
@@ -251,3 +255,45 @@ def _older(setting: Setting, made: dict[str, Any]) -> dict[str, Any]:
 def _outputs(setting: Setting) -> list[str]:
     """The classes that the classifier's outputs stand for."""
     return setting.classes.names[: setting.classes.known]
+
+
+def _named(setting: Setting) -> dict[str, Any]:
+    """What a checkpoint says beside its settings, so that :func:`finetuned` can name the classes of any video: these, and how
+    the set's frames were made."""
+    made = setting.shards.manifest.options
+    return {"classes": _outputs(setting), "stored": {name: made[name] for name in STORED if name in made}}
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A finetuned network as it was tested: on which clips, and of frames that were ``stored`` how (some of :data:`STORED`)."""
+
+    model: Classifier
+    classes: list[str]
+    stored: dict[str, Any]
+    clip: ClipConfig
+    how: EvalClips
+    precision: str
+
+
+def finetuned(path: Path) -> Finetuned:
+    """The network in a checkpoint of train_eval.py finetune, or in the folder of one, where it is the one that was tested; in
+    evaluation mode. Raises InputError for any other file."""
+    if path.is_dir():
+        path = path / (BEST if (path / BEST).exists() else LAST)
+    trunk, state = checkpoint.load_trunk(path), checkpoint.read(path)
+    if not isinstance(state, dict) or not {"classes", "stored", "config", "model"} <= set(state):
+        raise InputError(
+            f"{path}: it names no classes, expected the folder of train_eval.py finetune: "
+            f"python train_eval.py finetune --pretrained {path} trains a classifier"
+        )
+    try:
+        config, classes = completed(EvalConfig, state["config"]), [str(name) for name in state["classes"]]
+        how = EvalClips(**{name: config[name] for name in ("test_clips", "crops", "average", "cross_cuts")})
+        check_values(how)
+        model = Classifier(trunk.module, len(classes), config["head"], "local")
+        model.load_state_dict(state["model"])
+        return Finetuned(model.eval(), classes, dict(state["stored"]), how.clip(trunk.clip), how, str(config["precision"]))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = plain(str(error).splitlines()[-1].strip(), 200)
+        raise InputError(f"{path}: not a checkpoint of train_eval.py finetune ({reason}); finetune again") from None
