@@ -11,6 +11,7 @@ from dclr.data.config import Choice, Reading, Shards
 from dclr.errors import InputError
 from dclr.evaluation.modes import MODES
 from dclr.method.objective import Network
+from dclr.method.pixels import PixelSettings
 from dclr.settings import again, check_values, flags, from_flags, setting
 from dclr.training.config import Checkpoints, Optimisation
 
@@ -34,7 +35,9 @@ class Data:
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
     title = "model"
-    pretrained: str = setting(help="checkpoint or weights, or random", metavar="FILE", place=True, free=True)  # as its hash
+    pretrained: str = setting(
+        help="checkpoint, weights, folder of dclr.export, or random", metavar="FILE", place=True, free=True
+    )  # as its hash
     arch: str | None = again(Network, "arch", None, help="network for --pretrained random; otherwise the checkpoint says")
     width: int = again(Network, "width", help="channels of the first stage, for --pretrained random")
     precise_bn: int = setting(
@@ -103,7 +106,7 @@ class Tuning:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(Tuning, Computing, Frozen, EvalClips, Pretrained, Reading, Choice, Data):
+class EvalConfig(Tuning, Computing, Frozen, EvalClips, PixelSettings, Pretrained, Reading, Choice, Data):
     """Everything that decides an evaluation; saved in its result.json. Raises InputError for values that do not fit.
 
     ``frames``, ``stride`` (or ``clip_fps``) and ``size`` of None are those of the checkpoint (16, 2, 112 for random weights);
@@ -112,12 +115,14 @@ class EvalConfig(Tuning, Computing, Frozen, EvalClips, Pretrained, Reading, Choi
     linear layer. In finetuning, BatchNorm normalises by the batch of all processes (``bn`` ``sync``) or of each (``local``), or
     as it was pretrained to (``frozen``). ``val`` is the share of the training videos that is held out, by which finetuning
     chooses its epoch (and stops after ``patience`` without a better one, 0 for never) and ``probe`` ``sgd`` its learning rate.
+    ``mean``, ``std`` and ``order`` are those that the weights learned from, where their file does not say it.
     """
 
     mode: str
 
     def __post_init__(self) -> None:
         check_values(self)
+        self.check_pixels()
         if self.mode not in MODES:
             raise InputError(f"mode {self.mode!r}: expected one of {', '.join(MODES)}")
         if not self.train_split or not self.test_split:

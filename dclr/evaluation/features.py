@@ -23,6 +23,7 @@ from dclr.evaluation.pieces import Pieces
 from dclr.evaluation.setting import Pooled, Setting, forward, over_videos
 from dclr.files import LOCK, held, whole
 from dclr.hardware import place
+from dclr.method.pixels import IMAGENET
 
 FEATURES_VERSION = 2  # of the arithmetic from stored frames to features: another one where that changes
 Found = Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor]  # a network and a video's batch -> features
@@ -102,7 +103,8 @@ def read(path: Path) -> Features:
 
 
 def name(setting: Setting, samples_N: np.ndarray, clips: int, crops: int, what: str) -> str:
-    """The hash of what decides the features: weights, set, samples, clips, number format, torch, :data:`FEATURES_VERSION`."""
+    """The hash of what decides the features: weights and their pixels, set, samples, clips, number format, torch,
+    :data:`FEATURES_VERSION`."""
     config, clip = setting.config, setting.clip
     decides = {
         "version": [FEATURES_VERSION, torch.__version__], "weights": setting.weights, "set": setting.shards.digest,
@@ -112,6 +114,7 @@ def name(setting: Setting, samples_N: np.ndarray, clips: int, crops: int, what: 
             *([clip.clip_fps] if clip.clip_fps else []),
         ],
         "precision": str(setting.dtype),
+        **({} if setting.trunk.module.pixels == IMAGENET else setting.trunk.module.pixels.said),
         "bn": 0 if not config.precise_bn else [
             config.precise_bn, config.batch, config.seed, config.train_split, config.val, clip.min_scale, clip.flip,
             *([config.chosen_by] if config.chosen_by else []),

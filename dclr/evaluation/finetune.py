@@ -237,6 +237,7 @@ def _decides(setting: Setting) -> dict[str, Any]:
     """The options, weights and set that a finetuning which goes on must have again."""
     network = {"arch": setting.trunk.arch, "width": setting.trunk.width, "weights": setting.weights}
     options = dataclasses.asdict(setting.config) | setting.clip.said | network | {"set": setting.shards.digest}
+    options |= setting.trunk.module.pixels.said
     return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items() if name not in FREE}
 
 

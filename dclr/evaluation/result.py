@@ -137,7 +137,7 @@ def _made(
             kind: classes.guessed(classes.number(setting.shards.labels[kind][sample_M])) for kind, classes in every.items()
         },
     }
-    used = {"arch": setting.trunk.arch, "width": setting.trunk.width} | setting.clip.said
+    used = {"arch": setting.trunk.arch, "width": setting.trunk.width} | setting.clip.said | setting.trunk.module.pixels.said
     options = {name: public(value) if isinstance(value, str) else value for name, value in vars(setting.config).items()}
     shares = {name: value for name, value in numbers.items() if measured[name].kind == "share"}
     rest = {

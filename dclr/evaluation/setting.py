@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import re
 import sys
@@ -31,6 +30,7 @@ from dclr.evaluation.config import EvalConfig
 from dclr.evaluation.pieces import Pieces
 from dclr.hardware import pick_device, place, resolve_precision, sent
 from dclr.method import norm
+from dclr.method.pixels import IMAGENET, Pixels
 from dclr.method.views import normalise, to_clip
 
 UCF_GROUP = re.compile(r".*_g\d+(?=_c\d+)")  # UCF101's groups: clips cut out of one longer video
@@ -115,7 +115,7 @@ class Setting:
 
     def with_random_weights(self) -> Setting:
         """The same evaluation of the same network before it learned anything."""
-        trunk, named = random_weights(self.trunk.arch, self.trunk.width, self.config.seed)
+        trunk, named = random_weights(self.trunk.arch, self.trunk.width, self.config.seed, self.trunk.module.pixels)
         return prepared(dataclasses.replace(self, trunk=trunk, weights=named))
 
 
@@ -127,11 +127,10 @@ def prepare(config: EvalConfig) -> Setting:
         refuse_used(Path(config.out), RESULT)
     if config.pretrained == "random":
         assert config.arch is not None  # EvalConfig checked it
-        trunk, weights = random_weights(config.arch, config.width, config.seed)
+        trunk, weights = random_weights(config.arch, config.width, config.seed, config.pixels())
     else:
-        trunk = checkpoint.load_trunk(Path(config.pretrained))
-        with Path(config.pretrained).open("rb") as file:
-            weights = hashlib.file_digest(file, "sha256").hexdigest()
+        trunk = checkpoint.load_trunk(config.pretrained, config)
+        weights = checkpoint.digest(Path(config.pretrained))
         if config.arch not in (None, trunk.arch):
             raise InputError(f"{config.pretrained} holds a {trunk.arch}, not the {config.arch} of -a: leave -a out")
     clip = config.clip(trunk.clip)
@@ -160,9 +159,9 @@ def _introduce(setting: Setting) -> None:
         print(line, file=sys.stderr)
 
 
-def random_weights(arch: str, width: int, seed: int) -> tuple[Trunk, str]:
+def random_weights(arch: str, width: int, seed: int, pixels: Pixels = IMAGENET) -> tuple[Trunk, str]:
     """A trunk that has learned nothing, and what its weights are called."""
-    return checkpoint.random_trunk(arch, width, seed), f"random {arch} of width {width}, seed {seed}"
+    return checkpoint.random_trunk(arch, width, seed, pixels), f"random {arch} of width {width}, seed {seed}"
 
 
 def prepared(setting: Setting) -> Setting:
