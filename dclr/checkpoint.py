@@ -128,7 +128,7 @@ class Trunk:
     the pixels that it learned from.
 
     ``module`` takes clips in our pixels; its ``pixels`` are its own. ``classes`` are those that a finetuned file names, and
-    ``head`` what it classifies by: ``fc.weight`` and so on."""
+    ``head`` what it classifies by: ``fc.weight`` and so on. ``config`` is what the file says of how it was made."""
 
     module: Backbone
     arch: str
@@ -137,6 +137,7 @@ class Trunk:
     matched: str = "random weights"
     classes: list[str] = field(default_factory=list)
     head: Tensors = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 def load_trunk(path: Path | str, pixels: PixelSettings | None = None) -> Trunk:
@@ -349,7 +350,7 @@ def _trunk(path: Path, found: Weights, told: PixelSettings) -> Trunk:
         ["unexpected", str(len(rest)), f"left aside: {beside}"],
     ]
     matched = f"{table(rows)}\npixels: {seen}"
-    return Trunk(fronted(module, pixels).eval(), best, width, clip, matched, found.classes, head)
+    return Trunk(fronted(module, pixels).eval(), best, width, clip, matched, found.classes, head, config)
 
 
 def _group(name: str) -> str:

@@ -159,7 +159,7 @@ def test_moco_style_files_load_their_trunk(prefix: str, tmp_path: Path) -> None:
         ("i3d", PixelSettings(), SYMMETRIC),
         ("r3d_18", PixelSettings(mean=MEAN, std=STD), IMAGENET),
         ("r3d_18", PixelSettings(order="bgr"), Pixels(KINETICS.mean, KINETICS.std, "bgr")),
-        ("i3d", PixelSettings(mean=(102, 117.3, 51), std=(1, 1, 1), order="bgr"), Pixels((0.4, 0.46, 0.2), (1 / 255,) * 3, "bgr")),
+        ("i3d", PixelSettings(mean=(102, 51, 153), std=(1, 1, 1), order="bgr"), Pixels((0.4, 0.2, 0.6), (1 / 255,) * 3, "bgr")),
     ],
 )  # fmt: skip
 def test_other_peoples_networks_see_their_own_pixels(arch: str, told: PixelSettings, pixels: Pixels, tmp_path: Path) -> None:

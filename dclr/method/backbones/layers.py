@@ -57,13 +57,14 @@ class Front(nn.Module):
         if self.bgr:
             our_mean, our_std = our_mean.flip(0), our_std.flip(0)
         for name, value in (("scale", our_std / std), ("shift", (our_mean - mean) / std)):
-            self.register_buffer(name, value.float().view(3, 1, 1, 1), persistent=False)  # checkpoints have the pixels
+            self.register_buffer(name, value.float(), persistent=False)  # checkpoints have the pixels
 
     def forward(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
-        out_BCTHW = (clip_BCTHW.flip(1) if self.bgr else clip_BCTHW) * self.scale
+        scale, shift = self.scale.view(3, 1, 1, 1), self.shift.view(3, 1, 1, 1)
+        out_BCTHW = (clip_BCTHW.flip(1) if self.bgr else clip_BCTHW) * scale
         for place, view in enumerate(self.view):
             if view != "d":
-                out_BCTHW[place :: len(self.view)] += self.shift
+                out_BCTHW[place :: len(self.view)] += shift
         return out_BCTHW
 
 
