@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Pretrain on shards: python train_pretrain.py ..., or on many processes torchrun --nproc-per-node N train_pretrain.py ..."""
 
-from pathlib import Path
-
 from dclr.data.workers import worker_context
 from dclr.errors import exit_on_input_error
 from dclr.settings import Parser, from_flags
@@ -12,7 +10,7 @@ from dclr.threads import settle
 def parser() -> Parser:
     from dclr.pretraining.config import PretrainConfig
 
-    return Parser(description=__doc__).add(PretrainConfig, recipes=Path(__file__).parent / "recipes")
+    return Parser(description=__doc__).add(PretrainConfig, by_recipe=True)
 
 
 def main() -> None:
@@ -31,6 +29,11 @@ def main() -> None:
         shutdown()
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """dclr-pretrain."""
     with exit_on_input_error():
         main()
+
+
+if __name__ == "__main__":
+    command()

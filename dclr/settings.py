@@ -22,6 +22,7 @@ import yaml
 from dclr.errors import InputError, check_number, place
 from dclr.text import plain, public
 
+RECIPES = Path(__file__).parent / "recipes"  # in the repository a link to the one copy; a wheel has the files
 MAX_BYTES = 1 << 16  # of a recipe
 NONE = "none"  # on a command line: the empty list
 C = TypeVar("C")
@@ -167,17 +168,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise InputError(f"{message}; {self.prog} --help says what there is")
 
-    def add(self, *settings: type, without: Collection[str] = (), recipes: Path | None = None) -> Parser:
+    def add(self, *settings: type, without: Collection[str] = (), by_recipe: bool = False) -> Parser:
         """Flags for all settings of these dataclasses but ``without``, which are refused as other commands', and ``--config``;
-        with the folder ``recipes`` also ``--recipe``, a file there by its name."""
+        ``by_recipe`` also ``--recipe``, one of :func:`recipes`."""
         self.add_argument(
             "--config", action=_FromFile, metavar="YAML", default=argparse.SUPPRESS,
-            help="flags from a YAML table, such as a recipe or the config.yaml of a pretraining; flags beside it win",
+            help="flags from a YAML table, such as the config.yaml of a pretraining or a recipe's name; flags beside it win",
         )  # fmt: skip
-        if recipes:
+        if by_recipe:
             self.add_argument(
                 "--recipe", dest="config", action=_FromFile, metavar="NAME", default=argparse.SUPPRESS,
-                type=as_type(partial(recipe, recipes)), help="the --config of that name in recipes/, such as authors",
+                type=as_type(recipe), help="the --config of that name in recipes/, such as authors",
             )  # fmt: skip
         self.epilog = "A flag of several values takes them as A,B or as A B, paths as A B alone."
         groups: dict[str, Any] = {}
@@ -228,7 +229,10 @@ class _Several(argparse.Action):
 class _FromFile(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, path: Any, option: str | None = None) -> None:
         _, before = getattr(namespace, "config", (parser, {}))
-        namespace.config = parser, parser.over(before, from_file(Path(place(path, "--config")), parser))
+        path = Path(place(path, "--config"))
+        if not path.exists():
+            path = recipes().get(str(path), path)
+        namespace.config = parser, parser.over(before, from_file(path, parser))
 
 
 class _OfOthers(argparse.Action):
@@ -236,12 +240,16 @@ class _OfOthers(argparse.Action):
         parser.error(f"{option} is no flag of {parser.prog}, only of other commands")
 
 
-def recipe(folder: Path, name: str) -> str:
+def recipes() -> dict[str, Path]:
+    """The files of the recipes by name."""
+    return {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+
+
+def recipe(name: str) -> str:
     """The file of a recipe; raises InputError for one that is not there."""
-    there = {path.stem: str(path) for path in sorted(folder.glob("*.yaml"))}
-    if name not in there:
+    if name not in (there := recipes()):
         raise InputError(f"{plain(name, 80)} is none of {', '.join(there)}")
-    return there[name]
+    return str(there[name])
 
 
 def from_flags(settings: type[C], given: Mapping[str, Any], **more: Any) -> C:
