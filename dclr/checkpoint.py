@@ -30,7 +30,7 @@ from dclr.method.backbones.layers import Backbone, fronted
 from dclr.method.model import Encoder
 from dclr.method.norm import Statistics
 from dclr.method.objective import RINGS
-from dclr.method.pixels import IMAGENET, PUBLISHED, Pixels, PixelSettings, recorded
+from dclr.method.pixels import IMAGENET, PUBLISHED, InputPixels, PixelSettings, recorded
 from dclr.text import table
 
 CHECKPOINT_VERSION = 1
@@ -39,7 +39,7 @@ TABLES = ("state_dict", "model", "model_state_dict", "model_state")  # around th
 PREFIXES = ("_orig_mod.", "module.", "model.", "encoder_q.", "backbone.")  # around the trunk's names in others'
 MOST_WRAPPED = 8  # tables and names in one another
 WEIGHTS = "model.safetensors"  # of a folder that dclr.export wrote, and beside it
-SAID = ("config.json", "preprocessing.json")  # what it says of itself
+FOLDER_SAID = ("config.json", "preprocessing.json")  # what it says of itself
 MAX_SAID = 1 << 24  # bytes of each
 NO_FILES = {  # beginnings of what downloads leave in the place of weights, and the way out
     b"<!doctype html": "an HTML page, not weights: its server answered with a page; download the file itself",
@@ -47,7 +47,7 @@ NO_FILES = {  # beginnings of what downloads leave in the place of weights, and 
     b"<?xml": "an XML page, not weights: its server answered with an error or a list; download the file itself",
     b"version https://git-lfs": "a git-lfs pointer, not the weights themselves: git lfs pull in its repository fetches them",
 }
-BESIDE = ("heads.", "fc.", "norm.")  # a trunk that has a name: our heads, and the classifier of a finetuning
+KEPT_BESIDE = ("heads.", "fc.", "norm.")  # a trunk that has a name: our heads, and the classifier of a finetuning
 FIRST = ("layer1.0.conv1.1.weight", "layer1.0.conv2.1.weight", "Conv3d_1a_7x7.bn.weight", "Conv3d_2b_1x1.bn.weight")  # width
 AUTHORS_HEAD = re.compile(rf"^f({'|'.join(RINGS)})\.")
 NO_WEIGHTS = re.compile(r"\.(num_batches_tracked|running_(mean|var)_[sd])$")  # of names that a trunk does without
@@ -179,7 +179,7 @@ def load_encoder(path: Path | str, pixels: PixelSettings | None = None) -> Encod
     return encoder.eval()
 
 
-def random_trunk(arch: str, width: int, seed: int, pixels: Pixels = IMAGENET) -> Trunk:
+def random_trunk(arch: str, width: int, seed: int, pixels: InputPixels = IMAGENET) -> Trunk:
     """The same trunk with random weights: the baseline of every evaluation."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -208,7 +208,7 @@ class Weights:
 def _folder(path: Path) -> dict[str, Any]:
     """What a folder that dclr.export wrote says of its network."""
     said: dict[str, Any] = {}
-    for name in SAID:
+    for name in FOLDER_SAID:
         try:
             if (path / name).stat().st_size > MAX_SAID:
                 raise ValueError(f"more than {MAX_SAID} bytes")
@@ -275,13 +275,13 @@ def _unwrapped(state: Tensors) -> tuple[Tensors, list[str], bool]:
             break
         inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         if inside:  # what lies beside it is another encoder, or queues; ours has heads or a classifier there
-            kept = {name: value for name, value in state.items() if name.startswith(BESIDE)}
-            aside += [name for name in state if not name.startswith((prefix, *BESIDE))]
+            kept = {name: value for name, value in state.items() if name.startswith(KEPT_BESIDE)}
+            aside += [name for name in state if not name.startswith((prefix, *KEPT_BESIDE))]
             state, paired = kept | inside, paired or prefix == "encoder_q."
     return state, aside, paired
 
 
-def _pixels(path: Path, arch: str, found: Weights, told: PixelSettings) -> tuple[Pixels, str]:
+def _pixels(path: Path, arch: str, found: Weights, told: PixelSettings) -> tuple[InputPixels, str]:
     """The pixels that a network learned from, and who says so."""
     config = found.config
     try:

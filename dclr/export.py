@@ -26,7 +26,7 @@ from safetensors.torch import save
 from torch import nn
 
 from dclr import compare
-from dclr.checkpoint import NO_WEIGHTS, SAID, WEIGHTS, Trunk, digest, load_trunk
+from dclr.checkpoint import FOLDER_SAID, NO_WEIGHTS, WEIGHTS, Trunk, digest, load_trunk
 from dclr.data.clips import CENTRE, ClipConfig
 from dclr.errors import InputError, exit_on_input_error, make_folder
 from dclr.evaluation.finetune import BEST
@@ -108,7 +108,7 @@ def _folder(trunk: Trunk, checkpoint: Path, out: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir()
-        for name, table in zip(SAID, (network, preprocessing), strict=True):
+        for name, table in zip(FOLDER_SAID, (network, preprocessing), strict=True):
             (unfinished / name).write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (unfinished / CARD).write_text(card(trunk, checkpoint, out.name, preprocessing), encoding="utf-8")
         shutil.copyfile(Path(__file__).with_name(USAGE), unfinished / USAGE)

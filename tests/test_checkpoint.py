@@ -16,7 +16,7 @@ from dclr.checkpoint import load, load_encoder, load_trunk, save
 from dclr.errors import InputError
 from dclr.method.backbones import ARCHITECTURES, build
 from dclr.method.norm import Statistics, ViewBatchNorm
-from dclr.method.pixels import IMAGENET, KINETICS, SYMMETRIC, Pixels, PixelSettings
+from dclr.method.pixels import IMAGENET, SYMMETRIC, TORCHVISION, InputPixels, PixelSettings
 from dclr.method.views import normalise, rgb_difference
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's on 0..255, as mmaction2 writes them
@@ -33,7 +33,7 @@ def learned(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def own(colours_BCTHW: torch.Tensor, pixels: Pixels) -> torch.Tensor:
+def own(colours_BCTHW: torch.Tensor, pixels: InputPixels) -> torch.Tensor:
     """RGB colours in 0..1 as a network of these pixels was trained to see them."""
     mean, std = (torch.tensor(some).view(3, 1, 1, 1) for some in (pixels.mean, pixels.std))
     return ((colours_BCTHW if pixels.order == "rgb" else colours_BCTHW.flip(1)) - mean) / std
@@ -142,7 +142,7 @@ def test_moco_style_files_load_their_trunk(prefix: str, tmp_path: Path) -> None:
     colours = torch.rand(1, 3, 8, 32, 32)
     clip = normalise(colours)
     encoder = load_encoder(tmp_path / "moco.pth.tar")
-    pixels = IMAGENET if "encoder_q" in prefix else KINETICS
+    pixels = IMAGENET if "encoder_q" in prefix else TORCHVISION
     with torch.no_grad():
         torch.testing.assert_close(found.module(clip), trunk(own(colours, pixels)))
         assert encoder.map(clip).mean() == pytest.approx(1, abs=1e-3)
@@ -153,16 +153,18 @@ def test_moco_style_files_load_their_trunk(prefix: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arch", "told", "pixels"),
     [
-        ("r3d_18", PixelSettings(), KINETICS),
-        ("mc3_18", PixelSettings(), KINETICS),
-        ("r2plus1d_18", PixelSettings(), KINETICS),
+        ("r3d_18", PixelSettings(), TORCHVISION),
+        ("mc3_18", PixelSettings(), TORCHVISION),
+        ("r2plus1d_18", PixelSettings(), TORCHVISION),
         ("i3d", PixelSettings(), SYMMETRIC),
         ("r3d_18", PixelSettings(mean=MEAN, std=STD), IMAGENET),
-        ("r3d_18", PixelSettings(order="bgr"), Pixels(KINETICS.mean, KINETICS.std, "bgr")),
-        ("i3d", PixelSettings(mean=(102, 51, 153), std=(1, 1, 1), order="bgr"), Pixels((0.4, 0.2, 0.6), (1 / 255,) * 3, "bgr")),
+        ("r3d_18", PixelSettings(order="bgr"), InputPixels(TORCHVISION.mean, TORCHVISION.std, "bgr")),
+        ("i3d", PixelSettings(mean=(0, 51, 153), std=(51, 51, 51), order="bgr"), InputPixels((0, 0.2, 0.6), (0.2,) * 3, "bgr")),
     ],
 )  # fmt: skip
-def test_other_peoples_networks_see_their_own_pixels(arch: str, told: PixelSettings, pixels: Pixels, tmp_path: Path) -> None:
+def test_other_peoples_networks_see_their_own_pixels(
+    arch: str, told: PixelSettings, pixels: InputPixels, tmp_path: Path
+) -> None:
     """Behind our normalisation, in every view: what is still too, and the difference of two frames is that of their pixels."""
     plain = learned(build(arch, 4))
     torch.save(plain.state_dict(), tmp_path / "w.pth")

@@ -16,7 +16,7 @@ from dclr.evaluation.finetune import Classifier
 from dclr.export import export
 from dclr.method.backbones import ARCHITECTURES, build
 from dclr.method.backbones.layers import bare
-from dclr.method.pixels import KINETICS, SYMMETRIC, Pixels, PixelSettings
+from dclr.method.pixels import SYMMETRIC, TORCHVISION, InputPixels, PixelSettings
 from dclr.method.views import to_clip
 from preprocess.synthetic import encode
 
@@ -67,7 +67,7 @@ def test_onnx_gives_the_same_features(arch: str, checkpoint: Path, tmp_path: Pat
     if arch == "r2plus1d_10":
         assert session.get_modelmeta().custom_metadata_map == METADATA
     else:
-        pixels = SYMMETRIC if arch == "i3d" else KINETICS
+        pixels = SYMMETRIC if arch == "i3d" else TORCHVISION
         said = session.get_modelmeta().custom_metadata_map
         assert said["mean"] == str(list(pixels.mean)) and said["std"] == str(list(pixels.std)) and said["order"] == "rgb"
 
@@ -79,7 +79,7 @@ def test_exports_record_the_pixels_of_other_peoples_networks(tmp_path: Path) -> 
     for name in ("trunk.safetensors", "folder"):
         export(tmp_path / "w.pth", tmp_path / name, told)
         trunk = load_trunk(tmp_path / name)
-        assert trunk.module.pixels == Pixels(told.mean, told.std, "bgr") and "as the file says" in trunk.matched
+        assert trunk.module.pixels == InputPixels(told.mean, told.std, "bgr") and "as the file says" in trunk.matched
         clip = torch.randn(1, 3, 8, 32, 32)
         assert torch.equal(bare(trunk.module)(clip), plain(clip))
     said = tmp_path / "folder" / "preprocessing.json"

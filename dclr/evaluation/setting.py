@@ -30,7 +30,7 @@ from dclr.evaluation.config import EvalConfig
 from dclr.evaluation.pieces import Pieces
 from dclr.hardware import pick_device, place, resolve_precision, sent
 from dclr.method import norm
-from dclr.method.pixels import IMAGENET, Pixels
+from dclr.method.pixels import IMAGENET, InputPixels
 from dclr.method.views import normalise, to_clip
 
 UCF_GROUP = re.compile(r".*_g\d+(?=_c\d+)")  # UCF101's groups: clips cut out of one longer video
@@ -159,7 +159,7 @@ def _introduce(setting: Setting) -> None:
         print(line, file=sys.stderr)
 
 
-def random_weights(arch: str, width: int, seed: int, pixels: Pixels = IMAGENET) -> tuple[Trunk, str]:
+def random_weights(arch: str, width: int, seed: int, pixels: InputPixels = IMAGENET) -> tuple[Trunk, str]:
     """A trunk that has learned nothing, and what its weights are called."""
     return checkpoint.random_trunk(arch, width, seed, pixels), f"random {arch} of width {width}, seed {seed}"
 

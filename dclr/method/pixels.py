@@ -21,7 +21,7 @@ ORDERS = ("rgb", "bgr")
 
 
 @dataclass(frozen=True)
-class Pixels:
+class InputPixels:
     """A network's channel c is (colour - ``mean[c]``) / ``std[c]``, of colours in 0..1 in the network's ``order``."""
 
     mean: tuple[float, ...] = MEAN
@@ -44,13 +44,13 @@ class Pixels:
         return f"mean {mean}, std {std} on 0..1, {self.order.upper()}"
 
 
-IMAGENET = Pixels()
-KINETICS = Pixels((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))  # torchvision's video models
-SYMMETRIC = Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # -1..1
+IMAGENET = InputPixels()
+TORCHVISION = InputPixels((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))  # torchvision's video models
+SYMMETRIC = InputPixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # -1..1
 PUBLISHED = {  # of weights in these layouts that do not say it
-    "r2plus1d_18": (KINETICS, "torchvision's Kinetics weights"),
-    "r3d_18": (KINETICS, "torchvision's Kinetics weights"),
-    "mc3_18": (KINETICS, "torchvision's Kinetics weights"),
+    "r2plus1d_18": (TORCHVISION, "torchvision's Kinetics weights"),
+    "r3d_18": (TORCHVISION, "torchvision's Kinetics weights"),
+    "mc3_18": (TORCHVISION, "torchvision's Kinetics weights"),
     "i3d": (SYMMETRIC, "I3D's -1..1"),
 }
 
@@ -79,14 +79,14 @@ class PixelSettings:
         if len(self.mean) != len(self.std):
             raise InputError("--mean and --std are of the same pixels: expected both or neither")
 
-    def pixels(self, otherwise: Pixels = IMAGENET) -> Pixels:
+    def pixels(self, otherwise: InputPixels = IMAGENET) -> InputPixels:
         """Those that the settings say, and ``otherwise`` what they leave out. A mean or deviation above 1 is on 0..255."""
         scale = 255.0 if max((*self.mean, *self.std), default=0) > 1 else 1.0
         mean, std = (tuple(round(one / scale, 9) for one in some) for some in (self.mean, self.std))
-        return Pixels(mean or otherwise.mean, std or otherwise.std, self.order or otherwise.order)
+        return InputPixels(mean or otherwise.mean, std or otherwise.std, self.order or otherwise.order)
 
 
-def recorded(config: Mapping[str, Any]) -> Pixels | None:
+def recorded(config: Mapping[str, Any]) -> InputPixels | None:
     """The pixels that a checkpoint's settings or an export's metadata (text) say, None where they say none. Raises ValueError
     for what are no pixels."""
     if config.get("mean") is None or config.get("std") is None:
@@ -102,4 +102,4 @@ def recorded(config: Mapping[str, Any]) -> Pixels | None:
     order = config.get("order", "rgb")
     if not all(map(math.isfinite, mean + std)) or min(std) <= 0 or order not in ORDERS:
         raise ValueError(f"mean {mean}, std {std}, order {order!r}")
-    return Pixels(mean, std, order)
+    return InputPixels(mean, std, order)

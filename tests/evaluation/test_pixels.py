@@ -25,12 +25,12 @@ from dclr.evaluation.modes import MODES
 from dclr.evaluation.setting import Setting, prepare
 from dclr.method.backbones import build
 from dclr.method.backbones.layers import Backbone, bare
-from dclr.method.pixels import KINETICS, Pixels
+from dclr.method.pixels import TORCHVISION, InputPixels
 from dclr.pretraining.config import PretrainConfig
 from dclr.pretraining.pretrain import pretrain
 from dclr.storage import open_folder
 
-THEIRS = Pixels(KINETICS.mean, KINETICS.std, "bgr")
+THEIRS = InputPixels(TORCHVISION.mean, TORCHVISION.std, "bgr")
 FLAGS: dict[str, Any] = {
     "frames": 4, "stride": 2, "size": 32, "workers": 0, "precision": "fp32", "train_split": ("train",), "test_split": ("test",),
     "label": "motion", "test_clips": 1, "cpv": 1, "order": "bgr",
@@ -100,7 +100,7 @@ def test_the_bias_report_blanks_with_their_colour_and_its_random_network_sees_th
     )
     batch = {"moving": torch.zeros(1, 1, 4, 8, 8), "rgb": torch.zeros(1, 1, 4, 8, 8, 3, dtype=torch.uint8)}
     blank = bias.under("background blanked", setting, batch)
-    assert blank[0, 0, 0, 0].tolist() == [96, 101, 110]  # RGB of KINETICS, whose channels were said to be BGR
+    assert blank[0, 0, 0, 0].tolist() == [96, 101, 110]  # RGB of TORCHVISION, whose channels were said to be BGR
     assert setting.with_random_weights().trunk.module.pixels == THEIRS
     ours = cast(Setting, SimpleNamespace(trunk=SimpleNamespace(module=build("r3d_18", 2))))
     assert bias.under("background blanked", ours, batch)[0, 0, 0, 0].tolist() == [124, 116, 104]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dclr.method.pixels import IMAGENET, Pixels
+from dclr.method.pixels import IMAGENET, InputPixels
 
 Triple = tuple[int, int, int]
 
@@ -23,7 +23,7 @@ class Backbone(nn.Module):
     It takes clips in our pixels (:func:`dclr.method.views.normalise`). ``pixels`` are those that its weights learned from."""
 
     channels: int
-    pixels: Pixels = IMAGENET
+    pixels: InputPixels = IMAGENET
 
     @property
     def kind(self) -> type:
@@ -50,7 +50,7 @@ class Front(nn.Module):
     scale: torch.Tensor
     shift: torch.Tensor
 
-    def __init__(self, pixels: Pixels):
+    def __init__(self, pixels: InputPixels):
         super().__init__()
         self.bgr, self.view, self.track = pixels.order == "bgr", "v", True
         our_mean, our_std, mean, std = torch.tensor([IMAGENET.mean, IMAGENET.std, pixels.mean, pixels.std], dtype=torch.float64)
@@ -71,7 +71,7 @@ class Front(nn.Module):
 class Fronted(Backbone):
     """A trunk behind its :class:`Front`. Its tensors keep their names, and the front has none."""
 
-    def __init__(self, trunk: Backbone, pixels: Pixels):
+    def __init__(self, trunk: Backbone, pixels: InputPixels):
         super().__init__()
         self.channels, self.pixels, self._kind = trunk.channels, pixels, trunk.kind
         self.front = Front(pixels)
@@ -88,7 +88,7 @@ class Fronted(Backbone):
         return clip_BCTHW
 
 
-def fronted(trunk: Backbone, pixels: Pixels) -> Backbone:
+def fronted(trunk: Backbone, pixels: InputPixels) -> Backbone:
     """A trunk that learned from ``pixels`` as one that takes ours."""
     return trunk if pixels == IMAGENET else Fronted(trunk, pixels)
 
