@@ -13,7 +13,7 @@ from dclr.data.plan import LAST_BATCH, whole_parts
 from dclr.errors import InputError
 from dclr.method.objective import Method, Network, Statistics, default_length
 from dclr.method.pixels import PixelSettings
-from dclr.settings import again, as_table, check_values, differences, flag, setting
+from dclr.settings import again, as_table, check_values, differences, flag, flags, setting
 from dclr.training.config import Checkpoints, Optimisation
 
 OBJECTIVES = ("dclr", "moco")
@@ -219,6 +219,8 @@ class PretrainConfig(
         for name, ours, theirs in differences(self, saved):
             if name == "precision" and theirs == "auto":
                 continue  # an older version kept what was given, and nobody knows what that came to
+            if name in flags(PixelSettings) and not getattr(self, name):
+                continue  # those of the run
             made = "without it; leave it out" if theirs == str(None) else f"with {theirs}; give that again"
             raise InputError(f"{flag(name)} {ours}: the run in {self.out} was made {made} to resume it, or name another --out")
 
