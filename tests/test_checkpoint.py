@@ -192,9 +192,15 @@ def test_other_peoples_networks_see_their_own_pixels(
 
 
 @pytest.mark.parametrize(
-    "wrapped", ["_orig_mod.", "module.module.", "model.", "module._orig_mod.model.backbone.", "model.encoder_q."]
+    ("wrapped", "table"),
+    [
+        ("_orig_mod.", ()),
+        ("module.module.", ("model",)),
+        ("model.", ("state_dict",)),
+        ("module._orig_mod.model.backbone.", ("state_dict", "model")),
+        ("model.encoder_q.", ("model_state",)),
+    ],
 )
-@pytest.mark.parametrize("table", [(), ("model",), ("state_dict",), ("state_dict", "model")])
 def test_wrapped_weights_are_unwrapped(wrapped: str, table: tuple[str, ...], tmp_path: Path) -> None:
     trunk = build("r2plus1d_10", 2)
     state: Any = {f"{wrapped}{name}": x for name, x in trunk.state_dict().items()} | {"model.queue": torch.zeros(3)}
