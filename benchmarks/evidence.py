@@ -99,7 +99,7 @@ NAMING = (
     "--label motion -b 16 -cpv 1 --min-scale 0.6 --flip 0 --epochs 32 --schedule 24 --optimiser adamw --lr 0.004 --wd 0.05 "
     "--dropout 0 --test-clips 2 --precision fp32"
 )
-REAL = "--config recipes/lab.yaml --width 16 --stride 2 --size 56 --flip 0.5"
+REAL = "--config recipes/lab.yaml --stride 2 --size 48 --flip 0.5"
 ACTORS = ("daria", "denis", "eli", "ido", "ira", "lena", "lyova", "moshe", "shahar")
 LAB = World("shards/lab", MADE, {row: 5 if row in MAIN else 3 for row in ROWS}, supervised=NAMING)
 WORLDS = {

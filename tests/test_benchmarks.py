@@ -206,7 +206,7 @@ def test_paired_differences_are_of_the_same_videos() -> None:
 
 def test_a_worlds_random_network_is_that_of_its_pretraining() -> None:
     said = " ".join(evidence.network(evidence.WORLDS["weizmann"]))
-    assert said == "-a r2plus1d_10 --width 16 --frames 8 --stride 2 --size 56"
+    assert said == "-a r2plus1d_10 --width 8 --frames 8 --stride 2 --size 48"
     assert {row for world in evidence.WORLDS.values() for row in world.rows} == set(evidence.ROWS)
     assert all(one not in fit.split(",") for _, fit, one in evidence.WORLDS["weizmann"].folds)
 
