@@ -139,7 +139,8 @@ def results(checkpoint: Path) -> list[Path]:
 
 def card(trunk: Trunk, checkpoint: Path, name: str, preprocessing: Mapping[str, Any]) -> str:
     """The model card: what it is, what it takes, how it was made and what evaluations of it found, in Markdown."""
-    made = {key: public(value) if isinstance(value, str) else value for key, value in trunk.config.items()}
+    plain = json.loads(json.dumps(trunk.config, default=str))  # whatever else a file may hold there
+    made = {key: public(value) if isinstance(value, str) else value for key, value in plain.items()}
     classes = f"It names {len(trunk.classes)} classes, which config.json lists.\n" if trunk.classes else ""
     task = "video-classification" if trunk.classes else "feature-extraction"
     splits = made.get("split") or made.get("train_split") or []
