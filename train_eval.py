@@ -7,15 +7,27 @@ from dclr.settings import Parser
 from dclr.threads import settle
 
 
+def examples(mode: str) -> dict[str, str]:
+    """Those of MODE --help that every mode has."""
+    data = "--shards shards/mine --train-split train01 --test-split test01"
+    return {
+        "a checkpoint of train_pretrain.py": f"{data} --pretrained runs/mine/last.pt --out runs/mine-{mode}",
+        "its baseline": f"{data} --pretrained random -a r2plus1d_10 --out runs/random-{mode}",
+        "the mean of three folds": f"--shards shards/mine --folds 1 2 3 --pretrained runs/mine/last.pt --out runs/folds-{mode}",
+    }
+
+
 def parser() -> Parser:
     from dclr.evaluation.config import ALL, Repeats, config_of, others
     from dclr.evaluation.modes import MODES
 
-    top = Parser(description=__doc__)
+    some = {what: f"linear {said}" for what, said in examples("linear").items()}
+    top = Parser(description=__doc__, examples=some | {"what a mode can be told": "finetune --help"})
     modes = top.add_subparsers(dest="mode", required=True, metavar="MODE")
     helps = {mode: one.help for mode, one in MODES.items()} | {ALL: "one after the other, on the same features"}
     for mode, what in helps.items():
-        modes.add_parser(mode, help=what, description=what).add(config_of(mode), Repeats, without=others(mode))
+        said = {**examples(mode), **(MODES[mode].examples if mode in MODES else {})}
+        modes.add_parser(mode, help=what, description=what, examples=said).add(config_of(mode), Repeats, without=others(mode))
     return top
 
 

@@ -10,7 +10,14 @@ from dclr.threads import settle
 def parser() -> Parser:
     from dclr.pretraining.config import PretrainConfig
 
-    return Parser(description=__doc__).add(PretrainConfig, by_recipe=True)
+    data = "--shards shards/mine --split train01"
+    examples = {
+        "this project's recipe": f"--recipe dclr {data} --out runs/mine",
+        "the baseline, MoCo-v2 on video": f"--recipe dclr --objective moco {data} --out runs/moco",
+        "8 GPUs: torchrun --nproc-per-node 8 in the place of python": f"--recipe dclr {data} -b 512 --scale-lr --out runs/mine",
+        "what a file sets": "--config recipes/lab.yaml --help",
+    }
+    return Parser(description=__doc__, examples=examples).add(PretrainConfig, by_recipe=True)
 
 
 def main() -> None:

@@ -338,7 +338,7 @@ def _trunk(path: Path, found: Weights, told: PixelSettings) -> Trunk:
         clip: dict[str, Any] = {name: kind(config[name]) for name, kind in LEARNED.items() if config.get(name) is not None}
         ClipConfig(**clip)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise InputError(f"{path}: what it says of its clips is not readable: {error}") from None
+        raise InputError(f"{path}: what it says of its clips is not readable: {str(error).removeprefix('--')}") from None
     pixels, seen = _pixels(path, best, found, told)
     head = {n: tensors[n] for n in rest if n.startswith(("fc.", "norm.")) and found.classes}
     rest += found.aside

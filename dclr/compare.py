@@ -1,21 +1,29 @@
-"""python -m dclr.compare RUN RUN ...: the results of several evaluations side by side."""
+"""python -m dclr.compare RUN RUN ...: the results of several evaluations side by side.
+
+RUN is the folder of an evaluation or one that holds some, at any depth, such as runs. What is no result is left out and named.
+"""
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
-from collections.abc import Mapping
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dclr.errors import InputError, exit_on_input_error, path_flag
 from dclr.metrics import Metric
+from dclr.settings import Parser
 from dclr.text import plain, table
 
 FIRST_COLUMNS = ("run", "mode", "label", "pretrained", "arch", "width", "videos")
 GUESSES = ("chance", "majority")
 GUESSED = dict.fromkeys(GUESSES, Metric("percent"))
+RESULT = "result.json"
+MOST_NAMED = 10  # of the folders that are left out
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -53,14 +61,76 @@ def guesses(result: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def compare(folders: list[Path]) -> str:
+Run = tuple[str, dict[str, Any]]  # name and result
+
+
+def compare(folders: Sequence[Path]) -> str:
+    """:func:`tables` of what :func:`gather` finds."""
+    return tables(gather(folders)[0])
+
+
+def tables(runs: Sequence[Run]) -> str:
     """A table, one row a run: its numbers, with their deviation over draws, folds or seeds, and those of guessing; and another
-    of results of several kinds of label, such as bias reports, one column a network. A folder of ``train_eval.py all`` stands
-    for those in it."""
-    runs = [(name, read_result(folder)) for parent in folders for name, folder in _within(parent)]
+    of results of several kinds of label, such as bias reports, one column a network."""
     many = [(name, result) for name, result in runs if _of_kinds(result)]
     other = [(name, result) for name, result in runs if not _of_kinds(result)]
     return "\n\n".join(table(rows(some)) for rows, some in ((_rows, other), (_columns, many)) if some)
+
+
+def gather(folders: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
+    """The results in the folders and below them, and path -> why of what is none: pretrainings, damaged results, and folders
+    without any. Of folds and seeds there is the mean alone. Raises InputError where a folder or every result is missing."""
+    found: dict[Path, tuple[str, str, dict[str, Any]]] = {}
+    left_out: dict[str, str] = {}
+    for given in folders:
+        top = given.parent if given.name == RESULT else given
+        if not top.exists():
+            raise InputError(f"{given}: no such folder; expected the folder of an evaluation, or one that holds some")
+        results, pretrainings = _below(top)
+        for place in results:
+            name = "/".join(part for part in (top.name, *place.relative_to(top).parts) if part)
+            try:
+                found.setdefault(place.resolve(), (name, str(place), read_result(place)))
+            except InputError as error:
+                left_out[str(place)] = str(error).removeprefix(f"{place}/")
+        inside = sorted(path for path in top.iterdir() if path.is_dir() and path.name[0] != ".") if results else [top]
+        known = [*results, *pretrainings]
+        empty = [path for path in inside if not any(one.is_relative_to(path) or path.is_relative_to(one) for one in known)]
+        left_out |= {str(place): "a pretraining" for place in pretrainings} | {str(place): f"no {RESULT}" for place in empty}
+    if not found:
+        raise InputError(f"no result in {listed(left_out)}; train_eval.py makes them")
+    count = Counter(name for name, _, _ in found.values())
+    return [(name if count[name] == 1 else place, result) for name, place, result in found.values()], left_out
+
+
+def _below(top: Path) -> tuple[list[Path], list[Path]]:
+    """The folders of results, from ``top`` on and none below another, and those of pretrainings."""
+    results, pretrainings = list[Path](), list[Path]()
+    for place, folders, files in os.walk(top):
+        folders.sort()
+        if RESULT in files:
+            results.append(Path(place))
+            folders.clear()
+        elif "config.yaml" in files:
+            pretrainings.append(Path(place))
+    return results, pretrainings
+
+
+def listed(left_out: Mapping[str, str]) -> str:
+    """What is left out, and why, on one line."""
+    some = "; ".join(f"{place} ({why})" for place, why in itertools.islice(left_out.items(), MOST_NAMED))
+    return some + f" and {len(left_out) - MOST_NAMED} more" * (len(left_out) > MOST_NAMED)
+
+
+def headline(result: Mapping[str, Any]) -> str:
+    """A result by its first number.
+
+    >>> headline({"top1": 0.25, "mode": "knn", "label": "motion", "videos": 40})
+    'knn on motion: top1 25.0 % of 40 videos'
+    """
+    name, metric = next(iter(measured(result).items()))
+    number = f"{heading(name, metric)} {metric.text(result[name])}{metric.unit}"
+    return f"{result['mode']} on {plain(str(result['label']))}: {number} of {result['videos']} videos"
 
 
 def _of_kinds(result: dict[str, Any]) -> bool:
@@ -86,7 +156,7 @@ def _cells(metrics: Mapping[str, Metric], numbers: Mapping[str, float], several:
     }
 
 
-def _rows(runs: list[tuple[str, dict[str, Any]]]) -> list[list[str]]:
+def _rows(runs: Sequence[Run]) -> list[list[str]]:
     found = [_cells(measured(result) | GUESSED, result, result.get("deviation", {})) for _, result in runs]
     last = [(name, name) for name in GUESSES]
     names = [*dict.fromkeys(name for name in itertools.chain(*found) if name not in last), *last]
@@ -97,7 +167,7 @@ def _rows(runs: list[tuple[str, dict[str, Any]]]) -> list[list[str]]:
     return rows
 
 
-def _columns(runs: list[tuple[str, dict[str, Any]]]) -> list[list[str]]:
+def _columns(runs: Sequence[Run]) -> list[list[str]]:
     columns: dict[str, Cells] = {}
     for run, result in runs:
         metrics, guessed = measured(result), guesses(result)
@@ -109,14 +179,21 @@ def _columns(runs: list[tuple[str, dict[str, Any]]]) -> list[list[str]]:
     return [["test clips", *columns], *([name[1], *(cells.get(name, "-") for cells in columns.values())] for name in names)]
 
 
-def _within(folder: Path) -> list[tuple[str, Path]]:
-    """(name, folder) of the results in a folder: its own, or where it has none, those of the folders in it."""
-    inside = [(f"{folder.name}/{path.parent.name}", path.parent) for path in sorted(folder.glob("*/result.json"))]
-    return [(folder.name, folder)] if (folder / "result.json").exists() or not inside else inside
+def parser() -> Parser:
+    examples = {"two evaluations": "runs/mine-linear runs/random-linear", "every result below a folder": "runs"}
+    made = Parser(prog="python -m dclr.compare", description=__doc__, examples=examples)
+    what = "folder of an evaluation, or one that holds evaluations (required)"
+    made.add_argument("runs", nargs="+", type=path_flag, metavar="RUN", help=what)
+    return made
+
+
+def main() -> None:
+    runs, left_out = gather(parser().parse_args().runs)
+    print(tables(runs))
+    if left_out:
+        print(f"left out: {listed(left_out)}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m dclr.compare", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=path_flag, metavar="RUN", help="--out folders of train_eval.py")
     with exit_on_input_error():
-        print(compare(parser.parse_args().runs))
+        main()

@@ -99,15 +99,10 @@ def dispensable(what: str) -> Iterator[None]:
         print(f"warning: {what} could not be made ({reason}); everything else goes on", file=sys.stderr)
 
 
-def make_folder(out: Path, flag: str = "--out") -> None:
-    """The folder that ``flag`` names; it is made if needed. Raises InputError where it cannot be a folder."""
+def make_folder(out: Path, flag: str = "") -> None:
+    """The folder, which ``flag`` may have named; it is made if needed. Raises InputError where it cannot be a folder."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{flag} {out}: cannot be a folder for results ({error.strerror}); name another") from None
-
-
-def refuse_used(out: Path, name: str) -> None:
-    """Raises InputError where the folder holds a result, which is not written over."""
-    if (out / name).exists():
-        raise InputError(f"--out {out}: it holds {name} of an earlier run; name another folder, or --force to write over it")
+        said = f"{flag} {out}".strip()
+        raise InputError(f"{said}: cannot be a folder for results ({error.strerror}); name another") from None

@@ -79,7 +79,7 @@ def export(checkpoint: Path | str, out: Path | str, pixels: PixelSettings | None
     if out.exists() and not (folder and out.is_dir() and not any(out.iterdir())):
         raise InputError(f"--out {out}: it exists; name another or remove it")
     trunk = load_trunk(checkpoint, pixels)
-    make_folder(out.parent)
+    make_folder(out.parent, "--out")
     if folder:
         _folder(trunk, checkpoint, out)
     else:
@@ -220,7 +220,12 @@ def _onnx(trunk: Trunk, out: Path) -> None:
 
 
 def parser() -> Parser:
-    made = Parser(prog="python -m dclr.export", description=__doc__)
+    examples = {
+        "the trunk's tensors": "runs/mine/last.pt --out mine.safetensors",
+        "a graph for other runtimes": "runs/mine/last.pt --out mine.onnx",
+        "a model folder": "--pretrained runs/mine/last.pt --out models/mine/",
+    }
+    made = Parser(prog="python -m dclr.export", description=__doc__, examples=examples)
     made.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="what --pretrained says")
     return made.add(Exporting)
 

@@ -32,6 +32,7 @@ import simplejpeg
 
 from dclr.cues import CUES, Cue, flow_pixels
 from dclr.errors import InputError
+from dclr.parse import from_json, parsing, reason
 from dclr.text import plain
 
 FORMAT_VERSION = 2
@@ -47,7 +48,7 @@ TRAITS = ("non-square pixels", "odd rotation", "interlaced", *HDR, REPEATED)  # 
 SLOWER = 0.99  # of a rate: what is below it is slower, NTSC's 29.97 is not slower than 30
 SAR = re.compile(r"[1-9]\d{0,9}:[1-9]\d{0,9}")
 OCTAL = re.compile(rb"[0-7]{1,11}")
-SURROGATE = re.compile("[\ud800-\udfff]")  # half a letter, which JSON can hold and UTF-8 cannot
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a letter, which no UTF-8 holds
 CONTENT = re.compile(r"[0-9a-f]{32}")
 EVEN = 1e-6  # of a frame: two moments that are nearer to each other are the same
 DEFAULT_FPS = 25  # of a video that does not say: turns seconds into frames and back
@@ -69,11 +70,6 @@ class FormatError(InputError):
 def video_id(video: str) -> int:
     """The 63-bit id of a video's name, the same in every process. Queues mask by it, and evaluations group by it."""
     return int.from_bytes(hashlib.blake2b(video.encode(), digest_size=8).digest(), "big") >> 1
-
-
-def is_content(value: Any) -> bool:
-    """Whether it can be the ``content`` of a :class:`Source`."""
-    return isinstance(value, str) and CONTENT.fullmatch(value) is not None
 
 
 def mean_motion(energy_N: np.ndarray) -> float:
@@ -112,7 +108,8 @@ class Source:
         _expect(self, "height", _whole(self.height, 1), f"1..{MAX_NUMBER}")
         _expect(self, "first", _whole(self.first), f"0..{MAX_NUMBER}")
         _expect(self, "rate", self.rate in (None, *RATES), f"one of {', '.join(RATES)}")
-        _expect(self, "content", self.content is None or is_content(self.content), "32 hex digits")
+        digits = self.content is None or (isinstance(self.content, str) and CONTENT.fullmatch(self.content))
+        _expect(self, "content", bool(digits), "32 hex digits")
         ratio = self.sar is None or (isinstance(self.sar, str) and SAR.fullmatch(self.sar))
         _expect(self, "sar", bool(ratio), "a ratio, such as 4:3")
         _expect(self, "rotation", type(self.rotation) in (int, float) and 0 <= self.rotation < 360, "degrees, 0 up to 360")
@@ -194,10 +191,10 @@ class SampleMeta:
 
     @classmethod
     def loads(cls, data: bytes) -> SampleMeta:
-        """Parse and check; unknown fields are ignored. Raises ValueError or RecursionError for what is no JSON."""
-        table = json.loads(data)
-        version = table.get("version") if isinstance(table, dict) else table
-        if not isinstance(table, dict) or version != FORMAT_VERSION:
+        """Parse and check; unknown fields are ignored. Raises what the parser raises for what is no JSON."""
+        table = from_json(data, dict)
+        version = table.get("version")
+        if version != FORMAT_VERSION:
             raise FormatError(f"format version {plain(repr(version), LETTERS_SHOWN)}, this code reads version {FORMAT_VERSION}")
         table["class_name"] = table.pop("class", None)
         lists = ("cues", "splits", "cuts", "from_stored")
@@ -579,11 +576,11 @@ def _stream(contents: Mapping[str, memoryview], prefix: str, codec: str, key: st
 def parse(contents: Mapping[str, memoryview]) -> Record:
     """A :class:`Record` from :func:`members`, checked: raises FormatError naming the key and what is wrong."""
     key = bytes(contents["key"]).decode()
-    try:
+    with parsing(key, "a sample", error=FormatError):
         try:
             meta = SampleMeta.loads(bytes(contents["json"]))
-        except FormatError as error:
-            raise FormatError(f"{key}.json: {error}") from None
+        except Exception as failed:
+            raise FormatError(f"{key}.json: {reason(failed)}") from None
         expected = {*member_names(meta.codec, meta.cues), "key"}
         if set(contents) != expected:
             raise FormatError(f"{key} holds {sorted(contents)}, expected {sorted(expected)}")
@@ -592,11 +589,8 @@ def parse(contents: Mapping[str, memoryview]) -> Record:
             if cue.picture:
                 streams[cue.name] = _stream(contents, f"{cue.name}.", cue_codec(cue, meta.codec), key)
             for name, (dtype, shape) in cue.arrays.items():
-                arrays[name] = parse_array(
-                    contents[array_name(name)], dtype, (meta.frames, *shape), f"{key}.{array_name(name)}"
-                )
-    except (ValueError, EOFError, RecursionError) as error:
-        raise error if isinstance(error, FormatError) else FormatError(f"{key}: {error}") from None
+                member = array_name(name)
+                arrays[name] = parse_array(contents[member], dtype, (meta.frames, *shape), f"{key}.{member}")
     for stream in (rgb, *streams.values()):
         if len(stream) != meta.frames:
             raise FormatError(f"{stream.name}: {len(stream)} pictures, and {key}.json says {meta.frames}")

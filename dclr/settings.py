@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
+import shutil
+import sys
+import textwrap
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
@@ -25,6 +29,7 @@ from dclr.text import plain, public
 RECIPES = Path(__file__).parent / "recipes"  # in the repository a link to the one copy; a wheel has the files
 MAX_BYTES = 1 << 16  # of a recipe
 NONE = "none"  # on a command line: the empty list
+WIDTH, COLUMN = 100, 26  # of --help: most columns, and where what it says of a flag begins
 C = TypeVar("C")
 
 
@@ -46,6 +51,7 @@ class Meta:
     nargs: str = "+"  # of a list; * where it may be empty
     group: str = ""  # of --help, where it is not the part's title
     instead: str = ""  # the setting in whose place it is: one of both alone is given
+    derived: str = ""  # where the default is None, empty or this machine's: what that comes to, for --help
     before: Any = ...  # what runs did that were made before the setting existed; every new one says it
 
 
@@ -90,12 +96,25 @@ class Flag:
         """One text of the command line -> value."""
         return self.kind if self.said.read is None else as_type(self.said.read)
 
-    def help(self) -> str:
-        """With the default, where it is one that a user would miss."""
-        default = self.default
-        if self.required or default is None or default is False or default == ():
-            return self.said.help.replace("%", "%%")
-        return f"{self.said.help} (default: {self.text(default)})".strip().replace("%", "%%")
+    @property
+    def metavar(self) -> str | None:
+        """What stands for the value in ``--help``; None: the name."""
+        choices = f"{{{','.join(map(str, self.said.choices))}}}" if self.said.choices and not self.many else None
+        return self.said.metavar or choices
+
+    def help(self, value: Any = MISSING) -> str:
+        """With the choices, where these do not stand for the value, and the default: ``value``, where a file says that."""
+        told = self.said.help
+        if self.said.choices and self.metavar == self.said.metavar:
+            told += f": {'any' if self.many else 'one'} of {', '.join(map(str, self.said.choices))}"
+        if value is not MISSING:
+            told += f" (default: {self.shown(value)})"
+        elif self.required:
+            told += " (required)"
+        else:
+            made = self.field.default is MISSING and self.said.derived
+            told += f" (default: {made or self.shown(self.default)})"
+        return told.strip().replace("%", "%%")
 
     def values(self, words: Sequence[str]) -> tuple[Any, ...]:
         """The list that a command line or a file says, as ``a b``, ``a,b`` or both. No value, or ``none``, is the empty list
@@ -111,6 +130,19 @@ class Flag:
     def text(self, value: Any) -> str:
         """A value as the command line has it."""
         return (",".join(map(str, value)) or NONE) if isinstance(value, list | tuple) else str(value)
+
+    def typed(self, value: Any) -> str:
+        """The flag and a value as the command line has them, such as ``--lr 0.1``, ``--no-cos`` and ``no --cache``."""
+        name = flag(self.field.name)
+        if value is None:
+            return f"no {name}"
+        return (name if value else flag(f"no_{self.field.name}")) if isinstance(value, bool) else f"{name} {self.text(value)}"
+
+    def shown(self, value: Any) -> str:
+        """A value as ``--help`` says it."""
+        if value in (None, ()):
+            return self.said.derived or NONE
+        return ("no", "yes")[value] if isinstance(value, bool) else self.text(value)
 
 
 def as_type(read: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -158,42 +190,84 @@ def flags(settings: type) -> dict[str, Flag]:
     return found
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are an :class:`InputError`, one line, and whose flags are :func:`flags`."""
+class _Formatter(argparse.HelpFormatter):
+    """At most :data:`WIDTH` columns, and the same on every version of Python."""
 
-    def __init__(self, **more: Any):
-        super().__init__(**more)
+    def __init__(self, prog: str, **more: Any):
+        super().__init__(prog, **{"max_help_position": COLUMN, "width": min(WIDTH, shutil.get_terminal_size().columns)} | more)
+        self._action_max_length = COLUMN  # also where all names are short
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(super(_Formatter, self)._fill_text(part, width, indent) for part in text.split("\n\n"))
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = str(action.metavar or action.dest.upper()) + " ..." * (action.nargs in ("+", "*"))
+        return f"{', '.join(action.option_strings)} {value}"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are an :class:`InputError`, one line, and whose flags are :func:`flags`.
+
+    Its help ends with ``told``, title -> name -> what that is, such as the columns of a list; and with ``examples``, what one
+    does -> its arguments.
+    """
+
+    def __init__(
+        self, told: Mapping[str, Mapping[str, str]] | None = None, examples: Mapping[str, str] | None = None, **more: Any
+    ):
+        usual: dict[str, Any] = {"prog": Path(sys.argv[0]).name, "formatter_class": _Formatter}
+        super().__init__(**usual | more)
         self.flags: dict[str, Flag] = {}
+        self.told, self.examples = told or {}, examples or {}
 
     def error(self, message: str) -> Any:
         raise InputError(f"{message}; {self.prog} --help says what there is")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse, but for ``--help``: it comes last, so that it shows what a ``--config`` beside it says."""
+        words = list(sys.argv[1:] if args is None else args)
+        asked = [word for word in words if word in ("-h", "--help")]
+        return super().parse_known_args([word for word in words if word not in asked] + asked[:1], namespace)
+
+    def format_help(self) -> str:
+        width, blocks = min(WIDTH, shutil.get_terminal_size().columns), [super().format_help()]
+        for title, rows in self.told.items():
+            blocks.append("".join([f"{title}:\n", *(_row(name, what, width) for name, what in rows.items())]))
+        if self.examples:
+            command = f"python {self.prog}" if self.prog.partition(" ")[0].endswith(".py") else self.prog
+            shown = [f"  # {what}\n{_wrapped(f'{command} {said}', width)}" for what, said in self.examples.items()]
+            blocks.append("".join(["examples:\n", *shown]))
+        return "\n".join(blocks)
 
     def add(self, *settings: type, without: Collection[str] = (), by_recipe: bool = False) -> Parser:
         """Flags for all settings of these dataclasses but ``without``, which are refused as other commands', and ``--config``;
         ``by_recipe`` also ``--recipe``, one of :func:`recipes`."""
         self.add_argument(
             "--config", action=_FromFile, metavar="YAML", default=argparse.SUPPRESS,
-            help="flags from a YAML table, such as the config.yaml of a pretraining or a recipe's name; flags beside it win",
+            help="take flags from a YAML table, such as a recipe, by name or file, or the config.yaml of a pretraining; flags "
+            "beside it win, and --help beside it shows its values (default: none)",
         )  # fmt: skip
         if by_recipe:
             self.add_argument(
-                "--recipe", dest="config", action=_FromFile, metavar="NAME", default=argparse.SUPPRESS,
-                type=as_type(recipe), help="the --config of that name in recipes/, such as authors",
+                "--recipe", dest="config", action=_FromFile, metavar="NAME", default=argparse.SUPPRESS, type=as_type(recipe),
+                help=f"take the flags of a file in recipes/, as --config does: one of {', '.join(recipes())} (default: none)",
             )  # fmt: skip
         self.epilog = "A flag of several values takes them as A,B or as A B, paths as A B alone."
-        groups: dict[str, Any] = {}
-        for name, one in [item for part in settings for item in flags(part).items()]:
+        every = [item for part in settings for item in flags(part).items()]
+        shown = [one for name, one in every if name not in without]
+        titles = [one.title for one in sorted(shown, key=lambda one: bool(one.said.group))]  # a part's before others' guests
+        groups = {title: self.add_argument_group(title) if title else self for title in dict.fromkeys(titles)}
+        for name, one in every:
             names = [*([one.said.short] if one.said.short else []), flag(name)]
             if name in without:
                 self.add_argument(*names, nargs="*", action=_OfOthers, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
                 continue
             self.flags[name] = one
-            if one.title not in groups:
-                groups[one.title] = self.add_argument_group(one.title) if one.title else self
             how: dict[str, Any] = {"action": argparse.BooleanOptionalAction}  # --no-NAME takes it back from a file
             if one.kind is not bool:
-                choices = f"{{{','.join(map(str, one.said.choices))}}}" if one.said.choices and not one.many else None
-                how = {"metavar": one.said.metavar or choices}
+                how = {"metavar": one.metavar}
                 how |= {"action": partial(_Several, one), "nargs": one.said.nargs} if one.many else {"type": one.read}
             groups[one.title].add_argument(*names, dest=name, default=argparse.SUPPRESS, help=one.help(), **how)
         asked = [str(action.metavar) for action in self._actions if not action.option_strings]
@@ -232,12 +306,31 @@ class _FromFile(argparse.Action):
         path = Path(place(path, "--config"))
         if not path.exists():
             path = recipes().get(str(path), path)
-        namespace.config = parser, parser.over(before, from_file(path, parser))
+        table = parser.over(before, from_file(path, parser))
+        namespace.config = parser, table
+        for action in parser._actions:
+            if action.dest in table:
+                action.help = parser.flags[action.dest].help(table[action.dest])
 
 
 class _OfOthers(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
         parser.error(f"{option} is no flag of {parser.prog}, only of other commands")
+
+
+def _row(name: str, what: str, width: int) -> str:
+    """A name, and beside it or below it what it is."""
+    lines, begin = textwrap.wrap(what, width - COLUMN, break_on_hyphens=False), f"  {name}".ljust(COLUMN)
+    beside = [] if begin.endswith("  ") else [begin.rstrip()]
+    first = begin if not beside else " " * COLUMN
+    return "".join(f"{line}\n" for line in [*beside, first + lines[0], *(" " * COLUMN + line for line in lines[1:])])
+
+
+def _wrapped(command: str, width: int) -> str:
+    """A command on as many lines as it needs, a flag beside its values."""
+    together = re.sub(r" (?!-)", "\N{NO-BREAK SPACE}", command)
+    lines = textwrap.wrap(together, width - 8, break_long_words=False, break_on_hyphens=False)
+    return "  " + " \\\n      ".join(lines).replace("\N{NO-BREAK SPACE}", " ") + "\n"
 
 
 def recipes() -> dict[str, Path]:

@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import shutil
+import socket
 import stat
 import tempfile
 import time
@@ -66,7 +67,7 @@ REFUSED = {  # what fsspec knows and nothing here can use
     "data": "it holds one file",
     **dict.fromkeys(("github", "gist", "git", "jupyter", "jlab"), _REPOSITORY),
     **dict.fromkeys(("dir", "zip", "tar", "libarchive", "reference", "generic", "dask"), _INSIDE),
-    **dict.fromkeys(("cached", "blockcache", "filecache", "simplecache"), "--cache keeps copies"),
+    **dict.fromkeys(("cached", "blockcache", "filecache", "simplecache"), "it keeps copies of another place: name that"),
 }
 FOLLOWED = 8  # times that one link to a folder is followed
 
@@ -159,6 +160,15 @@ class Folder:
         """What :meth:`local` finds a file of the listing by in any process."""
         return name
 
+    def absent(self, name: str) -> str | None:
+        """Why this machine does not find a file of the listing, with its host; None where it does. A store is the same from
+        every machine and is not asked."""
+        try:
+            os.stat(path := Path(self.place, name).absolute())
+        except OSError as error:
+            return f"{socket.gethostname()}: {path}: {error.strerror}"
+        return None
+
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
         """Yield a path of this machine that holds the file. Of a remote folder that is a copy, deleted afterwards."""
@@ -196,12 +206,12 @@ class Folder:
     def held(self, part: tuple[int, int] | None = None) -> Iterator[None]:
         """Inside, no other process of this machine writes here. With ``part`` (i, n), no other process writes that part, and
         others may write theirs. Raises InputError as :func:`dclr.files.held` does."""
-        with held(self._locks / LOCK, f"--out {self}", shared=part is not None):
+        with held(self._locks / LOCK, str(self), shared=part is not None):
             if part is None:
                 yield
                 return
             number, count = part
-            with held(self._locks / f".part-{number}-of-{count}{LOCK}", f"--out {self} --part {number}/{count}"):
+            with held(self._locks / f".part-{number}-of-{count}{LOCK}", f"{self}, part {number}/{count}"):
                 yield
 
     @property
@@ -299,7 +309,9 @@ class RemoteFolder(Folder):
 
     def listing(self) -> tuple[dict[str, int], dict[str, str]]:
         if not self.listable:
-            raise InputError(f"{self}: a web server cannot say what it holds; it serves --shards of a trainer only")
+            raise InputError(
+                f"{self}: a web server cannot say what it holds; only train_pretrain.py and train_eval.py read sets there"
+            )
         with self._asked():
             base = self._system._strip_protocol(self.place).rstrip("/") + "/"
             with suppress(FileNotFoundError):
@@ -342,6 +354,9 @@ class RemoteFolder(Folder):
                 )
             return data
         raise FileNotFoundError(errno.ENOENT, "no such file", public(self._path(name)))
+
+    def absent(self, name: str) -> None:
+        return None
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:

@@ -18,6 +18,7 @@ from dclr.settings import Parser, again, as_type, check_values, from_flags, sett
 from dclr.storage import Folder, RemoteFolder, open_folder
 from preprocess import run, synthetic
 from preprocess.add_cues import add_cues, settle
+from preprocess.browse import serve
 from preprocess.datasets import DATASETS, DataSet, VideoSet
 from preprocess.preview import contact_sheet
 from preprocess.stats import describe
@@ -32,14 +33,13 @@ PLACE = "a folder, s3://bucket/prefix, gs://, az:// or hf://"
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
     title = run.How.title
-    max_failures: float = setting(5.0, "more failed videos: exit code 1", metavar="PERCENT", least=0, most=100)
-    max_missing: float | None = setting(
-        None,
-        f"more missing videos of the lists: exit code 1 (only a warning, above {WARN_MISSING})",
-        metavar="PERCENT",
-        least=0,
-        most=100,
+    max_failures: float = setting(
+        5.0, "percent of the videos tried that may fail: with more the exit code is 1", metavar="PERCENT", least=0, most=100
     )
+    max_missing: float | None = setting(
+        None, "percent of the listed videos that may be missing: with more the exit code is 1", metavar="PERCENT", least=0,
+        most=100, derived=f"any, with a warning above {WARN_MISSING}",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -48,15 +48,17 @@ class Tolerance:
 @dataclass(frozen=True, kw_only=True)
 class Making:
     title = Options.title
-    out: Folder = setting(help=f"of the shard set, e.g. shards/ucf101: {PLACE}", metavar="SET", read=open_folder)
+    out: Folder = setting(help=f"where the shard set is made, such as shards/mine: {PLACE}", metavar="SET", read=open_folder)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selecting:
     title = WHICH
-    root: Folder = setting(help=f"of the videos: {PLACE}", metavar="VIDEOS", read=open_folder)
-    limit: int | None = setting(None, "only the first N videos of the sorted list", metavar="N", least=1)
-    append: bool = setting(False, "add the videos that the set does not hold yet")
+    root: Folder = setting(help=f"where the videos lie: {PLACE}", metavar="VIDEOS", read=open_folder)
+    limit: int | None = setting(
+        None, "take the first N videos of the sorted list alone", metavar="N", least=1, derived="all of them"
+    )
+    append: bool = setting(False, "add the videos that a finished set does not hold yet")
     dry_run: bool = setting(False, "say how many videos, shards, bytes and hours, and write nothing")
 
     def __post_init__(self) -> None:
@@ -77,15 +79,18 @@ def settings_of(dataset: DataSet) -> list[type]:
 
 @dataclass(frozen=True, kw_only=True)
 class Retrying:
-    root: Folder | None = setting(None, "where the videos are now (as before)", metavar="VIDEOS", read=open_folder)
+    root: Folder | None = setting(
+        None, "where the videos are now", metavar="VIDEOS", read=open_folder, derived="where they were"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Growing:
-    cues: tuple[str, ...] = setting(help=f"to add: some of {','.join(CUES)}", metavar="CUE", choices=CUES)
+    cues: tuple[str, ...] = setting(help="motion cues to add", metavar="CUE", choices=CUES)
     root: str | None = setting(
-        None, "where the videos are now (as before); none: from the stored frames", metavar="VIDEOS", place=True
-    )
+        None, "where the videos are now; none: compute from the stored frames", metavar="VIDEOS", place=True,
+        derived="where they were",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -93,7 +98,7 @@ class Growing:
 
 @dataclass(frozen=True, kw_only=True)
 class Verifying:
-    deep: bool = setting(False, "decode every frame and cue too")
+    deep: bool = setting(False, "decode every frame and every cue too")
     workers: int = again(run.How, "workers")
 
     def __post_init__(self) -> None:
@@ -103,14 +108,63 @@ class Verifying:
 @dataclass(frozen=True, kw_only=True)
 class Describing:
     out: Path | None = setting(
-        None, "the picture, with the numbers beside it (else both in the set's folder)", metavar="PNG", read=path_flag
-    )
+        None, "picture that is written, with the numbers beside it", metavar="PNG", read=path_flag,
+        derived="stats.png in the set's folder",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Previewing:
-    out: Path = setting(help="the sheet", metavar="PNG", read=path_flag)
-    videos: int = setting(6, "rows of the sheet", metavar="N", least=1)
+    out: Path = setting(help="picture of the sheet that is written", metavar="PNG", read=path_flag)
+    videos: int = setting(6, "videos of the sheet, a row each", metavar="N", least=1)
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
+EXAMPLES = {  # of --help, by command
+    "": {
+        "videos in class folders": "folder --root videos --out shards/mine",
+        "your own list, with the flow too": "csv --root videos --list mine.csv --out shards/mine --cues diff,flow,energy",
+        "what is in the set": "stats shards/mine",
+    },
+    "synthetic": {
+        "the laboratory of recipes/lab.yaml": "--out shards/lab --size 40 --cues diff,flow,energy",
+        "a small set to try things on": "--out shards/tiny --videos 96 --size 32",
+    },
+    "retry": {
+        "after what hindered them is mended": "shards/mine",
+        "videos that have moved, with more time for each": "shards/mine --root /mnt/videos --timeout 3600",
+    },
+    "add-cues": {
+        "the flow, from the videos": "shards/mine --cues flow",
+        "without the videos, from the stored frames": "shards/mine --cues flow --root none",
+    },
+    "merge": {
+        "after the last part is made": "shards/mine",
+        "exit code 1 where more than 2 percent of the listed videos are missing": "s3://bucket/k400 --max-missing 2",
+    },
+    "verify": {"every byte": "shards/mine", "every frame too, on 8 cores": "shards/mine --deep --workers 8"},
+    "stats": {"into the set's folder": "shards/mine", "into another place": "s3://bucket/mine --out mine.png"},
+    "browse": {"at http://127.0.0.1:8000": "shards/mine", "on another port": "shards/mine --port 8010"},
+    "preview": {"six videos": "shards/mine --out sheet.png", "twenty": "shards/mine --out sheet.png --videos 20"},
+}
+
+
+def examples_of(dataset: DataSet) -> dict[str, str]:
+    lists = f"{dataset.flag} {'lists' if dataset.metavar == 'LISTS' else 'mine.csv'} " * bool(dataset.flag)
+    common = f"--root videos {lists}--out shards/{dataset.name if dataset.metavar == 'LISTS' and lists else 'mine'}"
+    return {
+        "the set, with the default cues": common,
+        **dataset.examples,
+        "the first of 8 machines; merge joins what they make": f"{common} --part 1/8",
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Browsing:
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0: whoever reaches this machine can look", metavar="ADDRESS")
+    port: int = setting(8000, "port to listen on; 0 takes a free one", metavar="N", least=0, most=65535)
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -118,20 +172,23 @@ class Previewing:
 
 def parser() -> Parser:
     typed = Path(sys.argv[0]).name
-    top = Parser(prog=typed if typed == INSTALLED else "python -m preprocess", description=__doc__)
+    top = Parser(prog=typed if typed == INSTALLED else "python -m preprocess", description=__doc__, examples=EXAMPLES[""])
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, what: str, *settings: type, existing: bool = False, without: Collection[str] = ()) -> None:
-        added = commands.add_parser(name, help=what, description=what)
+    def command(
+        name: str, what: str, *settings: type, existing: bool = False, without: Collection[str] = (),
+        told: Mapping[str, Mapping[str, str]] | None = None, examples: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        added = commands.add_parser(name, help=what, description=what, told=told, examples=examples or EXAMPLES[name])
         if existing:
-            added.add_argument("set", type=as_type(open_folder), metavar="SET", help=f"a shard set: {PLACE}")
+            added.add_argument("set", type=as_type(open_folder), metavar="SET", help=f"a shard set: {PLACE} (required)")
         added.add(*settings, without=without)
 
-    made, read = (Making, Options, run.How, Tolerance), (Making, Options, Selecting, run.How, Tolerance)
+    made = (Making, Options, run.How, Tolerance)
     drawn = "the embedded data set: made here, no download"
-    command("synthetic", drawn, *made, synthetic.Drawing, without=("segment", "max_seconds", "part"))
-    for dataset in DATASETS.values():
-        command(dataset.name, dataset.help, *read, *settings_of(dataset))
+    command("synthetic", drawn, synthetic.Drawing, *made, without=("segment", "max_seconds", "part"))
+    for one in DATASETS.values():
+        command(one.name, one.help, Selecting, *settings_of(one), *made, told=one.told, examples=examples_of(one))
     tried = "try the failed videos again and add what comes of them"
     command("retry", tried, Retrying, run.How, Tolerance, existing=True, without=("part",))
     grown = "add motion cues to a set that is there, from its videos or else from its frames"
@@ -142,6 +199,7 @@ def parser() -> Parser:
     counted = "videos, hours, classes, splits, sizes, motion, cuts; kept with a picture in the set's folder"
     command("stats", counted, Describing, existing=True)
     command("preview", "a contact sheet: frames above their motion cues", Previewing, existing=True)
+    command("browse", "a page in the browser: samples that play, with their motion cues over them", Browsing, existing=True)
     return top
 
 
@@ -158,6 +216,9 @@ def look_after(command: str, shards: Folder, given: Mapping[str, Any]) -> None:
     if command == "preview":
         sheet = from_flags(Previewing, given)
         print(contact_sheet(shards, sheet.out, sheet.videos))
+    elif command == "browse":
+        page = from_flags(Browsing, given)
+        serve(shards, page.host, page.port)
     elif command == "stats":
         print(describe(shards, from_flags(Describing, given).out))
     elif command == "verify":

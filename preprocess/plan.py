@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from dclr.cues import CUES
 from dclr.data.manifest import SHARD_NAME
 from dclr.errors import InputError
+from dclr.parse import Rate, Whole, from_json, parsing
 from dclr.record import DEFAULT_FPS, FORMAT_VERSION
 from dclr.settings import flags
 from dclr.storage import Folder
@@ -67,8 +69,8 @@ class Failure:
     path: str
     stage: str  # missing, fetch, open, decode, size, span, length, timeout, crash or error; left-out: no video of the set's
     reason: str
-    seconds: float
-    labels: dict[str, int] = field(default_factory=dict)
+    seconds: Rate
+    labels: dict[str, Whole] = field(default_factory=dict)
     splits: tuple[str, ...] = ()
     span: Span | None = None
 
@@ -76,16 +78,12 @@ class Failure:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
 
 
-def parse_failure(fields: Any) -> Failure:
-    """A failure from a line's JSON; raises ValueError, KeyError or TypeError where it is none."""
-    span = None if fields["span"] is None else tuple(fields["span"])
-    if span is not None and (len(span) != 2 or not {type(one) for one in span} <= {int, float, type(None)} or span[0] is None):
-        raise TypeError(f"the span {span} is no two numbers")
-    labels = {str(kind): int(label) for kind, label in dict(fields["labels"]).items()}
-    path, stage, reason, splits = (fields[name] for name in ("path", "stage", "reason", "splits"))
-    if not all(isinstance(text, str) for text in [path, stage, reason, *splits]):
-        raise TypeError("path, stage, reason and splits are texts")
-    return Failure(path, stage, reason, float(fields["seconds"]), labels, tuple(splits), span)
+@dataclass(frozen=True)
+class First:
+    """``first`` of a :class:`RunPlan`."""
+
+    cues: list[str]
+    shards: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -101,9 +99,9 @@ class RunPlan:
     keep: list[str]
     shards: dict[str, str]
     failures: tuple[Failure, ...]
-    ratio: float  # output bytes a source byte that the shards were cut by
+    ratio: Rate  # output bytes a source byte that the shards were cut by
     version: int = FORMAT_VERSION
-    listed: int = field(default=0, compare=False)
+    listed: Whole = field(default=0, compare=False)
     left_out: dict[str, str] = field(default_factory=dict, compare=False)
     first: dict[str, Any] = field(default_factory=dict)
 
@@ -121,23 +119,12 @@ class RunPlan:
     @classmethod
     def loads(cls, text: str | bytes, name: str = PLAN) -> RunPlan:
         """Parse and check; raises InputError naming the file."""
-        try:
-            fields = json.loads(text)
-            fields.pop("unlisted", None)  # older plans count what is left out
-            plan = cls(**fields | {"failures": tuple(parse_failure(line) for line in fields["failures"])})
+        with parsing(name, "a plan of this version", "remove it and start again"):
+            plan = from_json(text, cls)
             if plan.version != FORMAT_VERSION or not all(SHARD_NAME.fullmatch(f"{shard}.tar") for shard in plan.names):
-                raise ValueError(f"version {plan.version!r}, shards {plan.names[:3]}...")
-            texts = [plan.root, plan.dataset, *plan.shards.values()]
-            if not all(isinstance(text, str) for text in texts) or not isinstance(plan.ratio, float):
-                raise ValueError("root, dataset, recipes or ratio are not what was written")
-            if not all(isinstance(table, dict) for table in (plan.options, plan.classes, plan.left_out, plan.first)):
-                raise ValueError("options, classes, left_out or first are not what was written")
-            if plan.first and not (isinstance(plan.first["cues"], list) and isinstance(plan.first["shards"], dict)):
-                raise ValueError("first is not what was written")
-            if type(plan.listed) is not int or not all(isinstance(reason, str) for reason in plan.left_out.values()):
-                raise ValueError("listed or left_out are not what was written")
-        except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
-            raise InputError(f"{name}: not a plan of this version ({error}); remove it and start again") from None
+                raise ValueError(f"version {plan.version}, shards {plan.names[:3]}...")
+            if plan.first:
+                msgspec.convert(plan.first, First)
         return plan
 
     @classmethod
@@ -147,8 +134,11 @@ class RunPlan:
 
 
 def options_of(plan: RunPlan) -> Options:
-    """What the plan's set is made with."""
-    return Options(**{name: value for name, value in plan.options.items() if name in Options.__dataclass_fields__})
+    """What the plan's set is made with; raises InputError where that cannot be."""
+    try:
+        return Options(**{name: value for name, value in plan.options.items() if name in Options.__dataclass_fields__})
+    except InputError as error:
+        raise InputError(f"{PLAN}: the set is made with {str(error).removeprefix('--')}; make it again") from None
 
 
 def manifest_options(options: Options, source: VideoSet) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def _draw(shards: ShardSet, found: dict[str, Any], picture: Path) -> Path:
     else:
         axis.stairs(list(count.values()), fill=True)  # one shape, however many classes there are
         axis.set(xlabel=f"class ({plain(kind)}) of those that have samples", ylabel="samples")
-    make_folder(picture.parent)
+    make_folder(picture.parent, "--out")
     try:
         return canvas.write(figure, picture)
     except (OSError, ValueError) as error:

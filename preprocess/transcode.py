@@ -87,24 +87,30 @@ class Options:
 
     title = "what is stored"
     size: int = setting(128, "short side of the stored frames", metavar="PIXELS", least=16, most=1024)
-    codec: str = setting("jpeg", "jpeg reads fastest, h264 is a quarter of the bytes", choices=CODECS)
-    quality: int | None = setting(None, f"JPEG quality ({QUALITY['jpeg'][0]}) or h264's crf ({QUALITY['h264'][0]})")
+    codec: str = setting("jpeg", "of the stored frames: jpeg reads fastest, h264 is a quarter of the bytes", choices=CODECS)
+    quality: int | None = setting(
+        None, "JPEG quality (1 to 100) or h264's crf (0, the best, to 51)", metavar="Q",
+        derived=f"{QUALITY['jpeg'][0]} of jpeg, {QUALITY['h264'][0]} of h264",
+    )  # fmt: skip
     cues: tuple[str, ...] = setting(
-        ("diff", "energy"), f"some of {','.join(CUES)}, or none", metavar="CUE", nargs="*", choices=CUES
+        ("diff", "energy"), "motion cues that are stored beside the frames, or none", metavar="CUE", nargs="*", choices=CUES
     )
     stabilise: bool = setting(False, "take the camera's motion out of the cues")
     sar: str = setting(
-        "square", "sample aspect ratios: square pixels, or keep pixels as they are", choices=SARS, before="square"
+        "square", "pixels that are not square become square, or keep the shape that they have", choices=SARS, before="square"
     )
     deinterlace: bool = setting(False, "make whole pictures of interlaced ones", before=False)
     fps: float | None = setting(
-        None, "store so many frames a second, chosen by their timestamps", metavar="RATE", above=0, most=1000, before=None
-    )
+        None, "store so many frames a second, chosen by their timestamps", metavar="RATE", above=0, most=1000, before=None,
+        derived="every frame",
+    )  # fmt: skip
     segment: float = setting(
-        0, "cut videos into samples of this length (0: not)", metavar="SECONDS", least=0, most=1e6, group=WHICH
+        0, "cut videos into samples of this length; 0: they stay whole", metavar="SECONDS", least=0, most=1e6, group=WHICH
     )
-    max_seconds: float = setting(600, "a longer video fails", metavar="SECONDS", least=0.1, most=1e6, group=WHICH)
-    shard_size: int = setting(256, "estimated size of a shard", metavar="MB", least=1, most=100_000)
+    max_seconds: float = setting(
+        600, "a longer video fails, unless it is cut", metavar="SECONDS", least=0.1, most=1e6, group=WHICH
+    )
+    shard_size: int = setting(256, "estimated size of a shard in megabytes (10^6 bytes)", metavar="MB", least=1, most=100_000)
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -124,7 +130,7 @@ class Options:
 
 # A part of a video, from its first end to before its second: whole numbers are frames in decode order, others seconds. None as
 # the second is the video's end.
-Span = tuple[int, int | None] | tuple[float, float | None]
+Span = tuple[int | float, int | float | None]
 
 
 class TranscodeError(Exception):
@@ -564,7 +570,7 @@ class Scaler:
             raise TranscodeError(
                 "size",
                 f"{first.width}x{first.height} would be stored as {self._size[0]}x{self._size[1]}"
-                + (f" for its sample aspect ratio of {_ratio(sar)}; --sar keep stores pixels as they are" if sar != 1 else ""),
+                + (f" for its sample aspect ratio of {_ratio(sar)}; sar keep stores pixels as they are" if sar != 1 else ""),
             )
         self.width, self.height = self._size[::-1] if self._transposed else self._size
         self._reformatter = VideoReformatter()
@@ -650,7 +656,8 @@ def transcode(
             scaler = scaler or Scaler(frame, options.size, opened.sar if options.sar == "square" else Fraction(1))
             if sample is not None and sample.frames == most:
                 if not options.segment:
-                    raise TranscodeError("length", f"longer than --max-seconds {options.max_seconds:g}; cut it with --segment")
+                    said = f"longer than the max-seconds of its set, {options.max_seconds:g}; a set made with segment cuts it"
+                    raise TranscodeError("length", said)
                 yield finished(sample, scaler)
                 sample = None
             sample = sample or SampleEncoder(options, number, spool, pictures)

@@ -6,7 +6,6 @@ The shard's failures follow, and its index last: a shard counts only with its in
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tarfile
 import tempfile
@@ -18,9 +17,10 @@ from uuid import uuid4
 
 from dclr.data.manifest import Entry, Header, read_index
 from dclr.errors import InputError
+from dclr.parse import from_json, parsing
 from dclr.record import BLOCK, SampleMeta, array_name, mean_motion, parse_array
 from dclr.storage import Folder, RemoteFolder
-from preprocess.plan import Failure, Job, parse_failure
+from preprocess.plan import Failure, Job
 from preprocess.transcode import SPOOL
 
 PIECE = 1 << 20
@@ -29,13 +29,11 @@ PIECE = 1 << 20
 def read_failures(folder: Folder, name: str) -> list[Failure]:
     """The lines of a failures file; raises InputError naming the line."""
     failures = []
-    for number, line in enumerate(folder.read(name).decode(errors="replace").split("\n"), 1):  # U+2028 ends no line of JSON
+    for number, line in enumerate(folder.read(name).splitlines(), 1):
         if not line:
             continue
-        try:
-            failures.append(parse_failure(json.loads(line)))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise InputError(f"{folder}/{name}, line {number}: not a failure ({type(error).__name__}: {error})") from None
+        with parsing(f"{folder}/{name}, line {number}", "a failure", "remove the line"):
+            failures.append(from_json(line, Failure))
     return failures
 
 

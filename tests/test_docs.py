@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from commands import PAGE, PARSERS
+from commands import page as said
 from conftest import REPOSITORY
 
-import preprocess.__main__
 import train_eval
-import train_pretrain
 from dclr.errors import InputError
 
 PAGES = [
@@ -27,12 +27,7 @@ PAGES = [
     REPOSITORY / "benchmarks" / "RESULTS.md",
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
-PARSERS = {
-    "-m preprocess": preprocess.__main__.parser,
-    "train_pretrain.py": train_pretrain.parser,
-    "train_eval.py": train_eval.parser,
-}
-COMMAND = re.compile(r"(-m preprocess|train_pretrain\.py|train_eval\.py)\s+(?!\.)(.+)")
+COMMAND = re.compile(rf"({'|'.join(map(re.escape, PARSERS))})\s+(?!\.)(.+)")
 PLACEHOLDERS = {"COMMAND": "folder", "MODE": "linear", "N": "1"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
 
@@ -92,6 +87,10 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_every_page_is_reached_from_the_readme() -> None:
     linked = re.findall(r"\]\((docs/[\w.]+)", (REPOSITORY / "README.md").read_text())
     assert {name_of(page) for page in PAGES if page.parent.name == "docs"} == set(linked)
+
+
+def test_the_page_of_all_commands_is_what_they_say() -> None:
+    assert PAGE.read_text() == said(), "python tests/commands.py writes it anew"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

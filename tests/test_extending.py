@@ -297,8 +297,9 @@ def test_another_evaluation_mode(synthetic_set: Path, tmp_path: Path) -> None:
     assert refused.returncode == 2 and "unrecognized arguments: --distance euclidean" in refused.stderr
     refused = run(tmp_path, [*launch, "nearest-mean", *common], "--distance", "far", "--force")
     assert refused.returncode == 2 and "--distance far: expected one of cosine, euclidean" in refused.stderr
-    refused = run(tmp_path, [*launch, "nearest-mean", *common], *small)
-    assert refused.returncode == 2 and "result.json" in refused.stderr
+    assert "is finished: nearest-mean on motion: top-1 by" in succeed(tmp_path, [*launch, "nearest-mean", *common], *small)
+    refused = run(tmp_path, [*launch, "nearest-mean", *common], *small, "--distance", "cosine")
+    assert refused.returncode == 2 and "was made with --distance euclidean; give that again" in refused.stderr
     several = ("--seeds", "0", "1", "--features", "features", "--out", "runs/several")
     succeed(tmp_path, [*launch, "nearest-mean", *common], *small, *several)
     mean = json.loads((tmp_path / "runs/several/result.json").read_text())

@@ -125,8 +125,8 @@ def test_parts_of_a_set_are_made_side_by_side(place: str, tmp_path: Path, monkey
     with another(holds) as owner:
         with open_folder(place).held((2, 2)):
             pass
-        for part, named in ((None, ""), ((1, 2), " --part 1/2")):
-            with pytest.raises(InputError, match=rf"--out {place}{named}: process {owner.pid} on"):
+        for part, named in ((None, ""), ((1, 2), ", part 1/2")):
+            with pytest.raises(InputError, match=rf"^{place}{named}: process {owner.pid} on"):
                 open_folder(place).held(part).__enter__()
         owner.communicate("\n")
     with open_folder(place).held():

@@ -40,17 +40,23 @@ class ClipConfig:
     energy), ``sample_motion`` whether a clip's start is drawn by the stored energy of its frames, ``cross_cuts`` whether a clip
     may show several shots where one is long enough. Raises InputError for what is none."""
 
-    frames: int = setting(16, "frames a clip", short="-fpc", least=1)
-    stride: float = setting(2, "stored frames from one frame of a clip to the next", above=0)
-    size: int = setting(112, "crop in pixels", short="-cs", least=8)
-    min_scale: float = setting(0.2, "least share of the area that a crop keeps", above=0, most=1)
-    flip: float = setting(0.5, "probability of a flip; 0 where left and right are labels", least=0, most=1)
+    frames: int = setting(16, "frames of a clip", short="-fpc", metavar="N", least=1)
+    stride: float = setting(2, "stored frames from one frame of a clip to the next", metavar="N", above=0)
+    size: int = setting(112, "side of a clip's square crop", short="-cs", metavar="PIXELS", least=8)
+    min_scale: float = setting(
+        0.2, "least share of a frame's area that a training crop keeps", metavar="SHARE", above=0, most=1
+    )
+    flip: float = setting(
+        0.5, "probability that a training clip is mirrored; 0 where left and right are labels", metavar="P", least=0, most=1
+    )
     cue: str | None = None
-    sample_motion: bool = setting(False, "draw starts by the stored motion energy")
-    cross_cuts: bool = setting(False, "let clips cross the cuts between shots", before=False)
+    sample_motion: bool = setting(False, "draw where a clip starts by the stored motion energy")
+    cross_cuts: bool = setting(
+        False, "let clips cross the cuts between shots, also where one shot is long enough", before=False
+    )
     clip_fps: float | None = setting(
-        None, "frames a second of a clip, by each video's own rate, in place of stride", metavar="RATE", above=0, most=1000,
-        before=None,
+        None, "frames a second of a clip, by each video's own rate, in the place of --stride", metavar="RATE", above=0,
+        most=1000, before=None, derived="by the stride",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -16,11 +16,12 @@ class Shards:
 
     title = "data"
     shards: tuple[str, ...] = setting(
-        help="sets of python -m preprocess: folders, s3://, gs://, az://, hf:// or http(s)://", metavar="SET", place=True
+        help="sets that python -m preprocess made: folders, s3://, gs://, az://, hf:// or http(s)://", metavar="SET", place=True
     )
     weights: tuple[float, ...] = setting(
-        (), "of several sets, the share of each in what is seen (by default as they have videos)", above=0, before=()
-    )
+        (), "of several sets, the share of each in what is seen", metavar="SHARE", above=0, before=(),
+        derived="by their numbers of videos",
+    )  # fmt: skip
 
 
 def share(text: str) -> float:
@@ -45,12 +46,15 @@ class Choice:
 
     title = "data"
     min_motion: float | None = setting(
-        None, "train on videos with at least this mean motion energy, in grey levels", least=0, before=None
+        None, "train on videos with at least this mean motion energy, in grey levels", metavar="ENERGY", least=0, before=None,
+        derived="no limit",
+    )  # fmt: skip
+    max_motion: float | None = setting(
+        None, "train on videos with at most this mean motion energy", metavar="ENERGY", least=0, before=None, derived="no limit"
     )
-    max_motion: float | None = setting(None, "and with at most this", least=0, before=None)
     min_seconds: float = setting(0.0, "train on videos of at least this length", metavar="SECONDS", least=0, before=0.0)
     share: float = setting(
-        1.0, "of the videos, such as 25%; those of a smaller share are among those of a larger", read=share, before=1.0
+        1.0, "train on this share of the videos, such as 25%; a larger share has those of a smaller one", read=share, before=1.0
     )
 
     @property
@@ -68,13 +72,18 @@ class Choice:
 class Reading:
     """By how many processes it is read, what is kept of it here, and what becomes of damage."""
 
-    title = "data"
-    workers: int = setting(1, "loader processes of each rank", short="-j", least=0, free=True)
+    title = "loading"
+    workers: int = setting(
+        1, "loader processes of each rank; 0: the training's own process loads", short="-j", metavar="N", least=0, free=True
+    )
     cache: str | None = setting(
-        None, "keep what came over the network on this machine's disk, for all its ranks", metavar="DIR", place=True, free=True
-    )
-    cache_size: float = setting(100.0, "size of that cache", metavar="GB", free=True)
+        None, "folder of this machine that keeps what came over the network, for all its ranks", metavar="DIR", place=True,
+        free=True, derived="nothing is kept",
+    )  # fmt: skip
+    cache_size: float = setting(100.0, "most gigabytes (10^9 bytes) in that cache", metavar="GB", free=True)
     on_error: str = setting(
-        "stop", "a video that cannot be read: stop, or skip (training takes another, a result names it)", choices=ON_ERROR
+        "stop", "at a video that cannot be read: stop, or skip (training takes another, a result names it)", choices=ON_ERROR
     )
-    max_skipped: float = setting(1.0, "of the videos, above which skip stops", metavar="PERCENT", least=0, most=100)
+    max_skipped: float = setting(
+        1.0, "percent of the videos above which --on-error skip stops too", metavar="PERCENT", least=0, most=100
+    )

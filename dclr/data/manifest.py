@@ -27,22 +27,24 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
+import msgspec
 import numpy as np
 
 from dclr.cues import CUES
 from dclr.errors import InputError
+from dclr.parse import Count, Rate, Sha256, Whole, from_json, parsing
 from dclr.record import (
+    CONTENT,
     DEFAULT_FPS,
     FORMAT_VERSION,
     TRAITS,
     FormatError,
     Record,
     SampleMeta,
-    is_content,
     pack_array,
     parse_array,
     unpack,
@@ -58,6 +60,8 @@ SHA256 = re.compile(r"[0-9a-f]{64}")  # it names folders of a cache, and an inde
 OLD_INDEX = re.compile(r"index-[0-9a-f]{16}\.npz")
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")  # a manifest is hostile input: no path escapes the set's folder
 OPTIONAL_COLUMNS = {"path": "<i8", "motion": "<f8", "content": "<i8", "cuts": "<i8"}  # of the index, each with a row a sample
+Crc32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+Content = Annotated[str, msgspec.Meta(pattern=f"^{CONTENT.pattern}$")]
 SPAN = re.compile(r"\[[\d.e+-]+:[\d.e+-]*\]\Z")  # behind the path in the id of a video that is a part of a file
 
 
@@ -66,13 +70,29 @@ class Shard:
     """One tar: ``name`` in the set's folder, its ``samples`` and ``bytes``, the ``sha256`` of the whole file."""
 
     name: str
-    samples: int
-    bytes: int
-    sha256: str
+    samples: Count
+    bytes: Count
+    sha256: Sha256
 
     @property
     def index_name(self) -> str:
         return self.name.removesuffix(".tar") + ".jsonl"
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a manifest must say before the rest of it can be read."""
+
+    version: int
+    index_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Needed:
+    """What a reader asks of a manifest's options."""
+
+    size: Count  # the short side of stored frames, in pixels
+    cues: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -81,13 +101,13 @@ class Manifest:
 
     dataset: str
     shards: tuple[Shard, ...]
-    splits: dict[str, int]  # split -> samples in it
+    splits: dict[str, Whole]  # split -> samples in it
     classes: dict[str, list[str]]
     options: dict[str, Any]  # what the set was made with: size, quality, ...
-    failures: dict[str, int]  # stage -> videos that are not in the set
+    failures: dict[str, Whole]  # stage -> videos that are not in the set
     index_sha256: str  # of index.npz
     version: int = FORMAT_VERSION
-    from_stored: dict[str, int] = dataclasses.field(default_factory=dict)  # cue -> samples that it was computed for so
+    from_stored: dict[str, Whole] = dataclasses.field(default_factory=dict)  # cue -> samples that it was computed for so
 
     @property
     def samples(self) -> int:
@@ -103,48 +123,25 @@ class Manifest:
     @classmethod
     def loads(cls, text: str, name: str = MANIFEST) -> Manifest:
         """Parse and check; raises InputError naming the file and the field."""
-        try:
-            fields = json.loads(text)
-            if fields["version"] != FORMAT_VERSION:
+        with parsing(name, "a shard set's manifest", "see shards/README.md"):
+            head = from_json(text, Head)
+            if head.version != FORMAT_VERSION:
                 raise InputError(
-                    f"{name}: format version {fields['version']!r}, this code reads version {FORMAT_VERSION}: "
+                    f"{name}: format version {head.version}, this code reads version {FORMAT_VERSION}: "
                     "make the shards again with python -m preprocess"
                 )
-            if "index_sha256" not in fields:
+            if not head.index_sha256:
                 raise InputError(f"{name}: it names no {INDEX}; python -m preprocess merge on the set writes both anew")
-            shards = tuple(Shard(s["name"], int(s["samples"]), int(s["bytes"]), s["sha256"]) for s in fields["shards"])
-            manifest = cls(
-                shards=shards,
-                **{key: fields[key] for key in ("dataset", "splits", "classes", "options", "failures", "index_sha256")},
-                from_stored={str(cue): int(count) for cue, count in fields.get("from_stored", {}).items()},
-            )
-            for shard in shards:
+            manifest = from_json(text, cls)
+            for shard in manifest.shards:
                 if not SHARD_NAME.fullmatch(shard.name):
                     raise InputError(f"{name}: shard name {shard.name!r}, expected {SHARD_NAME.pattern}")
-                if not SHA256.fullmatch(shard.sha256):
-                    raise ValueError(f"{shard.name}: sha256 {shard.sha256!r}")
-                if shard.samples < 1 or shard.bytes < 1:
-                    raise ValueError(f"{shard.name} of {shard.samples} samples and {shard.bytes} bytes")
-            for field, value in (("splits", manifest.splits), ("classes", manifest.classes), ("options", manifest.options)):
-                if not isinstance(value, dict):
-                    raise TypeError(f"{field} is {value!r}")
-            if not isinstance(manifest.index_sha256, str):
-                raise TypeError(f"index_sha256 is {manifest.index_sha256!r}")
-            int(manifest.options["size"])
-            cues = manifest.options.get("cues", [])
-            if not isinstance(cues, list) or not all(isinstance(cue, str) for cue in cues):
-                raise TypeError(f"cues are {cues!r}")
-            if unknown := [cue for cue in cues if cue not in CUES]:
+            msgspec.convert(manifest.options, Needed)
+            if unknown := [cue for cue in manifest.options.get("cues", []) if cue not in CUES]:
                 raise InputError(
                     f"{name}: the set has a cue {plain(repr(unknown[0]))}, known here are {', '.join(CUES)}: "
                     "start the file that registers it (docs/extending.md, Another cue)"
                 )
-        except InputError:
-            raise
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise InputError(
-                f"{name}: not a shard set's manifest ({type(error).__name__}: {error}); see shards/README.md"
-            ) from None
         return manifest
 
 
@@ -154,8 +151,8 @@ class Header:
     options) that it was made by. A shard without samples has no tar."""
 
     shard: str
-    samples: int
-    bytes: int
+    samples: Whole
+    bytes: Whole
     sha256: str
     recipe: str
     version: int = FORMAT_VERSION
@@ -170,18 +167,18 @@ class Entry:
     left out where it is not known."""
 
     key: str
-    offset: int  # of the sample's first tar header, in bytes
-    size: int  # of all its members, headers and padding included
-    crc32: int  # of those bytes
-    label: int | None  # of the default kind; None where the set has no labels
-    labels: dict[str, int]
+    offset: Whole  # of the sample's first tar header, in bytes
+    size: Count  # of all its members, headers and padding included
+    crc32: Crc32  # of those bytes
+    label: Whole | None  # of the default kind; None where the set has no labels
+    labels: dict[str, Whole]
     splits: list[str]
-    frames: int
-    fps: float  # 0 where the source does not say
+    frames: Count
+    fps: Rate  # 0 where the source does not say
     video: str  # the video's id; segments of one video share it
-    motion: float | None = None  # :func:`dclr.record.mean_motion` of its stored energy
-    content: str | None = None  # as in :class:`dclr.record.Source`
-    cuts: list[int] = dataclasses.field(default_factory=list)  # frames at which a further shot begins
+    motion: Rate | None = None  # :func:`dclr.record.mean_motion` of its stored energy
+    content: Content | None = None  # as in :class:`dclr.record.Source`
+    cuts: list[Whole] = dataclasses.field(default_factory=list)  # frames at which a further shot begins
     traits: list[str] = dataclasses.field(default_factory=list)  # of the source, of dclr.record.TRAITS
     from_stored: list[str] | None = None  # as in :class:`dclr.record.SampleMeta`, where there are any
 
@@ -225,31 +222,17 @@ def drop_old_indexes(folder: Folder, but_of: str = "") -> None:
 
 def read_index(folder: Folder, name: str) -> tuple[Header, list[Entry]]:
     """One shard's index; raises InputError naming the file and line."""
-    lines = folder.read(name).decode(errors="replace").splitlines()
-    entries: list[Entry] = []
-    number = 1
-    try:
-        header = Header(**json.loads(lines[0] if lines else ""))
-        if header.version != FORMAT_VERSION or not isinstance(header.recipe, str):
-            raise TypeError(f"format version {header.version!r}, this code reads version {FORMAT_VERSION}")
-        for number, line in enumerate(lines[1:], 2):  # noqa: B007
-            entry = Entry(**json.loads(line))
-            numbers = (entry.offset, entry.size, entry.frames, *entry.labels.values(), *entry.cuts)
-            if not isinstance(entry.key, str) or not isinstance(entry.video, str):
-                raise TypeError(f"key {entry.key!r}, video {entry.video!r}")
-            if not all(trait in TRAITS for trait in entry.traits):
-                raise TypeError(f"traits {entry.traits}, expected some of {', '.join(TRAITS)}")
-            if not all(isinstance(n, int) and n >= 0 for n in numbers):
-                raise TypeError(f"numbers {numbers}")
-            if entry.motion is not None and not 0 <= entry.motion < math.inf:
-                raise ValueError(f"motion {entry.motion!r}")
-            if entry.content is not None and not is_content(entry.content):
-                raise ValueError(f"content {entry.content!r}")
-            if not all(isinstance(cue, str) for cue in entry.from_stored or []):
-                raise TypeError(f"from_stored {entry.from_stored!r}")
+    lines, entries = folder.read(name).splitlines(), list[Entry]()
+    with parsing(f"{folder}/{name}, line 1", "the head of a shard's index", "copy it again"):
+        header = from_json(lines[0] if lines else b"", Header)
+        if header.version != FORMAT_VERSION:
+            raise ValueError(f"format version {header.version}, this code reads version {FORMAT_VERSION}")
+    for number, line in enumerate(lines[1:], 2):
+        with parsing(f"{folder}/{name}, line {number}", "an index entry", "copy it again"):
+            entry = from_json(line, Entry)
+            if not set(TRAITS).issuperset(entry.traits):
+                raise ValueError(f"traits {entry.traits}, expected some of {', '.join(TRAITS)}")
             entries.append(entry)
-    except (TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"{folder}/{name}, line {number}: not an index entry: {error}") from None
     return header, entries
 
 
@@ -299,6 +282,28 @@ class Names(Sequence[str]):
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
+
+    @cached_property
+    def _small(self) -> np.ndarray:
+        """The bytes of all with small letters in the place of ASCII's large ones."""
+        return np.frombuffer(self._blob.tobytes().lower(), np.uint8)
+
+    def containing(self, text: str) -> np.ndarray:
+        """Which of them have ``text`` in them; large ASCII letters are small ones. bool (N,)."""
+        wanted, small = np.frombuffer(text.encode().lower(), np.uint8), self._small
+        if not len(wanted):
+            return np.ones(len(self), bool)
+        last = max(0, len(small) - len(wanted) + 1)
+        is_first = np.ones(last, bool)
+        for further, letter in enumerate(wanted[:3]):
+            is_first &= small[further : further + last] == letter
+        first = np.flatnonzero(is_first)  # few, each of which is looked at
+        for further, letter in enumerate(wanted[3:], 3):
+            first = first[small[first + further] == letter]
+        of = np.searchsorted(self._end_N, first, side="right")
+        found = np.zeros(len(self), bool)
+        found[of[first + len(wanted) <= self._end_N[of]]] = True  # not across the end of one
+        return found
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
@@ -357,30 +362,30 @@ def parse_columns(file: IO[bytes], data: memoryview, samples: int, splits: int, 
         "splits": ("|u1", (splits, samples)),
     }
     columns = {}
-    try:
-        with zipfile.ZipFile(file) as archive:
+    with (
+        parsing(name, "a set's index", "write it anew with python -m preprocess merge", FormatError),
+        zipfile.ZipFile(file) as archive,
+    ):
 
-            def column(field: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-                info = archive.getinfo(f"{field}.npy")
-                if info.compress_type != zipfile.ZIP_STORED:
-                    raise FormatError(f"{name}: {field} is packed, expected it stored")
-                start = info.header_offset + 30 + sum(struct.unpack_from("<HH", data, info.header_offset + 26))  # name, extra
-                return parse_array(data[start : start + info.file_size], dtype, shape, f"{name}: {field}")
+        def column(field: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+            info = archive.getinfo(f"{field}.npy")
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise FormatError(f"{name}: {field} is packed, expected it stored")
+            start = info.header_offset + 30 + sum(struct.unpack_from("<HH", data, info.header_offset + 26))  # name, extra
+            return parse_array(data[start : start + info.file_size], dtype, shape, f"{name}: {field}")
 
-            there = set(archive.namelist())
-            shapes |= {field: (dtype, (samples,)) for field, dtype in OPTIONAL_COLUMNS.items() if f"{field}.npy" in there}
-            for field, (dtype, shape) in shapes.items():
-                columns[field] = column(field, dtype, shape)
-            ends = columns["key_ends"]
-            if np.any(np.diff(ends, prepend=0) < 1) or np.any(columns["size"] < 1) or np.any(columns["frames"] < 1):
-                raise FormatError(f"{name}: a key, size or number of frames below 1")
-            if "cuts" in columns and np.any((columns["cuts"] < 0) | (columns["cuts"] >= columns["frames"])):
-                raise FormatError(f"{name}: a number of cuts that is none of 0 to the frames")
-            if "motion" in columns and np.any((columns["motion"] < 0) | np.isinf(columns["motion"])):
-                raise FormatError(f"{name}: a motion below 0 or beyond all numbers")
-            columns["keys"] = column("keys", "|u1", (int(ends[-1]) if samples else 0,))
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, struct.error) as error:
-        raise error if isinstance(error, FormatError) else FormatError(f"{name}: {error}") from None
+        there = set(archive.namelist())
+        shapes |= {field: (dtype, (samples,)) for field, dtype in OPTIONAL_COLUMNS.items() if f"{field}.npy" in there}
+        for field, (dtype, shape) in shapes.items():
+            columns[field] = column(field, dtype, shape)
+        ends = columns["key_ends"]
+        if np.any(np.diff(ends, prepend=0) < 1) or np.any(columns["size"] < 1) or np.any(columns["frames"] < 1):
+            raise FormatError(f"{name}: a key, size or number of frames below 1")
+        if "cuts" in columns and np.any((columns["cuts"] < 0) | (columns["cuts"] >= columns["frames"])):
+            raise FormatError(f"{name}: a number of cuts that is none of 0 to the frames")
+        if "motion" in columns and np.any((columns["motion"] < 0) | np.isinf(columns["motion"])):
+            raise FormatError(f"{name}: a motion below 0 or beyond all numbers")
+        columns["keys"] = column("keys", "|u1", (int(ends[-1]) if samples else 0,))
     return columns
 
 
@@ -432,7 +437,8 @@ class ShardSet:
         self.offset_N -= np.repeat(self.offset_N[np.cumsum(count_S) - count_S], count_S)
         self.damaged = self._check()
         if self.damaged and not keep_damaged:
-            raise InputError(f"{self.damaged[0]}: copy the shard again, or train without it by --on-error skip")
+            without = "train_pretrain.py and train_eval.py go on without it by --on-error skip"
+            raise InputError(f"{self.damaged[0]}: copy the shard again; {without}")
 
     def _columns(self) -> dict[str, np.ndarray]:
         """``index.npz``: mapped here, where it lies on this machine, so that a column that nobody reads costs nothing."""
@@ -453,6 +459,8 @@ class ShardSet:
                     f"{name}: sha256 is {digest}, {MANIFEST} says {wanted}: copy both again, or "
                     "write both anew with python -m preprocess merge"
                 )
+            if not file.seek(0, os.SEEK_END):  # no memory maps an empty file
+                raise FormatError(f"{name}: empty, expected a zip of columns: write it anew with python -m preprocess merge")
             data = file.getvalue() if isinstance(file, io.BytesIO) else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             splits, kinds = len(self.manifest.splits), len(self.manifest.classes)
             return parse_columns(file, memoryview(data), self.manifest.samples, splits, kinds, name)
@@ -585,7 +593,7 @@ def require_size(shards: ShardSet, clip_size: int) -> None:
     if clip_size > stored["size"]:
         raise InputError(
             f"clip size {clip_size} is above the stored short side {stored['size']} of {shards.root}: "
-            f"use -cs {stored['size']} or less, or make the shards again with --size {clip_size} or more"
+            f"use -cs {stored['size']} or less, or python -m preprocess with --size {clip_size} or more"
         )
 
 

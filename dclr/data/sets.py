@@ -97,7 +97,7 @@ class JoinedSets(ShardSet):
     def __init__(self, sets: Sequence[ShardSet]):
         for number, one in enumerate(sets):
             if one.digest in [other.digest for other in sets[:number]]:
-                raise InputError(f"--shards {one}: the same set twice; --weights says how much of each is seen")
+                raise InputError(f"--shards {one}: the same set twice; name it once")
         self.roots = [one.root for one in sets]
         self.first_S = np.cumsum([0, *map(len, sets[:-1])])
         self.digest = hashlib.sha256(" ".join(one.digest for one in sets).encode()).hexdigest()

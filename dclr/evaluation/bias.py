@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dclr import metrics, report
+from dclr import figures, metrics
 from dclr.data.loader import Beside, eval_loader
 from dclr.draws import generator
 from dclr.evaluation.features import Features, extract
@@ -145,7 +145,7 @@ def bias(config: EvalConfig) -> dict[str, Any]:
         print(f"left out: {', '.join(names)}: {why}")
     sides = {"random weights": baseline, "this network": found} if baseline else {"random weights": found}
     pictures: Pictures = {
-        "bias.png": partial(report.bars, sides),
+        "bias.png": partial(figures.bars, sides),
         "conditions.png": partial(examples, setting, asked),
         "neighbours.png": partial(neighbours, setting, *features),
         "maps.png": partial(overlays, setting, setting.test_N),
@@ -259,10 +259,10 @@ def examples(setting: Setting, asked: Asked, out: Path) -> Path:
     loader = eval_loader(
         setting.shards, sample_n, setting.clip, clips=1, beside=asked.beside, cache=setting.cache, on_error="skip"
     )
-    rows: list[list[tuple[np.ndarray, str]]] = [[] for _ in ("whole", *asked.conditions)]
+    rows: list[list[figures.Cell]] = [[] for _ in ("whole", *asked.conditions)]
     for batch in loader:
         clips = {"whole": batch["rgb"][0], **{name: under(name, setting, batch) for name in asked.conditions}}
         for row, (name, clip_NTSSC) in zip(rows, clips.items(), strict=True):
-            at = np.linspace(0, clip_NTSSC.shape[1] - 1, report.SHOWN).astype(int)
-            row.extend((clip_NTSSC[0, t].numpy(), f"{name}, frame {t}") for t in at)
-    return report.neighbours(rows, out)
+            at = np.linspace(0, clip_NTSSC.shape[1] - 1, figures.SHOWN).astype(int)
+            row.extend(figures.Cell(clip_NTSSC[0, t].numpy(), f"frame {t}" if t else name) for t in at)
+    return figures.neighbours(rows, out)

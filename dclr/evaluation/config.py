@@ -12,51 +12,76 @@ from dclr.errors import InputError
 from dclr.evaluation.modes import MODES
 from dclr.method.objective import Network
 from dclr.method.pixels import PixelSettings
-from dclr.settings import again, check_values, flags, from_flags, setting
+from dclr.settings import again, check_values, flag, flags, from_flags, setting
+from dclr.text import public
 from dclr.training.config import Checkpoints, Optimisation
 
 ALL = "all"  # of the modes
+HASHED = {"weights": "pretrained", "set": "shards"}  # what results and checkpoints have the hash of -> its setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
     title = "data"
     shards: str = again(  # the set's hash stands for it
-        Shards, "shards", free=True, help="what python -m preprocess made: a folder, s3://, gs://, az://, hf:// or http(s)://"
+        Shards, "shards", free=True,
+        help="a set that python -m preprocess made: a folder, s3://, gs://, az://, hf:// or http(s)://",
+    )  # fmt: skip
+    train_split: tuple[str, ...] = setting((), "splits to train on", metavar="SPLIT", derived="those of --folds")
+    test_split: tuple[str, ...] = setting((), "splits to test on", metavar="SPLIT", derived="those of --folds")
+    val: float = setting(
+        0.0, "share of the training videos that is held out to choose an epoch or a learning rate on", metavar="SHARE", least=0,
+        below=1,
+    )  # fmt: skip
+    label: str | None = setting(
+        None, "kind of label to evaluate, such as motion or scene", metavar="KIND", derived="the set's first"
     )
-    train_split: tuple[str, ...] = setting((), "splits to train on", metavar="SPLIT")
-    test_split: tuple[str, ...] = setting((), "splits to test on", metavar="SPLIT")
-    val: float = setting(0.0, "of train, held out to choose epoch or probe-lr", metavar="SHARE", least=0, below=1)
-    label: str | None = setting(None, "kind of label, such as motion or scene; the set's first by default")
-    out: str = setting(help="folder for result.json, report.html and pictures", metavar="RUN", place=True, free=True)
-    force: bool = setting(False, "write over a result that --out holds", free=True)
+    out: str = setting(
+        help="folder of the evaluation, for result.json, report.html and pictures", metavar="RUN", place=True, free=True,
+        group="run",
+    )  # fmt: skip
+    force: bool = setting(False, "evaluate anew, and write over the result that --out holds", free=True, group="run")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    title = "model"
-    pretrained: str = setting(
-        help="checkpoint, weights, folder of dclr.export, or random", metavar="FILE", place=True, free=True
-    )  # as its hash
-    arch: str | None = again(Network, "arch", None, help="network for --pretrained random; otherwise the checkpoint says")
-    width: int = again(Network, "width", help="channels of the first stage, for --pretrained random")
-    precise_bn: int = setting(
-        0, "first re-estimate BatchNorm's statistics on N RGB training batches (0: not)", metavar="N", least=0
+    title = "network"
+    pretrained: str = setting(  # as its hash
+        help="what is evaluated: a checkpoint, other weights, a folder of dclr.export, or random (with -a)",
+        metavar="FILE",
+        place=True,
+        free=True,
     )
+    arch: str | None = again(
+        Network, "arch", None, help="the network of --pretrained random", derived="what the checkpoint holds"
+    )
+    width: int = again(Network, "width", help="channels of the first stage of --pretrained random; else the checkpoint says it")
+    precise_bn: int = setting(
+        0,
+        "batches of RGB clips on which BatchNorm's statistics are estimated anew first; 0: none",
+        metavar="N",
+        least=0,
+    )
+
+
+def _learned(otherwise: float) -> str:
+    return f"the checkpoint's, or {otherwise:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalClips:
-    title = "clips (frames, stride or clip-fps, and size: by default the checkpoint's, or 16, 2, 112)"
-    frames: int | None = again(ClipConfig, "frames", None)
-    stride: int | None = again(ClipConfig, "stride", None, least=1, above=None)
-    clip_fps: float | None = again(ClipConfig, "clip_fps", instead="stride")
-    size: int | None = again(ClipConfig, "size", None)
-    cpv: int = setting(10, "clips a training video: an epoch's (finetune), in all (others)", short="-cpv", least=1)
-    test_clips: int = setting(10, "uniform clips a test video, probabilities averaged", least=1)
-    crops: int = setting(1, "of each test clip: 1 (the middle) or 3 (along the long side)", choices=CROPS)
-    average: str = setting("probabilities", "of a video's clips", choices=("probabilities", "logits"))
-    min_scale: float = again(ClipConfig, "min_scale", help="least share of the area that a training crop keeps")
+    title = "clips"
+    frames: int | None = again(ClipConfig, "frames", None, derived=_learned(ClipConfig.frames))
+    stride: int | None = again(ClipConfig, "stride", None, least=1, above=None, derived=_learned(ClipConfig.stride))
+    clip_fps: float | None = again(ClipConfig, "clip_fps", instead="stride", derived="the checkpoint's, or by the stride")
+    size: int | None = again(ClipConfig, "size", None, derived=_learned(ClipConfig.size))
+    cpv: int = setting(
+        10, "clips of a training video: in each epoch of finetune, in all otherwise", short="-cpv", metavar="N", least=1
+    )
+    test_clips: int = setting(10, "uniform clips of a test video, of which the mean is taken", metavar="N", least=1)
+    crops: int = setting(1, "crops of each test clip: the middle, or three along the long side", choices=CROPS)
+    average: str = setting("probabilities", "what of a test video's clips is averaged", choices=("probabilities", "logits"))
+    min_scale: float = again(ClipConfig, "min_scale")
     flip: float = again(ClipConfig, "flip")
     cross_cuts: bool = again(ClipConfig, "cross_cuts")
 
@@ -66,21 +91,26 @@ class Frozen:
     title = "frozen features"
     features: str | None = setting(
         None,
-        "keep them there (default: RUN/features), read them where they were kept",
+        "folder that keeps the features, and from which they are read where it has them",
         metavar="DIR",
         place=True,
         free=True,
+        derived="RUN/features",
     )
-    probe: str = setting("convex", "convex (to its minimum) or sgd (the authors')", choices=("convex", "sgd"))
-    probe_lr: tuple[float, ...] = setting((5.0,), "of sgd; of several the best on --val", metavar="LR", above=0)
-    shots: tuple[int, ...] = setting((1, 5, 10), "training videos a class", metavar="N", least=1)
-    draws: int = setting(5, "of those videos", least=1)
+    probe: str = setting(
+        "convex", "how the probe is fitted: to the minimum of a convex loss, or by the authors' sgd", choices=("convex", "sgd")
+    )
+    probe_lr: tuple[float, ...] = setting(
+        (5.0,), "learning rate of --probe sgd; of several the best on --val", metavar="RATE", above=0
+    )
+    shots: tuple[int, ...] = setting((1, 5, 10), "numbers of training videos of a class", metavar="N", least=1)
+    draws: int = setting(5, "how often these videos are drawn", metavar="N", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Computing:
     title = "optimisation"
-    batch: int = setting(64, "clips a step, over all processes; also of --precise-bn", short="-b", least=1)
+    batch: int = setting(64, "clips of a step over all processes, also of --precise-bn", short="-b", metavar="N", least=1)
     seed: int = 0  # --seeds
     precision: str = again(Optimisation, "precision")
     deterministic: bool = again(Optimisation, "deterministic")
@@ -89,20 +119,21 @@ class Computing:
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
     title = "optimisation (finetune)"
-    epochs: int = setting(10, least=1, free=True)
+    epochs: int = again(Optimisation, "epochs", 10)
     optimiser: str = again(Optimisation, "optimiser")
-    lr: float = setting(0.1, above=0)
+    lr: float = again(Optimisation, "lr", 0.1)
     schedule: tuple[int, ...] = again(Optimisation, "schedule", (6, 8))
     wd: float = again(Optimisation, "wd")
-    dropout: float = setting(0.5, least=0, below=1)
-    head: str = setting("linear", "linear, or bn: a BatchNorm before it", choices=("linear", "bn"))
+    dropout: float = setting(0.5, "share of the pooled features that a step leaves out", metavar="SHARE", least=0, below=1)
+    head: str = setting("linear", "the classifier: a linear layer, or a BatchNorm and a linear layer", choices=("linear", "bn"))
     bn: str = setting(
-        "sync",
-        "statistics of all processes' clips, local: of each process's, frozen: as they are",
+        "sync", "what normalises: statistics of all processes' clips, of each process's, or of the pretraining",
         choices=("sync", "local", "frozen"),
+    )  # fmt: skip
+    patience: int = setting(
+        0, "epochs without a better one on --val after which it stops; 0: it never does", metavar="EPOCHS", least=0
     )
-    patience: int = setting(0, "without a better one on --val, then stop", metavar="EPOCHS", least=0)
-    save_minutes: float = again(Checkpoints, "save_minutes")
+    save_minutes: float = again(Checkpoints, "save_minutes", group="run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,9 +185,13 @@ class Repeats:
     """How often an evaluation is done: on which folds, with which seeds."""
 
     folds: tuple[int, ...] = setting(
-        (), "train0N and test0N of each in place of both splits, and the mean", metavar="N", least=0, group="data"
-    )
-    seeds: tuple[int, ...] = setting((0,), "several: one after the other, and the mean", metavar="SEED", group="optimisation")
+        (), "folds: splits train0N and test0N in the place of both, one fold after the other, and their mean", metavar="N",
+        least=0, group="data",
+    )  # fmt: skip
+    seeds: tuple[int, ...] = setting(
+        (0,), "seeds of every random number; with several one evaluation after the other, and their mean", metavar="N",
+        group="optimisation",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -179,6 +214,19 @@ def _own(mode: str) -> set[str]:
 def others(mode: str) -> set[str]:
     """The settings that only other modes have."""
     return set() if mode == ALL else set().union(*map(_own, MODES)) - _own(mode)
+
+
+def made_otherwise(config: EvalConfig, name: str, ours: Any, theirs: Any, what: str) -> InputError:
+    """The error where ``what`` in ``--out`` was made with another setting: its flag and the ways out. ``name`` is a field of
+    EvalConfig or Repeats, or one of :data:`HASHED`."""
+    out = "name another --out, or --force evaluates anew"
+    if name in HASHED:
+        given = public(str(getattr(config, HASHED[name])))
+        return InputError(f"{flag(HASHED[name])} {given}: {what} was made from another content than it has now; {out}")
+    if name == "mode":
+        return InputError(f"{ours}: {what} was made by {theirs}; {out}")
+    one = (flags(type(config)) | flags(Repeats))["seeds" if name == "seed" else name]
+    return InputError(f"{one.typed(ours)}: {what} was made with {one.typed(theirs)}; give that again, {out}")
 
 
 def evaluation(given: Mapping[str, Any]) -> tuple[list[EvalConfig], Repeats]:

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dclr import checkpoint, distributed, metrics, report
+from dclr import checkpoint, distributed, figures, metrics
 from dclr.data.loader import TrainLoader, all_skipped
 from dclr.draws import generator
 from dclr.errors import InputError, spared
-from dclr.evaluation.config import EvalConfig
+from dclr.evaluation.config import EvalConfig, made_otherwise
 from dclr.evaluation.pieces import Pieces
 from dclr.evaluation.probe import averaged
-from dclr.evaluation.result import Pictures, overlays, save_scores
+from dclr.evaluation.result import Pictures, options, overlays, own, save_scores
 from dclr.evaluation.setting import Setting, forward, over_videos, prepare
 from dclr.hardware import peak_memory_gb, place, sent
 from dclr.method import norm
@@ -93,7 +93,7 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
         if first:
             print(f"resumed after step {first_step} of {last_step}")
     if not learner.patience_is_over(first_step // len(loader)):
-        curves = Curves(out, first_step) if first else None
+        curves = Curves(out, first_step, own(options(setting))) if first else None
         train(learner, Saver(out, 1, last_step), curves, first_step, last_step, config.save_minutes)
     if config.on_error == "skip":
         absent = all_skipped(loader.skipped, len(setting.train_N), config.max_skipped)
@@ -105,7 +105,7 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
         return {}
     names = ["finetune/loss", "finetune/top1", *(["val/top1"] if len(setting.val_N) else [])]
     pictures: Pictures = {
-        "curves.png": lambda path: report.curves(read_lines(out), names, path),
+        "curves.png": lambda path: figures.curves(read_lines(out), names, path),
         "maps.png": partial(overlays, setting, samples, trunk=model.backbone),
     }
     result = save_scores(setting, scores, samples, extra | {"peak_memory_gb": round(peak_memory_gb(), 2)}, pictures)
@@ -198,15 +198,12 @@ class Finetuning(Learner):
         for name, ours in _decides(setting).items():
             theirs = made.get(name)
             if theirs != ours:
-                raise InputError(
-                    f"--{name.replace('_', '-')} {ours}: the run in {setting.out} was made with {theirs}; give that again, "
-                    "name another --out, or --force begins anew"
-                )
+                raise made_otherwise(setting.config, name, ours, theirs, f"the run in {setting.out}")
         every = setting.shards.manifest.classes[setting.kind]  # a checkpoint that names no classes is of all that the set has
         if state.more.get("classes", every) != _outputs(setting):
             raise InputError(
                 f"--out {setting.out}: its checkpoints are of other classes than --train-split has; name another --out, or "
-                "--force begins anew"
+                "--force evaluates anew"
             )
         state.restore(self.model, self.optimiser, self.scaler, self.loader)
         self.best = state.more["best"]

@@ -26,6 +26,7 @@ class Mode:
         config: a dataclass that inherits from EvalConfig, where the mode has settings that EvalConfig lacks.
         metrics: its numbers by name. Those whose names depend on settings or on the set are given to ``save_result``.
         captions: of the pictures that it draws, by file name.
+        examples: which flags do what, at the end of its ``--help``, beside those that every mode has.
     """
 
     help: str
@@ -34,8 +35,10 @@ class Mode:
     config: type[EvalConfig] | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     captions: Mapping[str, str] = field(default_factory=dict)
+    examples: Mapping[str, str] = field(default_factory=dict)
 
 
+GIVEN = "--shards shards/mine --train-split train01 --test-split test01 --pretrained runs/mine/last.pt"  # in examples
 ACCURACIES = {"top1": Metric("share"), "top5": Metric("share"), "mean_class": Metric("percent")}
 OF_SCORES = {  # captions
     "confusion.png": "Confusion matrix",
@@ -70,9 +73,10 @@ MODES = {
     "finetune": Mode(
         "train the whole network with labels",
         _finetune,
-        ("val", "average", "epochs", "lr", "schedule", "wd", "dropout", "head", "bn", "patience", "save_minutes"),
+        ("val", "average", "epochs", "optimiser", "lr", "schedule", "wd", "dropout", "head", "bn", "patience", "save_minutes"),
         metrics=ACCURACIES,
         captions={**OF_SCORES, "curves.png": "Training curves", **OF_MAPS},
+        examples={"the epoch that is best on held-out videos": f"{GIVEN} --val 0.1 --patience 3 --out runs/mine-held-out"},
     ),
     "linear": Mode(
         "logistic regression on frozen features",
@@ -80,6 +84,10 @@ MODES = {
         ("val", "average", "features", "probe", "probe_lr"),
         metrics=ACCURACIES,
         captions={**OF_SCORES, **OF_FEATURES},
+        examples={
+            "the authors' probe, its rate chosen on held-out videos": f"{GIVEN} --probe sgd --probe-lr 0.5 5 50 --val 0.1 "
+            "--out runs/mine-sgd"
+        },
     ),
     "knn": Mode(
         "weighted k-NN on frozen features",
@@ -100,6 +108,7 @@ MODES = {
         _on_features("fewshot"),
         ("average", "features", "shots", "draws"),
         captions=OF_FEATURES,
+        examples={"other numbers of videos": f"{GIVEN} --shots 1 2 4 8 --draws 20 --out runs/mine-few"},
     ),
     "bias": Mode(
         "the linear probe on test clips that lack motion or scene, beside random weights",

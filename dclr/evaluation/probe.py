@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dclr import metrics, report
+from dclr import figures, metrics
 from dclr.draws import generator
 from dclr.errors import InputError
 from dclr.evaluation.features import Features, extract
@@ -129,17 +129,13 @@ def fewshot(probing: Probing) -> dict[str, Any]:
 
 def neighbours(setting: Setting, train: Features, test: Features, out: Path) -> Path:
     """Write a PNG: some test videos, and the training videos nearest to each by cosine of mean features."""
-    rows_m = np.unique(np.linspace(0, len(test.sample) - 1, report.SHOWN).astype(int))
+    rows_m = np.unique(np.linspace(0, len(test.sample) - 1, figures.SHOWN).astype(int))
     place_mk, _ = metrics.nearest(test.value[rows_m].mean(1), train.value.mean(1), NEIGHBOURS)
     rows = []
     for row, place_k in zip(rows_m, place_mk, strict=True):
-        samples = [int(test.sample[row]), *map(int, train.sample[place_k])]
-        classes = setting.label(np.array(samples))
-        named = [setting.classes.names[c] for c in classes]
-        marks = ["asked", *("same" if c == classes[0] else "other" for c in classes[1:])]
-        pictures = [report.middle_frame(setting.shards, sample) for sample in samples]
-        rows.append([(picture, f"{mark}: {name}") for picture, mark, name in zip(pictures, marks, named, strict=True)])
-    return report.neighbours(rows, out)
+        samples = np.array([test.sample[row], *train.sample[place_k]])
+        rows.append(figures.beside(setting.shards, samples.tolist(), setting.label(samples).tolist(), setting.classes.names))
+    return figures.neighbours(rows, out, "Test videos and the training videos nearest to each")
 
 
 def logistic_regression(features_NC: torch.Tensor, label_N: torch.Tensor, classes: int, c: float = 1.0) -> nn.Linear:

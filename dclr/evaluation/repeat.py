@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +15,20 @@ from typing import Any
 import numpy as np
 
 from dclr import distributed
-from dclr.compare import GUESSES, compare, measured, read_result
+from dclr.checkpoint import digest
+from dclr.compare import GUESSES, RESULT, compare, headline, measured, read_result
 from dclr.data.clips import LEARNED
-from dclr.data.manifest import ShardSet
+from dclr.data.manifest import MANIFEST, ShardSet
 from dclr.data.sets import choose
-from dclr.errors import InputError, dispensable, refuse_used
+from dclr.errors import InputError, dispensable
 from dclr.evaluation import page
-from dclr.evaluation.config import EvalConfig
+from dclr.evaluation.config import EvalConfig, made_otherwise
 from dclr.evaluation.modes import MODES
-from dclr.evaluation.result import circumstances, write
-from dclr.evaluation.setting import RESULT
+from dclr.evaluation.result import circumstances, events, write
 from dclr.files import run_folder
 from dclr.hardware import pick_device
 from dclr.settings import completed, free
+from dclr.storage import open_folder
 from dclr.text import public
 
 HELD = {"epochs", "shards", "pretrained"}  # may differ in a run that is gone on with, and not in a result that is kept
@@ -44,10 +48,9 @@ def everything(configs: Sequence[EvalConfig], folds: Sequence[int], seeds: Seque
     with run_folder(str(out)):
         for config, folder in zip(configs, folders, strict=True):
             kept = config.features or str(out / "features")
-            one = replace(config, out=str(folder), features=kept, seed=seeds[0])
+            one = replace(config, out=str(folder), features=kept)
             distributed.setup(pick_device(one.deterministic))
-            if not distributed.from_first(finished(one, folds, seeds) if distributed.rank() == 0 else None):
-                repeat(one, folds, seeds, MODES[one.mode].run)
+            repeat(one, folds, seeds, MODES[one.mode].run)
             distributed.wait()
         if distributed.rank() == 0:
             print(compare([out]))
@@ -60,12 +63,14 @@ def repeat(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], evalu
     each into a folder of its own in ``config.out``, whose result.json has the mean of every accuracy and, as ``deviation``, its
     standard deviation (of a sample). Without folds and with one seed it is ``evaluate`` alone.
 
-    Started again after it was killed, it goes on after the results that are there. Raises InputError for one of other options.
+    Started again, it keeps the results that are there. Raises InputError for one of other options.
     """
     with run_folder(config.out):
-        if not folds and len(seeds) == 1:
-            return evaluate(replace(config, seed=seeds[0]))
-        return _several(config, folds, seeds, evaluate)
+        once = not folds and len(seeds) == 1
+        one = replace(config, seed=seeds[0]) if once else config
+        if (kept := finished(one, folds, seeds)) is not None:
+            return kept
+        return evaluate(one) if once else _several(config, folds, seeds, evaluate)
 
 
 def _several(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], evaluate: Evaluate) -> dict[str, Any]:
@@ -73,8 +78,6 @@ def _several(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], eva
         if len(set(given)) < len(given):
             raise InputError(f"{flag} {' '.join(map(str, given))}: expected each once")
     out = Path(config.out)
-    if not config.force:
-        refuse_used(out, RESULT)
     every: Sequence[int | None] = folds or [None]
     features, runs = config.features or str(out / "features"), []  # a seed that draws few shots changes none of them
     for fold, seed in itertools.product(every, seeds):
@@ -100,7 +103,8 @@ def _several(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], eva
 
 
 def finished(config: EvalConfig, folds: Sequence[int] = (), seeds: Sequence[int] = (0,)) -> dict[str, Any] | None:
-    """The result in ``config.out``, None where there is none (or ``--force``); raises InputError for one of other options."""
+    """The result in ``config.out``, which is told; None where there is none (or ``--force``). Raises InputError for one of
+    other options, weights or shards."""
     path = Path(config.out) / RESULT
     if config.force or not path.exists():
         return None
@@ -109,22 +113,36 @@ def finished(config: EvalConfig, folds: Sequence[int] = (), seeds: Sequence[int]
     made = completed(type(config), result["options"]) | {
         name: result[name] for name in NETWORK if name in result
     }  # an older version kept those that were asked for
+    wanted |= config.pixels(recorded(made) or IMAGENET).said  # as they are recorded, where they are not given
     if config.pretrained != "random":
         del wanted["width"]  # the checkpoint's
     if "folds" in made or folds or len(seeds) > 1:  # a mean
-        wanted = {name: value for name, value in wanted.items() if name not in PLACES} | {
-            "folds": list(folds), "seeds": list(seeds)
-        }  # fmt: skip
-    may = free(type(config)) - HELD
+        wanted = {name: value for name, value in wanted.items() if name not in PLACES}
+        wanted, made = wanted | {"folds": list(folds), "seeds": list(seeds)}, {"folds": [], "seeds": [made.get("seed")]} | made
+    may, what = free(type(config)) - HELD, f"the result in {path.parent}"
     for name, value in wanted.items():
         ours = name in (*LEARNED, *NETWORK) and value is None  # the checkpoint's, which made it too
         if name not in may and not ours and _public(made.get(name)) != _public(value):
-            raise InputError(
-                f"{path}: made with {name.replace('_', '-')} {made.get(name)}, not {value}; name another --out, "
-                "or --force makes it anew"
-            )
-    print(f"{path}: it is there, and kept")
+            raise made_otherwise(config, name, value, made.get(name), what)
+    for name, now in _hashes(config).items():
+        if result.get(name) not in (None, now, [now]):
+            raise made_otherwise(config, name, now, result[name], what)
+    if os.environ.get("RANK", "0") == "0":
+        page = path.with_name("report.html")
+        where = page if page.exists() else path
+        print(f"{path.parent} is finished: {headline(result)}; {where}; --force evaluates anew")
     return result
+
+
+def _hashes(config: EvalConfig) -> dict[str, str]:
+    """Those of the weights and of the set as they are now, where they are still there."""
+    found = {}
+    if config.pretrained != "random":
+        with suppress(OSError):
+            found["weights"] = digest(Path(config.pretrained))
+    with suppress(OSError, InputError):
+        found["set"] = hashlib.sha256(open_folder(config.shards).read(MANIFEST)).hexdigest()
+    return found
 
 
 def _public(value: Any) -> Any:
@@ -174,6 +192,7 @@ def _mean(
         **circumstances(sum(result.get("seconds", 0) for result in results)),
     }
     write(out, mean, ", ".join(f"{name} {one.text(mean[name])}{one.unit}" for name, one in shared.items()))
+    events(out, mean["options"], {name: mean[name] for name in shared})
     print(compare([*(Path(run.out) for run in runs), out]))
     with dispensable("report.html"):
         print(page.write(out, [out, *(Path(run.out) for run in runs)]))

@@ -20,19 +20,22 @@ from safetensors.numpy import save
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from dclr import metrics, report
-from dclr.compare import guesses
+from dclr import figures, metrics
+from dclr.compare import RESULT, guesses
 from dclr.data.loader import eval_loader
 from dclr.errors import NotKept, dispensable
 from dclr.evaluation import page
+from dclr.evaluation.config import others
 from dclr.evaluation.modes import ACCURACIES, MODES
-from dclr.evaluation.setting import RESULT, Setting
+from dclr.evaluation.setting import Setting
 from dclr.files import whole
 from dclr.hardware import machine, place, revision
 from dclr.method import losses
 from dclr.method.views import normalise, to_clip
 from dclr.metrics import Metric
+from dclr.settings import flag
 from dclr.text import plain, public
+from dclr.training.curves import write_settings
 
 SCORES = "scores.safetensors"
 Pictures = Mapping[str, Callable[[Path], object]]  # file name -> what writes it there
@@ -40,15 +43,17 @@ Pictures = Mapping[str, Callable[[Path], object]]  # file name -> what writes it
 
 def overlays(setting: Setting, sample_M: np.ndarray, out: Path, trunk: nn.Module | None = None) -> Path:
     """Write a PNG: where the trunk (or ``trunk``) is active in the middle clips of up to four of these samples."""
-    samples_N = np.unique(sample_M[np.linspace(0, len(sample_M) - 1, report.SHOWN).astype(int)])
+    samples_N = np.unique(sample_M[np.linspace(0, len(sample_M) - 1, figures.SHOWN).astype(int)])
     module = place(trunk or setting.trunk.module, setting.device).eval()
     loader = eval_loader(setting.shards, samples_N, setting.clip, clips=1, cache=setting.cache, on_error="skip")
-    clips = torch.cat([normalise(to_clip(batch["rgb"][0].to(setting.device))) for batch in loader])
+    batches = list(loader)
+    clips = torch.cat([normalise(to_clip(batch["rgb"][0].to(setting.device))) for batch in batches])
+    names = [setting.classes.names[c] for c in setting.label(np.concatenate([batch["sample"] for batch in batches]))]
 
     def active(clip_BCTHW: torch.Tensor, view: str) -> torch.Tensor:
         return losses.mean_one(losses.activation_map(module(clip_BCTHW)))
 
-    return report.activation_maps(active, {"v": clips}, out)
+    return figures.activation_maps(active, {"v": clips}, names, out)
 
 
 def save_scores(
@@ -59,7 +64,8 @@ def save_scores(
     Saved are accuracies, confusion counts, the accuracy of each class, and scores for all C classes, 0 for those that training
     lacks."""
     if not np.isfinite(scores_MK).all():
-        raise FloatingPointError("scores are not finite and nothing was saved: try --precision fp32 or a smaller --lr")
+        rates = [f" or a smaller {flag(name)}" for name in ("lr", "probe_lr") if name in MODES[setting.config.mode].settings]
+        raise FloatingPointError(f"scores are not finite and nothing was saved: try --precision fp32{''.join(rates)}")
     label_M, names = setting.label(sample_M), setting.classes.names
     counts = metrics.confusion(scores_MK.argmax(1), label_M, len(names))
     scores_MC = np.pad(scores_MK.astype(np.float32), ((0, 0), (0, len(names) - scores_MK.shape[1])))
@@ -74,8 +80,8 @@ def save_scores(
         sample_M,
         extra | found,
         {
-            "confusion.png": lambda out: report.confusion_matrix(counts, names, out),
-            "classes.png": lambda out: report.class_bars(counts, names, out),
+            "confusion.png": lambda out: figures.confusion_matrix(counts, names, out),
+            "classes.png": lambda out: figures.class_bars(counts, names, out),
             **pictures,
         },
         what=ACCURACIES,
@@ -114,7 +120,8 @@ def save_result(
             f"no training video is of {len(names)} of the classes of {plain(kind)}: {some}{', ...' * (len(names) > 10)}; their "
             f"{absent} test videos count as wrong"
         )
-    result["pictures"] = _drawn(out, numbers, pictures)
+    result["pictures"] = _drawn(out, pictures)
+    events(out, result["options"], numbers, result["pictures"])
     with dispensable("the list of pictures in result.json"):
         write(out, result, said)
     made = [str(out / RESULT)]
@@ -137,8 +144,6 @@ def _made(
             kind: classes.guessed(classes.number(setting.shards.labels[kind][sample_M])) for kind, classes in every.items()
         },
     }
-    used = {"arch": setting.trunk.arch, "width": setting.trunk.width} | setting.clip.said | setting.trunk.module.pixels.said
-    options = {name: public(value) if isinstance(value, str) else value for name, value in vars(setting.config).items()}
     shares = {name: value for name, value in numbers.items() if measured[name].kind == "share"}
     rest = {
         "metrics": {name: asdict(metric) for name, metric in measured.items()},
@@ -156,7 +161,7 @@ def _made(
         "width": setting.trunk.width,
         **extra,
         "pictures": [],
-        "options": options | used,
+        "options": options(setting),
         "weights": setting.weights,
         "set": setting.shards.digest,
         "versions": {"dclr": revision(), "torch": torch.__version__, "numpy": np.__version__},
@@ -167,8 +172,20 @@ def _made(
     return {**numbers, **rest}
 
 
-def _drawn(out: Path, numbers: Mapping[str, float], pictures: Pictures) -> list[str]:
-    """Draw the pictures and write them and the numbers as TensorBoard's events; returns the names of those that are there."""
+def options(setting: Setting) -> dict[str, Any]:
+    """Every option of an evaluation, and what those came to that the checkpoint decides."""
+    used = {"arch": setting.trunk.arch, "width": setting.trunk.width} | setting.clip.said | setting.trunk.module.pixels.said
+    given = {name: public(value) if isinstance(value, str) else value for name, value in vars(setting.config).items()}
+    return given | used
+
+
+def own(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options without those that only other modes have."""
+    return {name: value for name, value in options.items() if name not in others(options["mode"])}
+
+
+def _drawn(out: Path, pictures: Pictures) -> list[str]:
+    """Draw the pictures; returns the names of those that are there."""
     drawn: list[str] = []
     for name, draw in pictures.items():
         with dispensable(name):
@@ -178,12 +195,17 @@ def _drawn(out: Path, numbers: Mapping[str, float], pictures: Pictures) -> list[
         if name not in drawn:
             with suppress(OSError):
                 (out / name).unlink(missing_ok=True)
+    return drawn
+
+
+def events(out: Path, settings: Mapping[str, Any], numbers: Mapping[str, float], pictures: Sequence[str] = ()) -> None:
+    """Write TensorBoard's events: the numbers, the settings as hyperparameters and as text, and the pictures in ``out``."""
     with dispensable("TensorBoard's file"), SummaryWriter(out) as writer:
+        write_settings(out, own(settings), ended=True)
         for name, value in numbers.items():
             writer.add_scalar(f"result/{name}", value)
-        for name in drawn:
+        for name in pictures:
             writer.add_image(Path(name).stem, imread(out / name)[..., :3], dataformats="HWC")
-    return drawn
 
 
 def write(out: Path, result: Mapping[str, Any], said: str) -> None:

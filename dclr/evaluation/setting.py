@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from torch import nn
 
 from dclr import bars, checkpoint, distributed
 from dclr.checkpoint import Trunk
+from dclr.compare import RESULT as RESULT
 from dclr.data.clips import ClipConfig
 from dclr.data.fetch import Cache
 from dclr.data.loader import RGB_ALONE, Beside, TrainLoader, all_skipped, eval_loader, open_sets
 from dclr.data.manifest import ShardSet, require_size
 from dclr.data.sets import choose, leaks, pace_warnings
 from dclr.draws import generator
-from dclr.errors import InputError, make_folder, refuse_used
+from dclr.errors import InputError, make_folder
 from dclr.evaluation.config import EvalConfig
 from dclr.evaluation.pieces import Pieces
 from dclr.hardware import pick_device, place, resolve_precision, sent
@@ -34,7 +35,6 @@ from dclr.method.pixels import IMAGENET, InputPixels
 from dclr.method.views import normalise, to_clip
 
 UCF_GROUP = re.compile(r".*_g\d+(?=_c\d+)")  # UCF101's groups: clips cut out of one longer video
-RESULT = "result.json"
 
 
 class Classes:
@@ -123,8 +123,6 @@ def prepare(config: EvalConfig) -> Setting:
     """Check flags, then the checkpoint, then the shard set; raises InputError naming the first thing that is wrong."""
     began, device = time.monotonic(), pick_device(config.deterministic)
     dtype = resolve_precision(config.precision, device)
-    if not config.force:
-        refuse_used(Path(config.out), RESULT)
     if config.pretrained == "random":
         assert config.arch is not None  # EvalConfig checked it
         trunk, weights = random_weights(config.arch, config.width, config.seed, config.pixels())
@@ -137,12 +135,18 @@ def prepare(config: EvalConfig) -> Setting:
     (shards,), cache = open_sets([config.shards], config.on_error, config.cache, config.cache_size)
     require_size(shards, clip.size)
     setting = dataclasses.replace(labelled(config, trunk, weights, shards, cache, clip, device, dtype), began=began)
-    make_folder(Path(config.out))
+    make_folder(Path(config.out), "--out")
     distributed.setup(device)
     if distributed.rank() == 0:
-        print(f"{config.pretrained}\n{trunk.matched}")
+        _say_weights(config.pretrained, trunk.matched)
         _introduce(setting)
     return prepared(setting)
+
+
+@cache
+def _say_weights(pretrained: str, matched: str) -> None:
+    """Say what was found in the weights; once, however many modes, folds and seeds the command has."""
+    print(f"{pretrained}\n{matched}")
 
 
 def _introduce(setting: Setting) -> None:

@@ -41,6 +41,13 @@ CLIPS = ("other", "same")  # of the video, whose motion is the dynamic key
 MINERS = {"both": 0, "s": 0, "d": 0, "energy": 1, "flow": 2}  # what mines: channels of its stored cue
 
 
+def _teacher(does: str) -> Any:
+    return setting(
+        None, f"momentum of an encoder of its own, by which {does}", metavar="M", least=0, most=1, before=None,
+        derived="f_k does that",
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Method:
     """What is trained. The default is DCLR; each field is one line of the loss (docs/method.md, "Baseline and ablations").
@@ -59,31 +66,48 @@ class Method:
     """
 
     views: str = "vsd"
-    mined: int = setting(5, "positives mined from other videos", metavar="K", least=0)
+    mined: int = setting(5, "positives that each contrast mines from other videos; 0: none", metavar="K", least=0)
     alignment: float = 0.1
     decoupling: bool = True
-    loss: str = setting("mil", "contrast: mil, masked (own key left out at random) or mean-log", choices=FORMS)
+    loss: str = setting(
+        "mil", "form of the contrasts: mil, masked (mil without the own key at random), mean-log", choices=FORMS
+    )
     align_target: str = setting(
-        "sum", "of A(s) and A(d): sum, equal (each first N), raw (neither sum nor A(v) is N)", choices=TARGETS
+        "sum", "what A(v) is aligned to: the sum of A(s) and A(d), equal (each first N), raw (nothing is N)", choices=TARGETS
     )
-    align_maps: str = setting(
-        "query", "whose A(s) and A(d): the query clip's, or the key clip's", choices=ALIGNED, before="query"
+    align_maps: str = setting("query", "the clip whose A(s) and A(d) are that target", choices=ALIGNED, before="query")
+    symmetric: bool = setting(False, "also train with the two clips swapped, for 1.7 times the work")
+    momentum: float = setting(
+        0.999, "momentum by which f_k follows f_q; 1: it stays as drawn", metavar="M", least=0, most=1, before=0.999
     )
-    symmetric: bool = setting(False, "also with the two clips swapped; 1.7 times the work")
-    momentum: float = setting(0.999, "of f_k, which follows f_q; 1: it stays", least=0, most=1, before=0.999)
-    static_momentum: float | None = setting(None, "of keys and maps of s, where not f_k's", least=0, most=1, before=None)
-    dynamic_momentum: float | None = setting(None, "of keys and maps of d, where not f_k's", least=0, most=1, before=None)
-    mining_momentum: float | None = setting(None, "of what mines, where not f_k's", least=0, most=1, before=None)
-    temperature: float = setting(0.07, "of the contrasts", above=0, before=0.07)
-    in_batch: bool = setting(False, "the queue takes a batch's keys before its contrasts, not after", before=False)
-    mine_by: str = setting("both", "what mines: s and d, one of them, or a stored cue for d", choices=MINERS, before="both")
-    mining_temperature: float = setting(0.07, "of the mined; 1: the authors' plain cosine", above=0, before=0.07)
-    dim: int = setting(128, "dimensions of an embedding", least=1, before=128)
-    static_weight: float = setting(1.0, "of the contrasts vs and sv", least=0, before=1.0)
-    dynamic_weight: float = setting(1.0, "of the contrasts vd and dv", least=0, before=1.0)
-    flow_weight: float = setting(0.0, "of predicting the clip's stored flow; 0: not", least=0, before=0.0)
-    dynamic_key: str = setting("other", "vd and dv meet the other clip, or the same", choices=CLIPS, before="other")
-    head_init: str = setting("torch", "weights of the heads: torch's, or N(0, 0.01)", choices=HEADS, before="torch")
+    static_momentum: float | None = _teacher("s has keys and maps")
+    dynamic_momentum: float | None = _teacher("d has keys and maps")
+    mining_momentum: float | None = _teacher("positives are mined")
+    temperature: float = setting(0.07, "temperature of the contrasts", metavar="T", above=0, before=0.07)
+    in_batch: bool = setting(
+        False, "a batch's keys enter the queue before its contrasts, so that they are negatives; not after", before=False
+    )
+    mine_by: str = setting(
+        "both",
+        "what mines: s and d each for itself, one of them, or a stored cue for d",
+        choices=MINERS,
+        before="both",
+    )
+    mining_temperature: float = setting(
+        0.07, "temperature of the cosines that mine; 1: the authors' plain cosine", metavar="T", above=0, before=0.07
+    )
+    dim: int = setting(128, "dimensions of an embedding", metavar="N", least=1, before=128)
+    static_weight: float = setting(1.0, "weight of the contrasts vs and sv", metavar="W", least=0, before=1.0)
+    dynamic_weight: float = setting(1.0, "weight of the contrasts vd and dv", metavar="W", least=0, before=1.0)
+    flow_weight: float = setting(
+        0.0, "weight of predicting the clip's stored flow; 0: it is not predicted", metavar="W", least=0, before=0.0
+    )
+    dynamic_key: str = setting(
+        "other", "the clip whose motion vd and dv meet: the other one, or the same", choices=CLIPS, before="other"
+    )
+    head_init: str = setting(
+        "torch", "how weights of the heads are drawn: as torch does, or the authors' N(0, 0.01)", choices=HEADS, before="torch"
+    )
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -160,9 +184,11 @@ class Statistics:
     """Over what BatchNorm's statistics are taken (dclr/method/norm.py says what these mean): ``mode`` one of :data:`BN_MODES`,
     ``groups`` of each process, ``views`` split or shared. Raises InputError for what is none of that."""
 
-    mode: str = setting("sync", "BatchNorm statistics over all videos (sync), or a group: shuffle, local", choices=BN_MODES)
+    mode: str = setting(
+        "sync", "BatchNorm's statistics: of all processes' videos, of a group with keys shuffled, of a group", choices=BN_MODES
+    )
     groups: int = 1
-    views: str = setting("split", "statistics for each of v, s, d (split), or of all together (shared)", choices=BN_VIEWS)
+    views: str = setting("split", "statistics of each of the views v, s and d, or of all together", choices=BN_VIEWS)
 
     def __post_init__(self) -> None:
         if self.mode not in BN_MODES or self.views not in BN_VIEWS:
@@ -180,17 +206,21 @@ def default_length(videos: int, batch: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    title = "model"
+    title = "network"
     arch: str = setting(
-        "r2plus1d_10",
-        "r2plus1d_10 (the authors' network), r2plus1d_18, r3d_18, mc3_18 or i3d",
-        short="-a",
-        metavar="ARCH",
-        choices=ARCHITECTURES,
+        "r2plus1d_10", "the network; r2plus1d_10 is the authors'", short="-a", metavar="ARCH", choices=ARCHITECTURES
     )
-    width: int = setting(64, "channels of the first stage", least=1)
-    dynamic: str = setting("rgbdiff", "dynamic view: rgbdiff, cue (stored difference), flow", choices=DYNAMICS)
-    queue: int | None = setting(None, "negatives; by default fills within the first epoch, 2048 at most")
+    width: int = setting(64, "channels of the first stage", metavar="N", least=1)
+    dynamic: str = setting(
+        "rgbdiff", "dynamic view: the clip's difference, the stored one (cue), or the stored flow", choices=DYNAMICS
+    )
+    queue: int | None = setting(
+        None, "negatives of a contrast, at least a batch", metavar="N",
+        derived="half of the videos and 2048 at most, in whole batches: the first epoch fills it",
+    )  # fmt: skip
     bn: str = again(Statistics, "mode")
-    bn_groups: int | None = setting(None, "groups of each process's batch, by default 2 for shuffle on one process", least=1)
+    bn_groups: int | None = setting(
+        None, "groups of each process's batch, for --bn shuffle or local", metavar="N", least=1,
+        derived="2 for --bn shuffle on one process, else 1",
+    )  # fmt: skip
     bn_views: str = again(Statistics, "views")

@@ -27,9 +27,11 @@ class Split:
     split: tuple[str, ...] = setting(
         help="splits to train on, such as train01; of several sets those that each has", metavar="SPLIT"
     )
-    out: str = setting(help="folder for checkpoints, curves and pictures", metavar="RUN", place=True, free=True)
+    out: str = setting(
+        help="folder of the run, for checkpoints, curves and pictures", metavar="RUN", place=True, free=True, group="run"
+    )
     last_batch: str = setting(
-        "drop", "an epoch's last, partial batch: drop, or wrap (fill up from its beginning)", choices=LAST_BATCH
+        "drop", "what becomes of an epoch's last, partial batch: drop, or wrap (fill up from its beginning)", choices=LAST_BATCH
     )
 
 
@@ -49,7 +51,7 @@ class Clips:
     title = "clips"
     frames: int = again(ClipConfig, "frames", least=2)
     stride: int | None = again(
-        ClipConfig, "stride", None, help="stored frames from one frame of a clip to the next (2)", least=1, above=None
+        ClipConfig, "stride", None, least=1, above=None, derived=f"{ClipConfig.stride} without --clip-fps"
     )
     clip_fps: float | None = again(ClipConfig, "clip_fps", instead="stride")
     size: int = again(ClipConfig, "size")
@@ -57,19 +59,19 @@ class Clips:
     flip: float = again(ClipConfig, "flip")
     sample_motion: bool = again(ClipConfig, "sample_motion")
     cross_cuts: bool = again(ClipConfig, "cross_cuts")
-    jitter: str = setting(
-        "torchvision", "of colours: torchvision's, or the authors' formulas", choices=JITTERS, before="torchvision"
-    )
+    jitter: str = setting("torchvision", "whose formulas change the colours of clips", choices=JITTERS, before="torchvision")
     plain_query: bool = setting(
-        False, "the query clip's RGB frames keep their colours; its static view's and the key clip's change", before=False
+        False,
+        "the query clip's RGB frames keep their colours; its static view's and the key clip's change",
+        before=False,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ablations:
     title = "method: ablations and baseline"
-    objective: str = setting("dclr", "dclr, or moco: MoCo-v2 on video, the baseline", choices=OBJECTIVES)
-    without: tuple[str, ...] = setting((), f"leave out: {', '.join(PARTS)}", metavar="PART", nargs="*", choices=PARTS)
+    objective: str = setting("dclr", "what is trained; moco: MoCo-v2 on video, the baseline", choices=OBJECTIVES)
+    without: tuple[str, ...] = setting((), "leave out parts of dclr", metavar="PART", nargs="*", choices=PARTS)
     mined: int = again(Method, "mined")
     loss: str = again(Method, "loss")
     align_target: str = again(Method, "align_target")
@@ -82,8 +84,9 @@ class Levers:
     title = "method: levers"
     momentum: float = again(Method, "momentum")
     momentum_end: float | None = setting(
-        None, "momentum rises to this by a cosine over the whole run", least=0, most=1, before=None
-    )
+        None, "what --momentum comes to at the run's end, by a cosine", metavar="M", least=0, most=1, before=None,
+        derived="it stays",
+    )  # fmt: skip
     static_momentum: float | None = again(Method, "static_momentum")
     dynamic_momentum: float | None = again(Method, "dynamic_momentum")
     mining_momentum: float | None = again(Method, "mining_momentum")
@@ -96,8 +99,9 @@ class Levers:
     dynamic_weight: float = again(Method, "dynamic_weight")
     flow_weight: float = again(Method, "flow_weight")
     flow_weight_end: float | None = setting(
-        None, "flow-weight falls to this by one factor a step over the whole run", above=0, before=None
-    )
+        None, "what --flow-weight comes to at the run's end, by one factor a step", metavar="W", above=0, before=None,
+        derived="it stays",
+    )  # fmt: skip
     dynamic_key: str = again(Method, "dynamic_key")
     head_init: str = again(Method, "head_init")
 
@@ -106,14 +110,9 @@ class Levers:
 class Watching:
     title = "watching"
     knn_split: tuple[str, ...] = setting(
-        (),
-        "labelled split on whose videos k-NN is tried as it trains",
-        metavar="SPLIT",
-        nargs="*",
-        free=True,
-        before=(),
+        (), "labelled splits on whose videos k-NN is tried while it trains", metavar="SPLIT", nargs="*", free=True, before=()
     )
-    knn_every: int = setting(10, "between two tries", metavar="EPOCHS", least=1, free=True, before=10)
+    knn_every: int = setting(10, "epochs from one try of k-NN to the next", metavar="EPOCHS", least=1, free=True, before=10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +137,7 @@ class PretrainConfig(
         if self.warmup >= self.epochs:
             raise InputError(f"--warmup {self.warmup}: expected fewer epochs than {self.epochs}")
         if self.queue is not None and self.queue < self.batch:
-            raise InputError(f"queue {self.queue} is smaller than the batch {self.batch}: expected at least one batch")
+            raise InputError(f"--queue {self.queue} is smaller than the batch {self.batch}: expected at least one batch")
         if self.queue is not None:
             self.queue_length(0)
         if self.objective == "moco" and self.without:
@@ -203,7 +202,7 @@ class PretrainConfig(
         groups = (2 if self.bn == "shuffle" and world == 1 else 1) if self.bn_groups is None else self.bn_groups
         if groups >= 1 and self.batch % (groups * world * self.accumulate):
             raise InputError(
-                f"batch {self.batch} does not divide into {world} process(es), {self.accumulate} part(s) (--accumulate) "
+                f"--batch {self.batch} does not divide into {world} process(es), {self.accumulate} part(s) (--accumulate) "
                 f"and {groups} group(s) (--bn-groups)"
             )
         return Statistics(self.bn, groups, self.bn_views)

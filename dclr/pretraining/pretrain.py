@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import nn
 
-from dclr import bars, distributed, report
+from dclr import bars, distributed, figures
 from dclr.checkpoint import Trunk, load_trunk
 from dclr.data.fetch import Cache
 from dclr.data.loader import TrainLoader, open_sets
@@ -232,7 +232,8 @@ def _train(
         if learned:
             print(f"{config.pretrained}\n{learned.matched}")
         _introduce(config, data, loader, length, dtype, device)
-    train(learner, saver, Curves(out, first_step) if first else None, first_step, last_step, config.save_minutes)
+    curves = Curves(out, first_step, {"mode": learner.title, **config.as_dict()}) if first else None
+    train(learner, saver, curves, first_step, last_step, config.save_minutes)
     if first:
         saver.require(last_step)
         print(f"peak memory {peak_memory_gb():.2f} GB a process; {out / LAST}, {out / 'maps.png'}")
@@ -313,10 +314,12 @@ class Pretraining(Learner):
                 bars.write(f"epoch {number}: k-NN top-1 {found['knn/top1']:.1%}")
         if curves:
             f_q.eval()
-            curves.picture(done, "maps", partial(report.activation_maps, f_q.map, self._views))
+            names = self._videos.names(self._mined[0])
+            curves.picture(done, "maps", partial(figures.activation_maps, f_q.map, self._views, names))
             f_q.train()
             if mined.any():
-                curves.picture(done, "neighbours", partial(report.neighbours, self._videos.pictures(mined, *self._mined)))
+                rows, what = self._videos.pictures(mined, *self._mined), "Videos and those mined for each as positives of vv"
+                curves.picture(done, "neighbours", partial(figures.neighbours, rows, what=what))
         return False
 
     def state(self) -> TrainState:

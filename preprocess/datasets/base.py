@@ -9,7 +9,7 @@ import math
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -76,8 +76,10 @@ class DataSet:
 
     ``find(root, lists)`` says which videos it has: ``lists`` is what the command's ``flag`` names, such as ``--splits``. Where
     there is no ``flag`` it is ``find(root)``. ``help`` says in a line what the data set is; ``flag_help`` and ``metavar`` say
-    what the flag takes. ``settings`` is a dataclass of further flags (:func:`dclr.settings.setting`), where there are any;
-    ``find`` gets them by their names. ``opened`` makes of the root the folder of the videos, where these are no files of it.
+    what the flag takes. ``told`` and ``examples`` end the command's help: what its lists hold, by title and name, and what is
+    done by which further flags. ``settings`` is a dataclass of further flags (:func:`dclr.settings.setting`), where there are
+    any; ``find`` gets them by their names. ``opened`` makes of the root the folder of the videos, where these are no files of
+    it.
     """
 
     name: str
@@ -86,6 +88,8 @@ class DataSet:
     flag: str = ""
     flag_help: str = ""
     metavar: str = "LISTS"
+    told: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    examples: Mapping[str, str] = field(default_factory=dict)
     settings: type | None = None
     opened: Callable[[Folder], Folder] | None = None
 

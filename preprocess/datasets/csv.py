@@ -50,9 +50,11 @@ class Columns:
     """The columns of a list that have other names."""
 
     title = WHICH
-    path_column: str | None = setting(None, "of the header, in place of path", metavar="COLUMN")
-    label_column: tuple[str, ...] = setting((), "in place of label; several are several kinds of label", metavar="COLUMN")
-    split_column: str | None = setting(None, "in place of split", metavar="COLUMN")
+    path_column: str | None = setting(None, "column of the list that has the paths", metavar="COLUMN", derived="path")
+    label_column: tuple[str, ...] = setting(
+        (), "column of the list that has the labels; several are several kinds of label", metavar="COLUMN", derived="label"
+    )
+    split_column: str | None = setting(None, "column of the list that has the splits", metavar="COLUMN", derived="split")
 
 
 def find(
@@ -195,7 +197,26 @@ CSV = DataSet(
     find,
     help="your own list: path[,label][,split][,start,end], or lines of path and label",
     flag="--list",
-    flag_help="with commas or tabs and a header line, or lines of 'path label' or 'path start label'",
+    flag_help="the list, with commas or tabs and a header line, or lines of 'path label' or 'path start label'",
     metavar="CSV",
+    told={
+        "columns of --list": {
+            "path": "required. The video, relative to --root, or absolute and inside it",
+            "label": "its class: a text, or a whole number; classes are the labels that occur, sorted by name or number. "
+            "Nothing: it is unlabelled",
+            "split": "its split, any name without a comma; a line for each where it has several. Nothing: split 'all'",
+            "start_frame, end_frame": "the sample is these frames, counted from 0, the end excluded. No end: to the video's "
+            "end; neither: the whole video",
+            "start_seconds, end_seconds": "the same in seconds, such as 12.5; also called start_time, end_time or time_start, "
+            "time_end",
+            "start, end": "the same in frames, or in seconds where one of the list has a fraction",
+            "no header line": "lines of 'path', 'path label' or 'path start label' (a frame), with spaces, commas or tabs",
+        }
+    },
+    examples={
+        "how the list is understood, writing nothing": "--root videos --list mine.csv --out shards/mine --dry-run",
+        "other columns, two kinds of label": "--root videos --list mine.tsv --path-column file --label-column action place "
+        "--out shards/mine",
+    },
     settings=Columns,
 )

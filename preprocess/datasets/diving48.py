@@ -76,5 +76,14 @@ DIVING48 = DataSet(
     find,
     help="Diving48 V2",
     flag="--splits",
-    flag_help="folder of the lists. Diving48 V2: train, test and vocabulary JSON",
+    flag_help="folder of the lists",
+    told={
+        "lists in the folder of --splits": {
+            "*train*.json": "a list of dives, which are split train: {'vid_name': 'video of that name below --root, without "
+            "its suffix', 'label': number of the class, 'start_frame': N, 'end_frame': N}; the end is not part of the dive",
+            "*test*.json": "the same of split test",
+            "*vocab*.json": "the classes in the order of their numbers, each a list of words: ['Back', '15som', '05Twis', "
+            "'FREE']",
+        }
+    },
 )

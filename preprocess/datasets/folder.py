@@ -35,4 +35,10 @@ FOLDER = DataSet(
     "folder",
     find,
     help="a folder of videos: sub-folders are classes, split 'all'",
+    told={
+        "what --root holds": {
+            "CLASS/.../NAME.mp4": "a video of class CLASS, any format that FFmpeg reads, also without a suffix",
+            "NAME.mp4": "with a video that lies in no folder, all are unlabelled",
+        }
+    },
 )

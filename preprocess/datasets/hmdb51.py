@@ -49,7 +49,13 @@ def find(root: Folder, lists: Path) -> VideoSet:
 HMDB51 = DataSet(
     "hmdb51",
     find,
-    help="HMDB51",
+    help="HMDB51, or any set with lists in its form",
     flag="--splits",
-    flag_help="folder of the lists. HMDB51: CLASS_test_splitN.txt",
+    flag_help="folder of the lists",
+    told={
+        "lists in the folder of --splits": {
+            "CLASS_test_splitN.txt": "for each class, N from 1 on: a video a line and what it does, 'NAME.avi 1'. 1 trains "
+            "(split train0N), 2 tests (test0N), 0 does neither. The video is CLASS/NAME.avi below --root",
+        }
+    },
 )

@@ -90,7 +90,22 @@ def _clips(files: list[Path], known: set[str] | None) -> dict[str, tuple[str, st
 KINETICS = DataSet(
     "kinetics",
     find,
-    help="Kinetics",
+    help="Kinetics-400, 600 or 700",
     flag="--splits",
-    flag_help="folder of the lists. Kinetics: the official CSV files, or one of them, and a label map where there is one",
+    flag_help="folder of the official CSV files, or one of them",
+    told={
+        "columns of the CSV files of --splits, and what lies beside these": {
+            "youtube_id": "the clip is a file below --root, in any folder, called ID_START_END (six digits each) or ID, with "
+            "any suffix of a video: '---0dWlqevI_000019_000029.mp4'",
+            "time_start, time_end": "of the clip, in whole seconds",
+            "split": f"one of {', '.join(SPLITS)}; validate is split val",
+            "label": "name of its class; without this column, or without a value, the clip is unlabelled",
+            "is_cc": "may be there, and is not read; other columns are ignored with a warning",
+            "*label_map*.txt": "or *labels*.txt, beside the CSV files: the classes in order, a name a line. Without it they "
+            "are the labels that occur, sorted",
+        }
+    },
+    examples={
+        "H.264, for object storage": "--root videos --splits lists --out s3://bucket/k400 --codec h264",
+    },
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dclr.errors import InputError
+from dclr.parse import from_json, parsing
 from preprocess.datasets.base import UNFIT
 
 E = TypeVar("E", list[Any], dict[str, Any])
@@ -47,10 +47,8 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 
 def read_entries(path: Path, kind: type[E]) -> E:
     """The list or table that a JSON file holds; raises InputError where it is none, or empty."""
-    try:
-        entries = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
+    with parsing(str(path), "JSON"):
+        entries = from_json(read_text(path), Any)
     if not isinstance(entries, kind) or not entries:
         raise InputError(f"{path}: expected a {'list' if kind is list else 'table'} with entries in it")
     return entries

@@ -94,5 +94,15 @@ SSV2 = DataSet(
     find,
     help="Something-Something V2",
     flag="--splits",
-    flag_help="folder of the lists. Something-Something V2: labels.json, train.json, validation.json, test.json",
+    flag_help="folder of the lists",
+    told={
+        "lists in the folder of --splits (their older names begin with something-something-v2-)": {
+            "labels.json": "number of each class: {'Approaching something with your camera': '0', ...}",
+            "train.json": "a list of videos, which are split train: {'id': 'name of the file below --root, without its "
+            "suffix', 'template': 'the class, its objects in [brackets]'}",
+            "validation.json": "the same of split validation; any of the three may be absent",
+            "test.json": "the same of split test, without templates",
+            "test-answers.csv": "classes of the test videos, a line each, where there is one: '1420;Holding something'",
+        }
+    },
 )

@@ -60,5 +60,13 @@ UCF101 = DataSet(
     find,
     help="UCF101, or any set with lists in its form",
     flag="--splits",
-    flag_help="folder of the lists. UCF101, or any set with lists in its form: classInd.txt, trainlist0N.txt, testlist0N.txt",
+    flag_help="folder of the lists",
+    told={
+        "lists in the folder of --splits": {
+            "classInd.txt": "a class a line, its number from 1 on and its name: '1 ApplyEyeMakeup'",
+            "trainlist01.txt, ...": "a training video a line, below --root, with or without the number of its class: "
+            "'ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1'. They are split train01; so for train02 and on",
+            "testlist01.txt, ...": "the same of test videos, which are split test01; any of these lists may be absent",
+        }
+    },
 )

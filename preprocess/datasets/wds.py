@@ -29,8 +29,13 @@ class Fields:
     """The fields of KEY.json that have other names."""
 
     title = Columns.title
-    label_column: tuple[str, ...] = again(Columns, "label_column", help="fields of KEY.json in place of label, or of KEY.cls")
-    split_column: str | None = again(Columns, "split_column", help="field of KEY.json in place of the tar's folder")
+    label_column: tuple[str, ...] = again(
+        Columns, "label_column", help="field of KEY.json that has the labels; several are several kinds of label",
+        derived="label, or what KEY.cls holds",
+    )  # fmt: skip
+    split_column: str | None = again(
+        Columns, "split_column", help="field of KEY.json that has the splits", derived="none: the tar's folder"
+    )
 
 
 def find(root: Folder, label_column: tuple[str, ...] = (), split_column: str | None = None) -> VideoSet:
@@ -83,7 +88,7 @@ def _fields(wanted: set[str | None], path: str, data: bytes) -> dict[str, str] |
     text = data.decode(errors="replace")
     try:
         table = {"label": text} if suffix_of(path) == ".cls" else json.loads(text)
-    except (ValueError, RecursionError):
+    except Exception:  # not from_json: what other tools write may hold NaN
         return NO_TABLE
     if not isinstance(table, dict):
         return NO_TABLE
@@ -100,6 +105,18 @@ WDS = DataSet(
     "wds",
     find,
     help="tars of video2dataset, img2dataset or webdataset: KEY.mp4 and KEY.json",
+    told={
+        "members of the tars below --root": {
+            "KEY.mp4": "a video, or KEY with another suffix of a video",
+            "KEY.json": "a table about it: its field 'label' is the class, a text or a whole number",
+            "KEY.cls": "the class alone, where KEY.json does not say it",
+            "FOLDER/00000.tar": "the videos of a tar in a folder are of the split FOLDER, those of others of split 'all'",
+        }
+    },
+    examples={
+        "a split and two kinds of label from KEY.json": "--root tars --split-column subset --label-column action place "
+        "--out shards/mine",
+    },
     settings=Fields,
     opened=TarFolder,
 )

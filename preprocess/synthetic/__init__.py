@@ -39,13 +39,16 @@ class Drawing:
     """Which videos are drawn. Raises InputError for values out of range."""
 
     title = WHICH
-    videos: int | None = setting(None, "videos, a third of them test; by default 1536, with --hard 1200", metavar="N", least=1)
-    seed: int = setting(0, "the same seed gives the same bytes")
-    hard: bool = setting(False, "small objects over backgrounds full of edges, at five frame rates; no textures")
-    swap_scenes: bool = setting(False, "a split 'swapped' too: each test video's motion over another scene")
-    correlate: float | None = setting(
-        None, "a split 'correlated' too: train's videos, the scene belonging to the motion in this share", metavar="SHARE"
+    videos: int | None = setting(
+        None, "how many videos are drawn, a third of them for test", metavar="N", least=1, derived="1536, with --hard 1200"
     )
+    seed: int = setting(0, "seed of all that is drawn: the same seed gives the same bytes", metavar="N")
+    hard: bool = setting(False, "draw small objects over backgrounds full of edges, at five frame rates; no textures")
+    swap_scenes: bool = setting(False, "draw a split 'swapped' too: each test video's motion over another scene")
+    correlate: float | None = setting(
+        None, "draw a split 'correlated' too: train's videos, the scene belonging to the motion in this share", metavar="SHARE",
+        derived="no such split",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_values(self)

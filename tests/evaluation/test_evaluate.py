@@ -377,11 +377,29 @@ def test_a_damaged_shard_is_one_line_that_names_it(checkpoint: Path, synthetic_s
     assert "shard-000000.tar" in said and "the shard is damaged, copy it again" in said
 
 
-def test_a_result_is_not_written_over(checkpoint: Path, synthetic_set: Path, tmp_path: Path) -> None:
-    evaluate("linear", synthetic_set, tmp_path / "r", "--pretrained", checkpoint)
-    before = (tmp_path / "r/result.json").read_bytes()
-    said = refuse(
+def test_a_finished_evaluation_says_so_and_is_made_anew_by_force_alone(
+    checkpoint: Path, synthetic_set: Path, tmp_path: Path
+) -> None:
+    out, weights = tmp_path / "r", Path(shutil.copy(checkpoint, tmp_path / "w.pt"))
+    result = evaluate("linear", synthetic_set, out, "--pretrained", weights)
+    before = (out / "result.json").read_bytes()
+    command = (
         "train_eval.py", "linear", "--shards", synthetic_set, "--train-split", "train", "--test-split", "test",
-        "--out", tmp_path / "r", "--pretrained", checkpoint,
+        "--out", out, "--pretrained", weights, *TINY,
     )  # fmt: skip
-    assert "it holds result.json" in said and (tmp_path / "r/result.json").read_bytes() == before
+    told = f"{out} is finished: linear on motion: top1 {100 * result['top1']:.1f} % of 32 videos; {out}/"
+    said = succeed(*command, "-j", "1", "--features", tmp_path / "f")  # these decide no number
+    assert said.strip() == f"{told}report.html; --force evaluates anew"
+    (out / "report.html").unlink()
+    assert succeed(*command, ranks=2).strip() == f"{told}result.json; --force evaluates anew"
+    other = f"the result in {out} was made"
+    assert f"--test-clips 3: {other} with --test-clips 2; give that again" in refuse(*command, "--test-clips", "3")
+    assert f"--seeds 1: {other} with --seeds 0" in refuse(*command, "--seeds", "1")
+    assert f"--seeds 0,1: {other} with --seeds 0" in refuse(*command, "--seeds", "0", "1")
+    assert f"--cross-cuts: {other} with --no-cross-cuts" in refuse(*command, "--cross-cuts")
+    assert f"knn: {other} by linear" in refuse(*command[:1], "knn", *command[2:])
+    weights.write_bytes(weights.read_bytes() + b"\0")  # trained anew under the same name
+    assert f"--pretrained {weights}: the result in {out} was made from another content" in refuse(*command)
+    assert (out / "result.json").read_bytes() == before
+    shutil.copy(checkpoint, weights)
+    assert "is finished" not in succeed(*command, "--force") and (out / "result.json").read_bytes() != before

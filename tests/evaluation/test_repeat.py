@@ -62,13 +62,18 @@ def test_the_mean_over_folds_and_seeds_and_what_was_made_is_kept(tmp_path: Path,
     assert found["deviation"]["top1"] == pytest.approx(np.std(values, ddof=1))
     assert found["runs"] == [f"fold{fold}-seed{seed}" for fold in (1, 2, 3) for seed in (0, 1)]
     assert json.loads((tmp_path / "a/result.json").read_text())["top1"] == found["top1"]
-    with pytest.raises(InputError, match="it holds result"):
-        repeat.repeat(config, (1, 2, 3), (0, 1), pretend)
+    assert repeat.repeat(config, (1, 2, 3), (0, 1), lambda _: pytest.fail("evaluated again")) == repeat.read_result(
+        tmp_path / "a"
+    )
+    with pytest.raises(InputError, match=r"--folds 1,2: the result in .*a was made with --folds 1,2,3; give that again"):
+        repeat.repeat(config, (1, 2), (0, 1), pretend)
+    with pytest.raises(InputError, match=r"--folds none: .* was made with --folds 1,2,3"):
+        repeat.repeat(config, (), (0,), pretend)
     (tmp_path / "a/result.json").unlink()
     shutil.rmtree(tmp_path / "a/fold2-seed1")  # killed there
-    with pytest.raises(InputError, match=r"made with lr 0.5, not 0.1; name another --out, or --force"):
+    with pytest.raises(InputError, match=r"--lr 0.1: .* was made with --lr 0.5; give that again, name another --out, or"):
         repeat.repeat(replace(config, lr=0.1), (1, 2, 3), (0, 1), pretend)
-    with pytest.raises(InputError, match="made with frames 16, not 8"):
+    with pytest.raises(InputError, match=r"--frames 8: .* with --frames 16"):
         repeat.repeat(replace(config, frames=8), (1, 2, 3), (0, 1), pretend)
     made = []
     again = repeat.repeat(replace(config, workers=3), (1, 2, 3), (0, 1), lambda one: made.append(one.out) or pretend(one))
@@ -84,8 +89,9 @@ def test_the_mean_over_folds_and_seeds_and_what_was_made_is_kept(tmp_path: Path,
         repeat.repeat(config, (1, 2, 3), (0, 1), pretend)
 
 
-def test_a_result_of_an_earlier_version_is_kept_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_result_of_an_earlier_version_is_kept_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its options hold what was asked for, no -a and the default width, beside what was used; and it knows no majority."""
+    monkeypatch.setattr(repeat, "_hashes", lambda config: {})  # its set is nowhere
     config = replace(CONFIG, out=str(tmp_path / "old"), shards="https://me:pw@host/set?sig=1")
     made = pretend(config)
     made["options"] |= {"arch": None, "shards": "https://host/set"}
@@ -93,9 +99,9 @@ def test_a_result_of_an_earlier_version_is_kept_and_compared(tmp_path: Path, cap
     (tmp_path / "old/result.json").write_text(json.dumps(made))
     for kept in (config, replace(config, arch="r3d_18")):
         assert repeat.finished(kept) is not None
-    with pytest.raises(InputError, match="made with arch r3d_18, not r2plus1d_10"):
+    with pytest.raises(InputError, match=r"--arch r2plus1d_10: .* with --arch r3d_18"):
         repeat.finished(replace(config, arch="r2plus1d_10"))
-    with pytest.raises(InputError, match=r"made with shards https://host/set, not https://host/other"):
+    with pytest.raises(InputError, match=r"--shards https://host/other: .* with --shards https://host/set"):
         repeat.finished(replace(config, shards="https://host/other"))
     said = compare([tmp_path / "old"]).splitlines()
     assert said[0].split()[-3:] == ["top1", "chance", "majority"] and said[2].split()[-3:] == ["10.0", "25.0", "-"]
@@ -152,7 +158,7 @@ def test_the_network_that_was_used_is_what_is_compared(tmp_path: Path) -> None:
     made["options"] |= {"pretrained": "random"}
     (tmp_path / "new/result.json").write_text(json.dumps(made | {"width": 16}))
     assert repeat.finished(random) is not None
-    with pytest.raises(InputError, match="made with width 16, not 64"):
+    with pytest.raises(InputError, match=r"--width 64: .* with --width 16"):
         repeat.finished(replace(random, width=64))
 
 
@@ -191,13 +197,14 @@ def test_seeds_in_one_command(synthetic_set: Path, tmp_path: Path) -> None:
     small = ("-a", "r2plus1d_10", "--width", "4", "-fpc", "4", "-cs", "32", "-j", "0", "--test-clips", "1", "-cpv", "1")
     command = ("train_eval.py", "knn", "--shards", synthetic_set, "--pretrained", "random", *small, "--out", tmp_path / "out")
     said = succeed(*command, *splits, "--seeds", "0", "1")
+    assert said.count("random\nrandom weights\n") == 1
     mean, one, two = (json.loads((tmp_path / "out" / name / "result.json").read_text()) for name in (".", "seed0", "seed1"))
     assert mean["top1"] == (one["top1"] + two["top1"]) / 2 and one["weights"] != two["weights"]
     assert "±" in said.splitlines()[-2] and mean["runs"] == ["seed0", "seed1"]
     assert said.splitlines()[-1] == str(tmp_path / "out/report.html")
-    assert "it holds result.json" in refuse(*command, *splits, "--seeds", "0", "1")
+    assert f"{tmp_path}/out is finished: knn on motion: top1 " in succeed(*command, *splits, "--seeds", "0", "1")
     before = [(tmp_path / "out" / name / "result.json").stat().st_mtime_ns for name in (".", "seed0", "seed1")]
-    succeed(*command, *splits, "--seeds", "0", "1", "--force", ranks=2)
+    assert succeed(*command, *splits, "--seeds", "0", "1", "--force", ranks=2).count("random\nrandom weights\n") == 1
     after = [(tmp_path / "out" / name / "result.json").stat().st_mtime_ns for name in (".", "seed0", "seed1")]
     assert all(new > old for new, old in zip(after, before, strict=True))
     assert "or --folds in the place of both" in refuse(*command)

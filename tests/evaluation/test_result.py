@@ -186,7 +186,7 @@ def test_a_finetuning_of_other_classes_is_not_gone_on_with(
 BREAKS = """
 import errno, os, sys
 import train_eval
-from dclr import report
+from dclr import figures
 from dclr.evaluation import page, result
 def broken(*_):
     there = sorted(p.name for p in result.Path(sys.argv[-1]).iterdir())
@@ -194,7 +194,7 @@ def broken(*_):
 def full(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 os.umask(0o027)
-report.confusion_matrix = broken
+figures.confusion_matrix = broken
 if sys.argv.pop(1) == "full":
     result.SummaryWriter = page.write = result.save = full
 train_eval.main()

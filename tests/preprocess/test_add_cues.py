@@ -335,7 +335,7 @@ def test_a_hostile_plan_or_index_is_one_line(videos: Path, tmp_path: Path, say: 
     assert "not a plan of this version" in refuse("-m", "preprocess", "add-cues", out, "--cues", "flow")
     (out / "plan.json").write_text(json.dumps(plan))
     text = (out / "manifest.json").read_text()
-    with pytest.raises(InputError, match="index_sha256 is 5"):
+    with pytest.raises(InputError, match="index_sha256: expected str, got int"):
         Manifest.loads(json.dumps(json.loads(text) | {"index_sha256": 5}))
     for wrong in ('"flow"', '{"flow": "x"}', '{"flow": [1]}'):
         changed = text.rstrip()[:-1] + f', "from_stored": {wrong}}}'

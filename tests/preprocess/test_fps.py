@@ -134,7 +134,7 @@ def test_a_set_says_its_rate_and_its_sources_and_is_continued_with_it(tmp_path: 
     numbered(videos / "fast.mp4", range(20), 60), numbered(videos / "slow.mp4", range(10), 15)
     command = ("-m", "preprocess", "folder", "--root", videos, "--out", out, "--size", "48")
     made = run(*command, "--fps", "30")
-    assert made.returncode == 0 and "1 videos are slower than --fps and repeat frames: slow.mp4" in made.stderr
+    assert made.returncode == 0 and "1 videos are slower than the fps of their set and repeat frames: slow.mp4" in made.stderr
     shards = ShardSet(out)
     assert shards.fps_N.tolist() == [30, 30] and shards.frames_N.tolist() == [10, 20] and shards.manifest.options["fps"] == 30
     assert [json.loads(shards.read(n).meta.dumps())["source"]["fps"] for n in (0, 1)] == [60, 15]

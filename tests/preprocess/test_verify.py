@@ -60,8 +60,8 @@ def test_a_whole_set_has_no_faults(synthetic_set: Path) -> None:
         (lambda folder: (folder / "index.npz").unlink(), "index.npz is missing"),
         (lambda folder: (folder / "index.npz").write_bytes(b"PK"), "index.npz: sha256 is"),
         (edit("shard-000000.jsonl", lambda text: re.sub(r'("motion": )(\d+\.)', r"\g<1>1\2", text, count=1)), "its content is"),
-        (edit("shard-000000.jsonl", lambda text: text.replace('"content": "', '"content": "0', 1)), "content '0"),
-        (edit("shard-000000.jsonl", lambda text: re.sub(r'("motion": )(\d+\.)', r"\1-\2", text, count=1)), "motion -"),
+        (edit("shard-000000.jsonl", lambda text: text.replace('"content": "', '"content": "0', 1)), "content: expected str"),
+        (edit("shard-000000.jsonl", lambda text: re.sub(r'("motion": )(\d+\.)', r"\1-\2", text, count=1)), "motion: expected"),
         (edit("shard-000000.jsonl", lambda text: text.replace('"fps": 2', '"fps": 1', 1)), "index.npz: says otherwise"),
     ],
 )  # fmt: skip

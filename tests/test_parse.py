@@ -1,0 +1,98 @@
+"""What hostile files make a parser raise becomes one error that names the file."""
+
+from __future__ import annotations
+
+import errno
+import io
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from conftest import REAL, needs_real_data
+
+from dclr.data.manifest import ShardSet, parse_columns, read_index
+from dclr.errors import InputError
+from dclr.parse import from_json, parsing
+from dclr.record import FormatError, unpack
+from dclr.storage import open_folder
+
+HOSTILE = REAL / "reports/hostile"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        KeyError("x"),
+        RecursionError(),
+        OverflowError("too large"),
+        MemoryError(),
+        UnicodeEncodeError("a", "b", 0, 1, "c"),
+        OSError("no number"),
+    ],
+)
+def test_whatever_a_parser_raises_is_one_line_with_the_file(wrong: Exception) -> None:
+    says = rf"^a\.npy: not an array \({type(wrong).__name__}.*\); copy it again$"
+    with pytest.raises(FormatError, match=says), parsing("a.npy", "an array", "copy it again", FormatError):
+        raise wrong
+
+
+def test_its_own_errors_and_the_machines_pass() -> None:
+    for raised in (InputError("said well already"), OSError(errno.EIO, "a broken disk")):
+        with pytest.raises(type(raised)) as passed, parsing("a.npy", "an array"):
+            raise raised
+        assert passed.value is raised
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b'{"a": [1, "x"]}', "expected int, got str"),
+        (b'{"a": [1.5]}', "expected int, got float"),
+        (b'{"a": [NaN]}', "malformed"),
+        (b'{"a": [1e999]}', "out of range"),
+        (b'{"\\ud800": []}', "surrogate"),
+        (b"\xff", "malformed"),
+        (b"", "truncated"),
+    ],
+)
+def test_json_is_read_by_its_declared_types(text: bytes, says: str) -> None:
+    with pytest.raises(InputError, match=f"^x.json: not a table .*{says}"), parsing("x.json", "a table"):
+        from_json(text, dict[str, list[int]])
+    assert from_json(b'{"a": [1]}', dict[str, list[int]]) == {"a": [1]}
+
+
+def index(path: Path) -> object:
+    return read_index(open_folder(path.parent), path.name)
+
+
+def columns(path: Path) -> object:
+    data = path.read_bytes()
+    return parse_columns(io.BytesIO(data), memoryview(data), 12, 2, 1, path.name)
+
+
+def opened(path: Path) -> object:
+    """A set with this manifest and an empty index, which it says is right."""
+    with TemporaryDirectory() as folder:
+        Path(folder, "manifest.json").write_bytes(path.read_bytes())
+        Path(folder, "index.npz").touch()
+        return ShardSet(folder, keep_damaged=True)
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "man-*.json": opened,
+    "index-*.jsonl": index,
+    "index-*.npz": columns,
+    "record-*.bin": lambda path: unpack(path.read_bytes()),
+}
+
+
+@needs_real_data
+@pytest.mark.parametrize("names", READERS)
+def test_files_that_raised_something_else_before(names: str) -> None:
+    files = sorted(HOSTILE.glob(names))
+    assert files
+    for path in files:
+        with pytest.raises(InputError) as refused:
+            READERS[names](path)
+        assert "\n" not in str(refused.value)
