@@ -27,6 +27,7 @@ from dclr.evaluation.modes import MODES
 from dclr.evaluation.result import circumstances, events, write
 from dclr.files import run_folder
 from dclr.hardware import pick_device
+from dclr.method.pixels import IMAGENET, recorded
 from dclr.settings import completed, free
 from dclr.storage import open_folder
 from dclr.text import public

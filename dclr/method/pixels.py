@@ -17,7 +17,7 @@ from dclr.settings import check_values, setting
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, in RGB
 STD = (0.229, 0.224, 0.225)
-ORDERS = ("rgb", "bgr")
+CHANNEL_ORDERS = ("rgb", "bgr")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class PixelSettings:
         before=list(MEAN),
     )  # fmt: skip
     std: tuple[float, ...] = setting((), "of the same, on the same scale", metavar="STD", above=0, before=list(STD))
-    order: str | None = setting(None, "of the same: rgb or bgr", choices=ORDERS, before="rgb")
+    order: str | None = setting(None, "of the same: rgb or bgr", choices=CHANNEL_ORDERS, before="rgb")
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -100,6 +100,6 @@ def recorded(config: Mapping[str, Any]) -> InputPixels | None:
         found.append(tuple(map(float, value)))
     mean, std = found
     order = config.get("order", "rgb")
-    if not all(map(math.isfinite, mean + std)) or min(std) <= 0 or order not in ORDERS:
+    if not all(map(math.isfinite, mean + std)) or min(std) <= 0 or order not in CHANNEL_ORDERS:
         raise ValueError(f"mean {mean}, std {std}, order {order!r}")
     return InputPixels(mean, std, order)
