@@ -26,6 +26,7 @@ from preprocess.stats import describe
 from preprocess.transcode import WHICH, Options
 from preprocess.verify import verify
 
+INSTALLED = "dclr-preprocess"  # this command where the package is installed
 WARN_MISSING = 5  # percent of the listed videos
 PLACE = "a folder, s3://bucket/prefix, gs://, az:// or hf://"
 
@@ -180,7 +181,8 @@ class Browsing:
 
 
 def parser() -> Parser:
-    top = Parser(prog="python -m preprocess", description=__doc__, examples=EXAMPLES[""])
+    typed = Path(sys.argv[0]).name
+    top = Parser(prog=typed if typed == INSTALLED else "python -m preprocess", description=__doc__, examples=EXAMPLES[""])
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(
@@ -360,9 +362,14 @@ def report(out: Folder, summary: run.Summary) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """dclr-preprocess."""
     try:
         with exit_on_input_error():
             main()
     except KeyboardInterrupt:
         raise SystemExit("\ninterrupted; what is finished is kept, and the same command goes on from there") from None
+
+
+if __name__ == "__main__":
+    command()

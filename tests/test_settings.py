@@ -25,6 +25,7 @@ from dclr.errors import InputError
 from dclr.evaluation.config import ALL, EvalConfig, Repeats, evaluation, others
 from dclr.evaluation.modes import MODES
 from dclr.method.objective import Method, Statistics
+from dclr.method.pixels import PixelSettings
 from dclr.pretraining.config import PretrainConfig
 from dclr.settings import (
     Flag,
@@ -52,7 +53,10 @@ LOOKING = (launcher.Verifying, launcher.Describing, launcher.Previewing)
 EVERY = (PretrainConfig, EvalConfig, Repeats, Options, preprocess.run.How, Drawing, *LAUNCHER, *LOOKING)
 NEEDED = {"mode": "linear", "train_split": ("a",), "test_split": ("b",)}  # by EvalConfig, which a command line says otherwise
 # what fits to the change of one setting, where the others' defaults do not
-BESIDE: dict[str, dict[str, Any]] = {"bn_groups": {"bn": "local"}, "early_stop": {"val": 0.1}, "stabilise": {"cues": ("diff",)}}
+BESIDE: dict[str, dict[str, Any]] = {
+    "bn_groups": {"bn": "local"}, "early_stop": {"val": 0.1}, "stabilise": {"cues": ("diff",)},
+    "mean": {"std": (1.0, 1.0, 1.0)}, "std": {"mean": (0.5, 0.5, 0.5)},
+}  # fmt: skip
 # config.yaml of a run that was made when every setting was written by hand
 KEPT = """
 {shards: shards/mine, out: runs/mine, split: [train01, train02], arch: r3d_18, width: 8, frames: 4, stride: 1, size: 32,
@@ -87,6 +91,8 @@ def other(one: Flag) -> Any:
         return one.read("other")
     if one.said.read is preprocess.run.part:
         return (1, 2)
+    if one.field.name in ("mean", "std"):
+        return (value,) * 3  # a channel
     return (value,) if one.many else value
 
 
@@ -128,7 +134,11 @@ def test_the_launcher_has_the_defaults_of_its_fields(name: str, monkeypatch: pyt
     monkeypatch.setattr("dclr.pretraining.config.PretrainConfig", part)
     monkeypatch.setattr("dclr.pretraining.pretrain.pretrain", begun.append)
     monkeypatch.setattr("train_pretrain.settle", lambda: None)  # it would change this process
-    more = [text for said, one in beside.items() for text in (flag(said), str(one))]
+    more = [
+        text
+        for said, one in beside.items()
+        for text in (flag(said), ",".join(map(str, one)) if isinstance(one, tuple) else str(one))
+    ]
     monkeypatch.setattr(sys, "argv", ["train_pretrain.py", "--shards", "s", "--split", "a", "--out", "o", *more])
     train_pretrain.main()
     assert [getattr(config, name) for config in begun] == [value]
@@ -442,7 +452,8 @@ def test_a_newer_setting_says_what_runs_did_before_it() -> None:
 
 
 def test_what_a_result_keeps_is_what_it_kept() -> None:
-    assert set(as_table(EvalConfig(shards="s", out="o", pretrained="x", **NEEDED))) == set(OPTIONS.split()) | set(flags(Choice))  # type: ignore[arg-type]
+    since = {*flags(Choice), *flags(PixelSettings)}
+    assert set(as_table(EvalConfig(shards="s", out="o", pretrained="x", **NEEDED))) == set(OPTIONS.split()) | since  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from dclr.data.config import Choice, Reading, Shards
 from dclr.errors import InputError, place
 from dclr.evaluation.modes import MODES
 from dclr.method.objective import Network
+from dclr.method.pixels import PixelSettings
 from dclr.settings import again, check_values, flag, flags, from_flags, setting
 from dclr.text import public
 from dclr.training.config import Checkpoints, Optimisation
@@ -52,7 +53,7 @@ class Data:
 class PretrainedNetwork:
     title = "network"
     pretrained: str = setting(  # as its hash
-        help="what is evaluated: a checkpoint, other weights, or random (with -a)",
+        help="what is evaluated: a checkpoint, other weights, a folder of dclr.export, or random (with -a)",
         metavar="FILE",
         place=True,
         free=True,
@@ -168,7 +169,7 @@ class Tuning:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(Tuning, Computing, Frozen, EvalClips, Pretrained, Reading, Choice, Data):
+class EvalConfig(Tuning, Computing, Frozen, EvalClips, PixelSettings, Pretrained, Reading, Choice, Data):
     """Everything that decides an evaluation; saved in its result.json. Raises InputError for values that do not fit.
 
     ``frames``, ``stride`` (or ``clip_fps``) and ``size`` of None are those of the checkpoint (16, 2, 112 for random weights);
@@ -177,12 +178,14 @@ class EvalConfig(Tuning, Computing, Frozen, EvalClips, Pretrained, Reading, Choi
     linear layer. In finetuning, BatchNorm normalises by the batch of all processes (``bn`` ``sync``) or of each (``local``), or
     as it was pretrained to (``frozen``). ``val`` is the share of the training videos that is held out, by which finetuning
     chooses its epoch (and stops after ``early_stop`` without a better one, 0: never) and ``probe`` ``sgd`` its learning rate.
+    ``mean``, ``std`` and ``order`` are those that the weights learned from, where their file does not say it.
     """
 
     mode: str
 
     def __post_init__(self) -> None:
         check_values(self)
+        self.check_pixels()
         if self.mode not in MODES:
             raise InputError(f"mode {self.mode!r}: expected one of {', '.join(MODES)}")
         if not self.train_split or not self.test_split:
@@ -201,7 +204,7 @@ class EvalConfig(Tuning, Computing, Frozen, EvalClips, Pretrained, Reading, Choi
 
 
 @dataclass(frozen=True, kw_only=True)
-class Extraction(UniformClips, PretrainedNetwork, Reading):
+class Extraction(UniformClips, PixelSettings, PretrainedNetwork, Reading):
     """Everything that decides what python -m dclr.extract writes. Raises InputError for values that do not fit."""
 
     title = "features"
@@ -222,6 +225,7 @@ class Extraction(UniformClips, PretrainedNetwork, Reading):
     def __post_init__(self) -> None:
         check_values(self)
         object.__setattr__(self, "shards", place(self.shards, "SET"))
+        self.check_pixels()
         self.check_network()
         self.clip({})
 

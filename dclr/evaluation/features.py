@@ -23,6 +23,7 @@ from dclr.evaluation.pieces import Pieces
 from dclr.evaluation.setting import Opened, Pooled, Setting, forward, over_videos
 from dclr.files import LOCK, held, whole
 from dclr.hardware import place
+from dclr.method.pixels import IMAGENET
 
 FEATURES_VERSION = 2  # of the arithmetic from stored frames to features: another one where that changes
 Found = Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor]  # a network and a video's batch -> features
@@ -107,7 +108,8 @@ def name(setting: Setting, samples_N: np.ndarray, clips: int, crops: int, what: 
 
 
 def decides(setting: Opened, samples_N: np.ndarray, clips: int, crops: int, what: str) -> dict[str, Any]:
-    """What decides the features: weights, set, samples, clips, number format, torch, :data:`FEATURES_VERSION`."""
+    """What decides the features: weights and their pixels, set, samples, clips, number format, torch,
+    :data:`FEATURES_VERSION`."""
     clip, bn = setting.clip, setting.config if isinstance(setting, Setting) and setting.config.precise_bn else None
     return {
         "version": [FEATURES_VERSION, torch.__version__], "weights": setting.weights, "set": setting.shards.digest,
@@ -117,6 +119,7 @@ def decides(setting: Opened, samples_N: np.ndarray, clips: int, crops: int, what
             *([clip.clip_fps] if clip.clip_fps else []),
         ],
         "precision": str(setting.dtype),
+        **({} if setting.trunk.module.pixels == IMAGENET else setting.trunk.module.pixels.said),
         "bn": 0 if bn is None else [
             bn.precise_bn, bn.batch, bn.seed, bn.train_split, bn.val, clip.min_scale, clip.flip,
             *([bn.chosen_by] if bn.chosen_by else []),

@@ -240,6 +240,7 @@ def _decides(setting: Setting) -> dict[str, Any]:
     """The options, weights and set that a finetuning which goes on must have again."""
     network = {"arch": setting.trunk.arch, "width": setting.trunk.width, "weights": setting.weights}
     came_to = {"set": setting.shards.digest, "label": setting.kind, "precision": precision_name(setting.dtype)}
+    came_to |= setting.trunk.module.pixels.said
     options = dataclasses.asdict(setting.config) | setting.clip.said | network | came_to
     return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items() if name not in FREE}
 

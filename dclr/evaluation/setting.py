@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import re
 import sys
@@ -33,6 +32,7 @@ from dclr.evaluation.config import EvalConfig, Extraction
 from dclr.evaluation.pieces import Pieces
 from dclr.hardware import pick_device, place, resolve_precision, sent
 from dclr.method import norm
+from dclr.method.pixels import IMAGENET, InputPixels
 from dclr.method.views import normalise, to_clip
 from dclr.patience import Interrupted
 
@@ -139,7 +139,7 @@ class Setting(Opened):
 
     def with_random_weights(self) -> Setting:
         """The same evaluation of the same network before it learned anything."""
-        trunk, named = random_weights(self.trunk.arch, self.trunk.width, self.config.seed)
+        trunk, named = random_weights(self.trunk.arch, self.trunk.width, self.config.seed, self.trunk.module.pixels)
         return prepared(dataclasses.replace(self, trunk=trunk, weights=named))
 
 
@@ -149,10 +149,10 @@ def opened(config: EvalConfig | Extraction) -> Opened:
     dtype = resolve_precision(config.precision, device)
     if config.pretrained == "random":
         assert config.arch is not None  # its configuration checked it
-        trunk, weights = random_weights(config.arch, config.width, config.seed)
+        trunk, weights = random_weights(config.arch, config.width, config.seed, config.pixels())
     else:
-        trunk = checkpoint.load_trunk(Path(config.pretrained))
-        weights = digest(config.pretrained)
+        trunk = checkpoint.load_trunk(config.pretrained, config)
+        weights = checkpoint.digest(Path(config.pretrained))
         if config.arch not in (None, trunk.arch):
             raise InputError(f"{config.pretrained} holds a {trunk.arch}, not the {config.arch} of -a: leave -a out")
     clip = config.clip(trunk.clip)
@@ -177,12 +177,6 @@ def prepare(config: EvalConfig) -> Setting:
     return prepared(setting)
 
 
-def digest(path: str) -> str:
-    """The sha256 of a file, as hex digits."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @cache
 def _say_weights(pretrained: str, matched: str) -> None:
     """Say what was found in the weights; once, however many modes, folds and seeds the command has."""
@@ -203,9 +197,9 @@ def _introduce(setting: Setting) -> None:
         print(line, file=sys.stderr)
 
 
-def random_weights(arch: str, width: int, seed: int) -> tuple[Trunk, str]:
+def random_weights(arch: str, width: int, seed: int, pixels: InputPixels = IMAGENET) -> tuple[Trunk, str]:
     """A trunk that has learned nothing, and what its weights are called."""
-    return checkpoint.random_trunk(arch, width, seed), f"random {arch} of width {width}, seed {seed}"
+    return checkpoint.random_trunk(arch, width, seed, pixels), f"random {arch} of width {width}, seed {seed}"
 
 
 def prepared(setting: Setting) -> Setting:

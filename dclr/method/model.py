@@ -74,7 +74,7 @@ class Encoder(nn.Module):
         if self.statistics.views == "split":
             return {name: self._run(clip, name, track) for name, clip in views.items()}
         together = torch.stack(list(views.values()), 1).flatten(0, 1)  # video by video, so that a group has whole ones
-        found = self._run(together.contiguous(memory_format=torch.channels_last_3d), "v", track)
+        found = self._run(together.contiguous(memory_format=torch.channels_last_3d), "".join(views), track)
         return dict(zip(views, found.unflatten(0, (-1, len(views))).unbind(1), strict=True))
 
     def _run(self, clip_BCTHW: torch.Tensor, view: str, track: bool) -> torch.Tensor:
@@ -83,7 +83,7 @@ class Encoder(nn.Module):
         norm.use_view(self, view, track)
         again = self.checkpointed and torch.is_grad_enabled()
         alike = still.is_still(clip_BCTHW)
-        if alike and self.distinct and type(self.backbone) is VideoResNet:
+        if alike and self.distinct and self.backbone.kind is VideoResNet:
             frames = still.compact(clip_BCTHW)
             for stage in self.backbone.children():
                 frames = self._again(partial(still.run, stage), frames, view) if again else still.run(stage, frames)

@@ -13,7 +13,8 @@ from dclr.data.config import Choice, Reading, Shards
 from dclr.data.plan import LAST_BATCH, whole_parts
 from dclr.errors import InputError
 from dclr.method.objective import Method, Network, Statistics, default_length
-from dclr.settings import again, as_table, check_values, differences, flag, setting
+from dclr.method.pixels import PixelSettings
+from dclr.settings import again, as_table, check_values, differences, flag, flags, setting
 from dclr.training.config import Checkpoints, Optimisation
 
 OBJECTIVES = ("dclr", "moco")
@@ -49,6 +50,17 @@ class Split:
     )
     last_batch: str = setting(
         "drop", "what becomes of an epoch's last, partial batch: drop, or wrap (fill up from its beginning)", choices=LAST_BATCH
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beginning(PixelSettings):
+    pretrained: str | None = setting(
+        None,
+        "weights to begin from, of the same --arch and --width: as train_eval.py's",
+        metavar="FILE",
+        place=True,
+        before=None,
     )
 
 
@@ -123,10 +135,11 @@ class Watching:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(
-    Checkpoints, Watching, Optimisation, Levers, Ablations, Network, Clips, Reading, Choice, Split, Shards
+    Checkpoints, Watching, Optimisation, Levers, Ablations, Beginning, Network, Clips, Reading, Choice, Split, Shards
 ):  # fmt: skip
     """Everything that decides a pretraining run; kept in its checkpoints and its config.yaml, with ``precision`` as what
-    ``auto`` came to on its hardware and ``resume`` as the file that it began from, if any. ``queue`` of None is
+    ``auto`` came to on its hardware, ``resume`` as the file that it began from, if any, and ``mean``, ``std`` and ``order`` as
+    the pixels that its network sees. ``queue`` of None is
     :func:`dclr.method.objective.default_length` entries, ``bn_groups`` of None 2 for shuffle on one process, else 1. Raises
     InputError for values that do not fit."""
 
@@ -134,6 +147,7 @@ class PretrainConfig(
         if isinstance(self.shards, str):
             object.__setattr__(self, "shards", (self.shards,))
         check_values(self)
+        self.check_pixels()
         if self.stride is None and self.clip_fps is None:
             object.__setattr__(self, "stride", ClipConfig.stride)
         if self.weights:
@@ -223,6 +237,8 @@ class PretrainConfig(
         for name, ours, theirs in differences(self, saved, partial(came_to, videos_S=videos_S, world=world)):
             if name == "precision" and theirs == "auto":
                 continue  # an older version kept what was given, and nobody knows what that came to
+            if name in flags(PixelSettings) and not getattr(self, name):
+                continue  # those of the run
             made = "without it; leave it out" if theirs == str(None) else f"with {theirs}; give that again"
             raise InputError(f"{flag(name)} {ours}: the run in {self.out} was made {made} to resume it, or name another --out")
 

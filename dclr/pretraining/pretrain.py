@@ -14,16 +14,19 @@ import yaml
 from torch import nn
 
 from dclr import bars, distributed, figures
+from dclr.checkpoint import Trunk, load_trunk
 from dclr.data.fetch import Cache
 from dclr.data.loader import TrainLoader, open_sets
 from dclr.data.manifest import require_cue, require_size
 from dclr.data.sets import Selection, pace_warnings
-from dclr.errors import spared
+from dclr.errors import InputError, spared
 from dclr.files import run_folder
 from dclr.hardware import peak_memory_gb, pick_device, place, precision_name, resolve_precision
 from dclr.method.backbones import build
+from dclr.method.backbones.layers import fronted
 from dclr.method.model import DCLR, Output
 from dclr.method.objective import Method
+from dclr.method.pixels import IMAGENET, recorded
 from dclr.method.views import make_views
 from dclr.pretraining.config import MOMENTA, PretrainConfig
 from dclr.pretraining.watch import Videos, knn_setting, online_knn
@@ -93,11 +96,31 @@ def guessing(scalars: Mapping[str, float], method: Method, entries: int) -> dict
     return {name: (loss, guess) for name, loss in losses.items() if loss >= 0.95 * guess}
 
 
-def make_model(config: PretrainConfig, length: int, dtype: torch.dtype) -> DCLR:
-    """The network of a run before its first step, with a queue of so many entries: its weights are drawn from the seed, and
-    everything else of the run from (seed, epoch, sample)."""
+def begun(config: PretrainConfig, saved: Mapping[str, Any] | None) -> tuple[PretrainConfig, Trunk | None]:
+    """The configuration with the pixels that the network sees, and the weights that it begins from, if any. A run that goes on
+    from ``saved`` does not need them again. Raises InputError where they are of another network."""
+    learned, pixels = None, IMAGENET
+    if saved is not None:
+        pixels = recorded(saved["config"]) or IMAGENET
+    elif config.pretrained is not None:
+        learned = load_trunk(config.pretrained, config)
+        pixels = learned.module.pixels
+        if (learned.arch, learned.width) != (config.arch, config.width):
+            raise InputError(
+                f"--pretrained {config.pretrained}: it is {learned.arch} of width {learned.width}, not {config.arch} of width "
+                f"{config.width}: give -a {learned.arch} --width {learned.width}"
+            )
+    pixels = config.pixels(pixels)
+    return replace(config, mean=pixels.mean, std=pixels.std, order=pixels.order), learned
+
+
+def make_model(config: PretrainConfig, length: int, dtype: torch.dtype, learned: Trunk | None = None) -> DCLR:
+    """The network of a run before its first step, with a queue of so many entries: its weights are those of the trunk
+    ``learned``, the rest is drawn from the seed, and everything else of the run from (seed, epoch, sample)."""
     torch.manual_seed(config.seed)
-    trunk = build(config.arch, config.width)
+    trunk = fronted(build(config.arch, config.width), config.pixels())
+    if learned is not None:
+        trunk.load_state_dict(learned.module.state_dict())
     cells = cells_of(trunk, config) if config.method.cue else (1, 1, 1)
     return DCLR(trunk, length, config.method, config.statistics(distributed.world()), dtype, cells)
 
@@ -188,7 +211,8 @@ def _train(
     )  # fmt: skip
     first_step, last_step, due = 0, len(loader) * config.epochs, False
     saved = distributed.from_first(resume(out, config.resume) if first else None)
-    learner = Pretraining(config, data, cache, length, loader, device, dtype)
+    config, learned = begun(config, saved)
+    learner = Pretraining(config, data, cache, length, loader, device, dtype, learned)
     if saved is not None:
         state = TrainState.read(saved, PRETRAINING)
         config.check_resumed(state.config, [len(of) for of in data.chosen_S], distributed.world())
@@ -205,6 +229,8 @@ def _train(
     if first:
         with spared(out):
             (out / "config.yaml").write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
+        if learned:
+            print(f"{config.pretrained}\n{learned.matched}")
         _introduce(config, data, loader, length, dtype, device)
     curves = Curves(out, first_step, {"mode": learner.title, **config.as_dict()}) if first else None
     train(learner, saver, curves, first_step, last_step, config.save_minutes, due)
@@ -221,11 +247,11 @@ class Pretraining(Learner):
 
     def __init__(
         self, config: PretrainConfig, data: Selection, cache: Cache | None, length: int, loader: TrainLoader,
-        device: torch.device, dtype: torch.dtype,
+        device: torch.device, dtype: torch.dtype, learned: Trunk | None = None,
     ):  # fmt: skip
         self.config, self.loader, self.clips = config, loader, 2 * config.batch
         self.max_skipped = config.max_skipped if config.on_error == "skip" else None
-        self.model: DCLR = place(make_model(config, length, dtype), device).train()
+        self.model: DCLR = place(make_model(config, length, dtype, learned), device).train()
         self.model.f_q.checkpointed = config.checkpoint_gradients
         self.optimiser = make_optimiser(self.model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
