@@ -3,22 +3,28 @@
 A simulated set of 300,000 samples in 1,000 shards (a real manifest and index; tars that are holes): start-up in a new process,
 also of two sets that are this one together, the cost of starting at 90 % of an epoch, the plans of 256 ranks x 16 workers put
 together. Then the memory of a worker over 10,000 samples of real clips (of drawn ones where ``--data`` has none).
+Before that, and alone with ``--browse``: pages of the simulated set in a browser, and previews of the real one.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import http.client
+import itertools
 import multiprocessing
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 SAMPLES, SHARDS = 300_000, 1_000
 RANKS, WORKERS, BATCH = 256, 16, 4096
+ROUNDS = 21  # of answers in a browser
 
 
 def simulate(folder: Path, shard_count: int) -> None:
@@ -100,7 +106,52 @@ def plans(folder: Path) -> None:
         raise SystemExit("the plans are not disjoint and complete")
 
 
-def memory(data: Path, folder: Path) -> None:
+PAGES = {  # what a page in the browser waits for -> its path in the n-th round
+    "a page of all samples": lambda n: f"/samples?page={n * SAMPLES // 24 // ROUNDS}",
+    "the same, most motion first, of a class in a split": lambda n: f"/samples?split=0&class=0:5&order=2&page={n * 500}",
+    "a first page of those with a word": lambda n: f"/samples?search={n:05d}",
+    "the same with a letter that is in every key": lambda n: f"/samples?search=a+{n:03d}",
+    "the same, most motion first": lambda n: f"/samples?order=2&search={n + 1}",
+}
+PREVIEWS = {
+    "48 frames of a sample": lambda n: f"/preview/{n}/frames/48",
+    "the same with the difference": lambda n: f"/preview/{n}/frames,diff/48",
+    "300 frames with all cues": lambda n: f"/preview/{n}/frames,diff,energy/300",
+}
+
+
+def browse(folder: Path, asked: Mapping[str, Callable[[int], str]]) -> None:
+    """``python -m preprocess browse``: from its start to its address, and answers one after another."""
+    starts, taken = list[float](), {what: list[float]() for what in asked}
+    for start in range(5):
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "preprocess", "browse", str(folder), "--port", "0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            connection = http.client.HTTPConnection(process.stdout.readline().split("http://")[1].split("/")[0])
+            starts.append(time.perf_counter() - began)
+            for n, what in itertools.product(range(ROUNDS if start == 4 else 0), asked):
+                began = time.perf_counter()
+                connection.request("GET", asked[what](n))
+                connection.getresponse().read()
+                taken[what].append(1000 * (time.perf_counter() - began))
+            most = held(process.pid)["VmHWM"]
+            process.terminate()
+    print(f"\nbrowse {folder.name}: start {statistics.median(starts):.2f} s (median of {len(starts)}), peak {most:.0f} MB")
+    print(f"\n| answer | ms, median of {ROUNDS} | slowest |\n|---|---|---|")
+    for what, times in taken.items():
+        print(f"| {what} | {statistics.median(times):.1f} | {max(times):.1f} |")
+
+
+def make_real(data: Path, folder: Path) -> None:
+    """A set of real clips, or of drawn ones."""
+    real = data / "ucf101/videos"
+    what = ["folder", "--root", str(real)] if real.is_dir() else ["synthetic", "--videos", "320"]
+    command = [sys.executable, "-m", "preprocess", *what, "--out", str(folder)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def memory(folder: Path) -> None:
     """A worker's memory while it reads 10,000 samples."""
     import numpy as np
 
@@ -108,10 +159,6 @@ def memory(data: Path, folder: Path) -> None:
     from dclr.data.loader import TrainLoader
     from dclr.data.manifest import ShardSet
 
-    real = data / "ucf101/videos"
-    what = ["folder", "--root", str(real)] if real.is_dir() else ["synthetic", "--videos", "320"]
-    command = [sys.executable, "-m", "preprocess", *what, "--out", str(folder)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     shards = ShardSet(folder)
     loader = TrainLoader(
         shards, np.arange(len(shards)), ClipConfig(), clips=2, batch=20, seed=0, passes=10_000 // len(shards) + 1, workers=1
@@ -134,15 +181,21 @@ def memory(data: Path, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared/data")
+    parser.add_argument("--browse", action="store_true")
     parser.add_argument("--start", type=Path, nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.start:
         start(args.start)
         return
     with tempfile.TemporaryDirectory() as folder:
-        simulated = Path(folder, "simulated")
+        simulated, real = Path(folder, "simulated"), Path(folder, "real")
         several = [Path(folder, "large"), Path(folder, "small")]
         simulate(simulated, SHARDS)
+        make_real(args.data, real)
+        browse(simulated, PAGES)
+        browse(real, PREVIEWS)
+        if args.browse:
+            return
         for part, count in zip(several, (SHARDS * 4 // 5 + 1, SHARDS // 5 - 1), strict=True):
             simulate(part, count)
         print(f"{SAMPLES} samples in {SHARDS} shards, index.npz {os.path.getsize(simulated / 'index.npz') / 1e6:.1f} MB")
@@ -151,7 +204,7 @@ def main() -> None:
             subprocess.run([sys.executable, __file__, "--start", *map(str, folders)], check=True)
             print(f"  the whole process, {len(folders)} set(s): {time.perf_counter() - began:.2f} s")
         plans(simulated)
-        memory(args.data, Path(folder, "real"))
+        memory(real)
 
 
 if __name__ == "__main__":

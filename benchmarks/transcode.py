@@ -261,7 +261,7 @@ def workers_table(root: Path) -> None:
         for workers in (1, 2):
             with tempfile.TemporaryDirectory() as out:
                 seen: list[tuple[float, int]] = []
-                run.make_shards(todo, run.Transcoding(source.root, options), Folder(out), workers, 600, partial(_note, seen))
+                run.make_shards(todo, partial(_note, seen), run.Transcoding(source.root, options), Folder(out), workers, 600)
             early = len(seen) // 8
             speed[workers] = sum(frames for _, frames in seen[early:]) / (seen[-1][0] - seen[early - 1][0])
         ratios.append(speed[2] / speed[1])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -14,12 +16,18 @@ from dclr import canvas
 from dclr.canvas import LABELLED
 from dclr.data.manifest import ShardSet
 from dclr.errors import InputError
-from dclr.method.views import MEAN, STD
+from dclr.method.views import GREY, MEAN, STD
 from dclr.metrics import interval
-from dclr.text import plain
+from dclr.text import LETTERS, plain
 
 SHOWN = 4  # videos, and frames of each, in the picture of maps
 MOST_BESIDE = 10  # most videos beside a query
+ROWS = {"v": "RGB clip v", "s": "static view s", "d": "dynamic view d"}
+MARKS = {  # before a title, and its border: colour, line, width
+    None: ("", "black", "-", 0.8),
+    True: ("✓ ", "tab:green", "-", 3.0),
+    False: ("✗ ", "tab:red", "--", 3.0),
+}
 SIDE = 256  # pixels, most of a frame's long side in a picture
 NUMBERED = 30  # classes up to which a confusion matrix has its counts as numbers
 
@@ -36,33 +44,44 @@ def middle_frame(shards: ShardSet, sample: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def activation_maps(active: Callable[[torch.Tensor, str], torch.Tensor], views: Mapping[str, torch.Tensor], out: Path) -> Path:
-    """Write a PNG: for up to four clips the views that are there (of v, s, d, each (B, 3, T, H, W)), below them A(v), A(s),
-    A(d) over the frames of v. Returns ``out``.
+def activation_maps(
+    active: Callable[[torch.Tensor, str], torch.Tensor], views: Mapping[str, torch.Tensor], names: Sequence[str], out: Path
+) -> Path:
+    """Write a PNG: frames of up to four clips, called ``names``, and under each view that is there (of v, s, d, each
+    (B, 3, T, H, W)) its own activation map over it, all on one scale. Returns ``out``.
 
     ``active`` says the mean-1 activation map (B, T', H', W') of clips that are the named view, as its network evaluates.
     """
     clips = {name: view[:SHOWN].float() for name, view in views.items()}
-    maps = {name: active(clip, name) for name, clip in clips.items()}
-    size = clips["v"].shape[2:]
-    large = {name: F.interpolate(m.unsqueeze(1), size, mode="trilinear").squeeze(1).cpu() for name, m in maps.items()}
-    seen = {name: _visible(clip.cpu(), name) for name, clip in clips.items()}
-    at = np.linspace(0, size[0] - 1, SHOWN).astype(int)
-    columns = [(clip, t) for clip in range(len(clips["v"])) for t in at]
-    rows = [*clips, *(f"A({name})" for name in clips)]
-    figure, axes = canvas.axes(len(rows), len(columns), 1.1 * len(columns) + 0.4, 1.15 * len(rows))
-    for column, (clip, t) in enumerate(columns):
-        for row, name in enumerate(rows):
-            axis = axes[row, column]
-            axis.imshow(seen[name if name in seen else "v"][clip, :, t].permute(1, 2, 0).numpy())
-            if name not in seen:
-                axis.imshow(large[name[2]][clip, t].numpy(), cmap="jet", alpha=0.5, vmin=0, vmax=3)
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if column == 0:
-                axis.set_ylabel(name)
-            if row == 0:
-                axis.set_title(f"clip {clip + 1}, frame {t}", fontsize=7)
+    length, *side = clips["v"].shape[2:]
+    maps = {
+        name: F.interpolate(active(clip, name).unsqueeze(1).float(), (length, *side), mode="trilinear").squeeze(1).cpu()
+        for name, clip in clips.items()
+    }
+    at = np.linspace(0, length - 1, SHOWN).astype(int)
+    columns, rows = len(clips["v"]), 2 * len(clips)
+    most = max(2.0, *(float(a_BTHW[:, at].max()) for a_BTHW in maps.values()))
+    figure, axes = canvas.axes(rows, columns, 1.0 * columns * SHOWN + 1.4, 1.1 * rows + 0.4, layout="constrained")
+    for line, (name, over) in zip(axes, itertools.product(clips, (False, True)), strict=True):
+        seen_BCTHW = _visible(clips[name].cpu(), name)[:, :, at]
+        for axis, seen_CTHW, a_THW in zip(line, seen_BCTHW, maps[name][:, at], strict=True):
+            frames = np.concatenate(list(seen_CTHW.permute(1, 2, 3, 0).numpy()), 1)  # side by side
+            if over:  # in middle greys, so that the colours are the map's
+                axis.imshow(frames @ GREY, cmap="gray", vmin=-0.5, vmax=1.5)
+                image = axis.imshow(np.concatenate(list(a_THW.numpy()), 1), cmap="viridis", alpha=0.55, vmin=0, vmax=most)
+            else:
+                axis.imshow(frames)
+            for n in range(1, len(at)):
+                axis.axvline(n * side[1] - 0.5, color="white", linewidth=1.5)
+            axis.set(xticks=[], yticks=[])
+        line[0].set_ylabel(f"A({name}) over {name}" if over else ROWS[name], fontsize=9)
+    for axis, name in zip(axes[0], names, strict=False):
+        axis.set_title(plain(name), fontsize=10)
+    for axis in axes[-1]:
+        axis.set_xticks((np.arange(len(at)) + 0.5) * side[1] - 0.5, [f"frame {t}" for t in at], fontsize=8)
+        axis.tick_params(length=0)
+    bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=40, label="activation A,\nin multiples of its\nmean over the clip")
+    bar.ax.set_facecolor("0.5")
     return canvas.write(figure, out)
 
 
@@ -73,18 +92,51 @@ def _visible(clips_BCTHW: torch.Tensor, view: str) -> torch.Tensor:
     return (clips_BCTHW * torch.tensor(STD).view(3, 1, 1, 1) + torch.tensor(MEAN).view(3, 1, 1, 1)).clamp(0, 1)
 
 
-def neighbours(rows: Sequence[Sequence[tuple[np.ndarray, str]]], out: Path) -> Path:
-    """Write a PNG: a row for each query, with the videos mined for it or nearest to it beside it. Returns ``out``.
+class Cell(NamedTuple):
+    """A picture, uint8 (H, W, 3), its title, and whether it is of the query's class, where that is known."""
 
-    A cell is a picture, uint8 (H, W, 3), and its title. A title that begins with "same" is green, with "other" red."""
-    columns = max(len(row) for row in rows)
-    figure, axes = canvas.axes(len(rows), columns, 1.5 * columns, 1.4 * len(rows))
+    picture: np.ndarray
+    title: str
+    right: bool | None = None
+
+
+def called(shards: ShardSet, sample: int, c: int, names: Sequence[str]) -> str:
+    """The class of a sample, its place in ``names``; or of -1, where it has no label, the end of its key."""
+    return names[c] if c >= 0 else shards.keys[sample][-LETTERS:]
+
+
+def beside(shards: ShardSet, samples: Sequence[int], classes: Sequence[int], names: Sequence[str]) -> list[Cell]:
+    """A row of :func:`neighbours`: the first sample asks, the others were mined for it or lie nearest to it; with the class
+    of each, as :func:`called` takes it."""
+    row: list[Cell] = []
+    for sample, c in zip(samples, classes, strict=True):
+        right = bool(c == classes[0]) if row and min(c, classes[0]) >= 0 else None
+        row.append(Cell(middle_frame(shards, sample), called(shards, sample, c, names), right))
+    return row
+
+
+def neighbours(rows: Sequence[Sequence[Cell]], out: Path, what: str = "") -> Path:
+    """Write a PNG of rows of pictures with their titles; ``what`` each row's query, its first picture, has beside it, is said
+    above. Returns ``out``.
+
+    What is of the query's class has a green border and a tick, what is of another a red, dashed one and a cross."""
+    columns, asked = max(len(row) for row in rows), [cell.right for row in rows for cell in row if cell.right is not None]
+    figure, axes = canvas.axes(len(rows), columns, 1.8 * columns, 1.6 * len(rows) + 0.4, layout="constrained")
     for line, row in zip(axes, rows, strict=True):
-        for axis in line:
+        for axis in line[len(row) :]:
             axis.axis("off")
-        for axis, (picture, title) in zip(line, row, strict=False):
+        for axis, (picture, title, right) in zip(line, row, strict=False):
             axis.imshow(picture)
-            axis.set_title(plain(title), fontsize=6, color={"same": "green", "other": "red"}.get(title.split(":")[0], "black"))
+            axis.set(xticks=[], yticks=[])
+            mark, colour, style, width = MARKS[right]
+            axis.set_title(mark + plain(title), color=colour, fontsize=7)  # 30 letters fit
+            for side in axis.spines.values():
+                side.set(color=colour, linestyle=style, linewidth=width)
+        if what:
+            line[0].set_ylabel("query", fontsize=8)
+    if what:
+        legend = f": {sum(asked)} of {len(asked)} are of the query's class (✓), the others of another (✗)" if asked else ""
+        figure.suptitle(what + legend, fontsize=10)
     return canvas.write(figure, out)
 
 

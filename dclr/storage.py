@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import shutil
+import socket
 import stat
 import tempfile
 import time
@@ -158,6 +159,15 @@ class Folder:
     def address(self, name: str) -> str:
         """What :meth:`local` finds a file of the listing by in any process."""
         return name
+
+    def absent(self, name: str) -> str | None:
+        """Why this machine does not find a file of the listing, with its host; None where it does. A store is the same from
+        every machine and is not asked."""
+        try:
+            os.stat(path := Path(self.place, name).absolute())
+        except OSError as error:
+            return f"{socket.gethostname()}: {path}: {error.strerror}"
+        return None
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
@@ -344,6 +354,9 @@ class RemoteFolder(Folder):
                 )
             return data
         raise FileNotFoundError(errno.ENOENT, "no such file", public(self._path(name)))
+
+    def absent(self, name: str) -> None:
+        return None
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:

@@ -18,6 +18,7 @@ from dclr.settings import Parser, again, as_type, check_values, from_flags, sett
 from dclr.storage import Folder, RemoteFolder, open_folder
 from preprocess import run, synthetic
 from preprocess.add_cues import add_cues, settle
+from preprocess.browse import serve
 from preprocess.datasets import DATASETS, DataSet, VideoSet
 from preprocess.preview import contact_sheet
 from preprocess.stats import describe
@@ -144,6 +145,7 @@ EXAMPLES = {  # of --help, by command
     },
     "verify": {"every byte": "shards/mine", "every frame too, on 8 cores": "shards/mine --deep --workers 8"},
     "stats": {"into the set's folder": "shards/mine", "into another place": "s3://bucket/mine --out mine.png"},
+    "browse": {"at http://127.0.0.1:8000": "shards/mine", "on another port": "shards/mine --port 8010"},
     "preview": {"six videos": "shards/mine --out sheet.png", "twenty": "shards/mine --out sheet.png --videos 20"},
 }
 
@@ -156,6 +158,15 @@ def examples_of(dataset: DataSet) -> dict[str, str]:
         **dataset.examples,
         "the first of 8 machines; merge joins what they make": f"{common} --part 1/8",
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Browsing:
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0: whoever reaches this machine can look", metavar="ADDRESS")
+    port: int = setting(8000, "port to listen on; 0 takes a free one", metavar="N", least=0, most=65535)
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
 
 def parser() -> Parser:
@@ -186,6 +197,7 @@ def parser() -> Parser:
     counted = "videos, hours, classes, splits, sizes, motion, cuts; kept with a picture in the set's folder"
     command("stats", counted, Describing, existing=True)
     command("preview", "a contact sheet: frames above their motion cues", Previewing, existing=True)
+    command("browse", "a page in the browser: samples that play, with their motion cues over them", Browsing, existing=True)
     return top
 
 
@@ -202,6 +214,9 @@ def look_after(command: str, shards: Folder, given: Mapping[str, Any]) -> None:
     if command == "preview":
         sheet = from_flags(Previewing, given)
         print(contact_sheet(shards, sheet.out, sheet.videos))
+    elif command == "browse":
+        page = from_flags(Browsing, given)
+        serve(shards, page.host, page.port)
     elif command == "stats":
         print(describe(shards, from_flags(Describing, given).out))
     elif command == "verify":

@@ -80,6 +80,9 @@ class Adding:
             reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
             return Failure(f"{task.shard}, {entry.key}", "error", reason, time.perf_counter() - began)
 
+    def absent(self, task: Samples) -> str | None:
+        return None if task.file is None else self.root.absent(task.file)
+
     def without(self, task: Samples, why: Failure | Lost, spool: Path) -> Made:
         """A video that hangs or crashes its decoder now is not read; a sample that cannot be read ends the run."""
         if isinstance(why, Lost) and task.file is not None:

@@ -136,14 +136,18 @@ def wheel(side: int) -> np.ndarray:
     return colours
 
 
+def at_most(energy_N: np.ndarray, points: int) -> np.ndarray:
+    """The energies of all frames, or of more than ``points`` the most in each of so many equal parts."""
+    return energy_N if len(energy_N) <= points else np.maximum.reduceat(energy_N, np.arange(points) * len(energy_N) // points)
+
+
 def energy_curve(energy_N: np.ndarray, shown: np.ndarray, cuts: Collection[int], width: int) -> np.ndarray:
     """The energy of every frame over time, as high as the picture at its most, with a line where a frame is shown and where a
     cut is: uint8 (CURVE, width, 3)."""
     picture = np.full((CURVE, width, 3), 255, np.uint8)
-    if len(energy_N) > width:  # the most of the frames in a column
-        heights = np.maximum.reduceat(energy_N, np.arange(width) * len(energy_N) // width)
-    else:
-        heights = np.interp(np.arange(width), np.linspace(0, width - 1, len(energy_N)), energy_N)
+    heights = at_most(energy_N, width)
+    if len(heights) < width:
+        heights = np.interp(np.arange(width), np.linspace(0, width - 1, len(heights)), heights)
     tops = CURVE - np.rint(np.clip(heights / max(energy_N.max(), 1e-6), 0, 1) * CURVE).astype(int)
     picture[np.arange(CURVE)[:, None] >= tops] = GREY
     for colour, frames in ((SHOWN, shown.tolist()), (CUT, cuts)):

@@ -8,8 +8,8 @@ written in the plan's order, so the same input and options give the same bytes o
 from __future__ import annotations
 
 import hashlib
-import logging
 import shutil
+import socket
 import tempfile
 import time
 from collections import Counter
@@ -32,6 +32,7 @@ from dclr.storage import Folder, open_folder
 from dclr.text import public
 from dclr.threads import permitted
 from preprocess.datasets import DATASETS, EMPTY_CLASS, Video, VideoSet, sample_keys
+from preprocess.on_ray import Tell, on_ray
 from preprocess.plan import (
     LEFT_OUT,
     MISSING,
@@ -60,7 +61,6 @@ from preprocess.write import (
 )  # fmt: skip
 
 NOT_ON_DISK = "in the lists, not on disk"
-Tell = Callable[[int, bool], None]  # hears of every video: its frames (0 where it failed) and whether it failed
 TOLD = {  # trait of a source that a run warns of -> what it is
     "odd rotation": "by their metadata turned by another angle than quarter turns, which is left aside",
     "PQ": "HDR (transfer function PQ) and stored without tone mapping: dark and flat",
@@ -125,6 +125,8 @@ def make_samples(task: Task, root: Folder, options: Options, spool: Path) -> Mad
     began, video, out = time.perf_counter(), task.video, MadeWriter(spool)
     try:
         with ExitStack() as stack:
+            if absent := root.absent(task.file):
+                raise TranscodeError("open", absent)
             try:
                 path = stack.enter_context(root.local(task.file))
             except Exception as error:  # a store has many ways to say no
@@ -161,6 +163,9 @@ class Work(Protocol):
     def __call__(self, task: Any, spool: Path) -> Made | Failure:
         """In a worker: the samples of a task, or why there are none."""
 
+    def absent(self, task: Any) -> str | None:
+        """The host and the path of a file that a task needs and that is not there."""
+
     def without(self, task: Any, why: Failure | Lost, spool: Path) -> Made | Failure:
         """In the parent, of a task that no worker made samples of: what becomes of it."""
 
@@ -175,11 +180,14 @@ class Transcoding:
     def __call__(self, task: Task, spool: Path) -> Made | Failure:
         return make_samples(task, self.root, self.options, spool)
 
+    def absent(self, task: Task) -> str | None:
+        return self.root.absent(task.file)
+
     def without(self, task: Task, why: Failure | Lost, spool: Path) -> Failure:
         return failure(task.video, why.stage, why.reason, why.seconds) if isinstance(why, Lost) else why
 
 
-def make_shards(todo: Sequence[Job], work: Work, out: Folder, workers: int, timeout: float, tell: Tell) -> None:
+def make_shards(todo: Sequence[Job], tell: Tell, work: Work, out: Folder, workers: int, timeout: float) -> None:
     """Make these shards one after another, on ``workers`` processes. A shard is filled while the one before it is stored."""
     if not todo:
         return
@@ -222,27 +230,6 @@ def _fill(
         else:
             writer.add(result)
             tell(sum(part.meta.frames for part in result.parts), False)
-
-
-def _on_ray(todo: Sequence[Job], work: Work, out: Folder, timeout: float, tell: Tell) -> None:
-    """The same on a Ray cluster (RAY_ADDRESS, or one on this machine): a task a shard, tried again where its node is lost."""
-    try:
-        import ray
-    except ImportError:
-        raise InputError("--engine ray: Ray is not installed; pip install 'dclr[ray]'") from None
-    ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
-
-    @ray.remote(num_cpus=1, max_retries=-1)
-    def one_shard(job: Job) -> list[tuple[int, bool]]:
-        told: list[tuple[int, bool]] = []
-        make_shards([job], work, out, 1, timeout, lambda frames, failed: told.append((frames, failed)))
-        return told
-
-    waiting = [one_shard.remote(job) for job in todo]
-    while waiting:
-        ready, waiting = ray.wait(waiting)
-        for frames, failed in [video for told in ray.get(ready) for video in told]:
-            tell(frames, failed)
 
 
 def build(source: VideoSet, out: Folder, options: Options, how: How) -> Summary | None:
@@ -328,7 +315,25 @@ def carry_out(plan: RunPlan, made: Sequence[Job], root: Folder, out: Folder, opt
     make_all(ours, todo, Transcoding(root, options), out, how, "transcoding")
     if how.engine == "ray" and how.part is None:
         clean(out, plan.names, everything=True)  # what lost nodes left
-    return finish(out, plan) if how.part is None else None
+    if how.part is None:
+        return finish(out, plan)
+    if todo:
+        _check_part(ours, out, how.part)
+    return None
+
+
+def _check_part(ours: Sequence[Job], out: Folder, part: tuple[int, int]) -> None:
+    """Raises InputError where no sample is in any shard of a part, so that Slurm does not start what depends on it. Its shards
+    count as not made then."""
+    if any(read_index(out, index_name(job.name))[0].samples for job in ours):
+        return
+    failures = [line for job in ours for line in read_failures(out, failures_name(job.name))]
+    for job in ours:
+        out.remove(index_name(job.name))
+    raise InputError(
+        f"{out}: part {part[0]}/{part[1]} on {socket.gethostname()} kept none of its {len(failures)} videos; "
+        f"{failures[0].path}: {failures[0].reason}; mend that and start it again, or make the set of the rest without --part"
+    )
 
 
 def make_all(every: Sequence[Job], todo: Sequence[Job], work: Work, out: Folder, how: How, title: str) -> None:
@@ -356,9 +361,9 @@ def make_all(every: Sequence[Job], todo: Sequence[Job], work: Work, out: Folder,
 
         try:
             if how.engine == "ray":
-                _on_ray(todo, work, out, how.timeout, tell)
+                on_ray(todo, work.absent, partial(make_shards, work=work, out=out, workers=1, timeout=how.timeout), tell)
             else:
-                make_shards(todo, work, out, how.workers, how.timeout, tell)
+                make_shards(todo, tell, work, out, how.workers, how.timeout)
         except OSError as error:  # the disk is full, or gone
             raise InputError(
                 f"{out}: {error.strerror or error}; finished shards are kept: mend that and start the same command again"

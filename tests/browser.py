@@ -1,113 +1,109 @@
-"""Chromium without a window, over the DevTools protocol: what a page shows, asks for and complains of."""
+"""Chromium without a window, driven by its DevTools protocol over a pipe."""
 
 from __future__ import annotations
 
-import base64
+import itertools
 import json
 import os
+import select
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
+QUIET = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-quic", "--disable-dev-shm-usage", "--hide-scrollbars",
+)  # fmt: skip
 
 
-class Browser:
-    """One page. ``events`` are the protocol's, in their order, since the page was last opened."""
+class Tab:
+    """A tab. ``complaints``: errors of its console and of its scripts; ``requests``: the URLs that it asked for."""
 
-    def __init__(self, to: int, back: int):
-        self._to, self._back, self._number, self._rest = to, back, 0, b""
-        self.events: list[dict[str, Any]] = []
-        self._session = ""
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+    def __init__(self, to: int, of: int):
+        self._to, self._of, self._numbers, self._unread, self._session = to, of, itertools.count(1), b"", ""
+        self.complaints, self.requests = list[str](), list[str]()
+        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
+            self.ask(f"{domain}.enable")
 
-    def _read(self) -> dict[str, Any]:
-        while b"\0" not in self._rest:
-            part = os.read(self._back, 1 << 20)
-            assert part, "the browser ended"
-            self._rest += part
-        message, _, self._rest = self._rest.partition(b"\0")
-        return json.loads(message)
-
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": parameters}
-        data = json.dumps(message | ({"sessionId": self._session} if self._session else {})).encode() + b"\0"
-        while data:
-            data = data[os.write(self._to, data) :]
-        while (answer := self._read()).get("id") != self._number:
-            self.events.append(answer)
+    def ask(self, method: str, **given: Any) -> dict[str, Any]:
+        """What the browser answers to a command."""
+        number = next(self._numbers)
+        message = {"id": number, "method": method, "params": given} | ({"sessionId": self._session} if self._session else {})
+        os.write(self._to, json.dumps(message).encode() + b"\0")
+        while (answer := self._next()).get("id") != number:
+            self._note(answer.get("method"), answer.get("params", {}))
         assert "error" not in answer, answer
-        return answer["result"]
+        return dict(answer["result"])
 
-    def open(self, url: str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Open a page in a window of so many pixels, light or dark, and wait until it is loaded."""
+    def _next(self) -> dict[str, Any]:
+        while b"\0" not in self._unread:
+            assert select.select([self._of], [], [], 60)[0], "the browser does not answer"
+            self._unread += os.read(self._of, 1 << 20)
+        message, _, self._unread = self._unread.partition(b"\0")
+        return dict(json.loads(message))
+
+    def _note(self, event: str | None, said: dict[str, Any]) -> None:
+        if event == "Network.requestWillBeSent":
+            self.requests.append(said["request"]["url"])
+        elif event == "Runtime.exceptionThrown" or (event == "Runtime.consoleAPICalled" and said["type"] == "error"):
+            self.complaints.append(json.dumps(said))
+        elif event == "Log.entryAdded" and said["entry"]["level"] in ("error", "warning"):
+            self.complaints.append(f"{said['entry']['text']} {said['entry'].get('url')}")
+
+    def value(self, script: str) -> Any:
+        """What JavaScript gives."""
+        answer = self.ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def wait(self, script: str, wanted: Any = True, seconds: float = 30) -> None:
+        """Until JavaScript gives what is wanted."""
+        until = time.monotonic() + seconds
+        while (found := self.value(script)) != wanted:
+            assert time.monotonic() < until, f"{script}: {found}, expected {wanted}; {self.complaints}"
+            time.sleep(0.05)
+
+    def open(self, url: str, width: int, height: int = 900, dark: bool = False) -> None:
+        """Open a page in a window of so many pixels, light or dark. What an earlier one asked for is forgotten."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.ask("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.events.clear()
-        self.call("Page.navigate", url=url)
-        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
-            self.events.append(self._read())
+        self.ask("Emulation.setEmulatedMedia", features=[scheme])
+        self.ask("Page.navigate", url="about:blank")
+        self.complaints.clear()
+        self.requests.clear()
+        self.ask("Page.navigate", url=url)
+        self.wait("location.href !== 'about:blank' && document.readyState", "complete")
 
-    def evaluate(self, script: str) -> Any:
-        """The value of an expression in the page."""
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
-
-    @property
-    def complaints(self) -> list[str]:
-        """What the page wrote to its console, errors that it threw, and what the browser says of it."""
-        named = {"Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"}
-        return [json.dumps(event["params"]) for event in self.events if event.get("method") in named]
-
-    @property
-    def requests(self) -> list[str]:
-        """The URLs that the page asked for, but for what is in the page itself."""
-        asked = [
-            event["params"]["request"]["url"] for event in self.events if event.get("method") == "Network.requestWillBeSent"
-        ]
-        return [url for url in asked if not url.startswith("data:")]
-
-    def shoot(self, whole: bool = False) -> bytes:
-        """A PNG of the window, or of the whole page."""
-        return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
+    def press(self, key: str) -> None:
+        for event in ("keyDown", "keyUp"):
+            self.ask("Input.dispatchKeyEvent", type=event, key=key, code="Space" if key == " " else key)
 
 
 @contextmanager
-def browser(profile: Path) -> Iterator[Browser]:
-    """A Chromium that is ended at the end. It speaks through pipes, so no port is open and no library needed."""
-    (ours_out, theirs_in), (theirs_out, ours_in) = os.pipe(), os.pipe()
-
-    def pipes() -> None:  # the browser reads from 3 and writes to 4
-        parts = [os.dup(ours_out), os.dup(ours_in)]
-        for part, number in zip(parts, (3, 4), strict=True):
-            os.dup2(part, number, inheritable=True)
-
+def browser(profile: Path) -> Iterator[Tab]:
+    """A tab of a browser of its own, which keeps its files in ``profile``."""
+    (read, to), (of, write) = os.pipe(), os.pipe()
+    command = [f'exec "$0" "$@" 3<&{read} 4>&{write}', str(CHROMIUM), *QUIET, f"--user-data-dir={profile}"]
     process = subprocess.Popen(
-        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--disable-quic", "--disable-dev-shm-usage", "--hide-scrollbars",
-         "--remote-debugging-pipe", f"--user-data-dir={profile}"],
-        preexec_fn=pipes, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    os.close(ours_out)
-    os.close(ours_in)
+        ["bash", "-c", *command, "--remote-debugging-pipe"], pass_fds=(read, write), stderr=subprocess.DEVNULL
+    )
+    for end in (read, write):
+        os.close(end)
     try:
-        yield Browser(theirs_in, theirs_out)
+        yield Tab(to, of)
     finally:
-        process.kill()
-        process.wait()
-        for end in (theirs_in, theirs_out):
-            with suppress(OSError):
-                os.close(end)
+        process.terminate()
+        process.wait(20)
+        for end in (to, of):
+            os.close(end)

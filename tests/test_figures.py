@@ -2,13 +2,18 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import cv2
 import matplotlib.mathtext
 import numpy as np
 import pytest
+import torch
 
 from dclr import canvas, figures
+from dclr.errors import InputError
+from dclr.figures import Cell
+from dclr.method.views import GREY
 from dclr.text import plain
 
 NAMES = ["$x_1^{$", "a$b$ 100 %", "new\nline\x1b[0m", "日本語", "x" * 200, "\ud800"]
@@ -31,10 +36,72 @@ def test_a_picture_stays_small_however_many_classes_there_are(tmp_path: Path) ->
             height, width = cv2.imread(str(draw(counts(classes), names, tmp_path / "a.png"))).shape[:2]
             assert max(height, width) <= (most if classes <= 100 else 2600), (draw, classes)
     figures.bars({"a": {f"name {n}": 0.5 for n in range(150)}}, {}, tmp_path / "b.png")
-    figures.neighbours([[(frame, "asked"), *[(frame, "other: x")] * 40]], tmp_path / "c.png")
+    figures.neighbours([[Cell(frame, "query: x"), *[Cell(frame, "x", False)] * 40]], tmp_path / "c.png", "mined")
     figures.curves([{"step": 1, "a": 1}], ["a"] * 20, tmp_path / "d.png")
     for name in "bcd":
         assert max(cv2.imread(str(tmp_path / f"{name}.png")).shape) <= most
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that are written from now on."""
+    figures: list[Any] = []
+    write = canvas.write
+    monkeypatch.setattr(canvas, "write", lambda figure, out: figures.append(figure) or write(figure, out))
+    return figures
+
+
+def test_each_map_lies_over_its_own_view_on_one_scale(tmp_path: Path, drawn: list[Any]) -> None:
+    """Five clips, of which four are shown; the map of view n is n + 1 in each clip's upper half, and 0 below."""
+    views = {name: torch.rand(5, 3, 8, 32, 32) for name in "vsd"}
+    level = {name: n + 1.0 for n, name in enumerate("vsd")}
+
+    def active(clip_BCTHW: torch.Tensor, view: str) -> torch.Tensor:
+        torch.testing.assert_close(clip_BCTHW, views[view][:4])
+        return torch.tensor([level[view], 0]).view(1, 1, 2, 1).expand(len(clip_BCTHW), 2, 2, 2)
+
+    figures.activation_maps(active, views, ["walk", "run", "$x_1^{$", "jump", "sit"], tmp_path / "maps.png")
+    (figure,) = drawn
+    *panels, bar = figure.axes
+    assert [panel.get_title() for panel in panels[:4]] == ["walk", "run", "$x_1^{$", "jump"]
+    names = ["RGB clip v", "A(v) over v", "static view s", "A(s) over s", "dynamic view d", "A(d) over d"]
+    assert [panel.get_ylabel() for panel in panels[::4]] == names
+    assert [label.get_text() for label in panels[-1].get_xticklabels()] == ["frame 0", "frame 2", "frame 4", "frame 7"]
+    maps = [panel.images[1] for n, panel in enumerate(panels) if n // 4 % 2]
+    assert {(image.norm.vmin, image.norm.vmax, image.get_cmap().name) for image in maps} == {(0, 3, "viridis")}
+    assert bar.get_ylim() == (0, 3) and "multiples of its" in bar.get_ylabel()
+    for n, name in enumerate("vsd"):
+        for clip in range(4):
+            view, over = panels[8 * n + clip], panels[8 * n + 4 + clip]
+            frames, (grey, a) = view.images[0].get_array(), over.images
+            expected_CHW = figures._visible(views[name], name)[clip, :, 2]  # the second of the four frames
+            assert np.allclose(frames[:, 32:64], expected_CHW.permute(1, 2, 0))
+            assert frames.shape == (32, 4 * 32, 3) and np.allclose(grey.get_array(), frames @ np.array(GREY))
+            assert np.allclose(a.get_array()[0], level[name]) and np.allclose(a.get_array()[-1], 0)
+
+
+def test_neighbours_are_right_or_wrong_without_colour_too(tmp_path: Path, drawn: list[Any]) -> None:
+    """Of five videos, the first asks; the last has no label and is called by its key."""
+
+    class Shards:
+        keys = ("q", "a", "b", "c", "video-without-label")
+
+        def read(self, sample: int) -> None:
+            raise InputError("damaged")
+
+    row = figures.beside(Shards(), range(5), [1, 1, 0, 1, -1], ["run", "walk"])  # type: ignore[arg-type]
+    assert [cell.title for cell in row] == ["walk", "walk", "run", "walk", "video-without-label"]
+    assert [cell.right for cell in row] == [None, True, False, True, None]
+    unlabelled = figures.beside(Shards(), [4, 0], [-1, 1], ["run", "walk"])  # type: ignore[arg-type]
+    assert [cell.right for cell in unlabelled] == [None, None]
+    figures.neighbours([row, unlabelled], tmp_path / "neighbours.png", "Videos")
+    (figure,) = drawn
+    assert figure.get_suptitle().startswith("Videos: 2 of 3 are of the query's class (✓)")
+    assert [axis.get_ylabel() for axis in figure.axes[::5]] == ["query", "query"]
+    shown = [axis.get_title() for axis in figure.axes[:5]]
+    assert shown == ["walk", "✓ walk", "✗ run", "✓ walk", "video-without-label"]
+    borders = [axis.spines["left"].get_linestyle() for axis in figure.axes[:5]]
+    assert borders == ["-", "-", "--", "-", "-"]
 
 
 def test_a_frame_in_a_picture_is_small(tmp_path: Path) -> None:
@@ -67,7 +134,7 @@ def test_any_name_is_drawn_as_it_stands(
     draw = {
         "confusion": lambda out: figures.confusion_matrix(counts(6), NAMES, out),
         "classes": lambda out: figures.class_bars(counts(6), NAMES, out),
-        "neighbours": lambda out: figures.neighbours([[(frame, f"same: {name}") for name in NAMES]], out),
+        "neighbours": lambda out: figures.neighbours([[Cell(frame, name, True) for name in NAMES]], out, "$x_1^{$"),
         "bars": lambda out: figures.bars({"this network": dict.fromkeys(NAMES, 0.5)}, {}, out),
         "curves": lambda out: figures.curves([{"step": 1, "val/$top$": 1}], ["val/$top$"], out),
     }

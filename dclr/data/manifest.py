@@ -27,7 +27,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -282,6 +282,28 @@ class Names(Sequence[str]):
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
+
+    @cached_property
+    def _small(self) -> np.ndarray:
+        """The bytes of all with small letters in the place of ASCII's large ones."""
+        return np.frombuffer(self._blob.tobytes().lower(), np.uint8)
+
+    def containing(self, text: str) -> np.ndarray:
+        """Which of them have ``text`` in them; large ASCII letters are small ones. bool (N,)."""
+        wanted, small = np.frombuffer(text.encode().lower(), np.uint8), self._small
+        if not len(wanted):
+            return np.ones(len(self), bool)
+        last = max(0, len(small) - len(wanted) + 1)
+        is_first = np.ones(last, bool)
+        for further, letter in enumerate(wanted[:3]):
+            is_first &= small[further : further + last] == letter
+        first = np.flatnonzero(is_first)  # few, each of which is looked at
+        for further, letter in enumerate(wanted[3:], 3):
+            first = first[small[first + further] == letter]
+        of = np.searchsorted(self._end_N, first, side="right")
+        found = np.zeros(len(self), bool)
+        found[of[first + len(wanted) <= self._end_N[of]]] = True  # not across the end of one
+        return found
 
     @property
     def columns(self) -> dict[str, np.ndarray]:

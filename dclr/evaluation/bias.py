@@ -274,10 +274,10 @@ def examples(setting: Setting, asked: Asked, out: Path) -> Path:
     loader = eval_loader(
         setting.shards, sample_n, setting.clip, clips=1, beside=asked.beside, cache=setting.cache, on_error="skip"
     )
-    rows: list[list[tuple[np.ndarray, str]]] = [[] for _ in ("whole", *asked.conditions)]
+    rows: list[list[figures.Cell]] = [[] for _ in ("whole", *asked.conditions)]
     for batch in loader:
         clips = {"whole": batch["rgb"][0], **{name: CONDITIONS[name].alter(batch) for name in asked.conditions}}
         for row, (name, clip_NTSSC) in zip(rows, clips.items(), strict=True):
             at = np.linspace(0, clip_NTSSC.shape[1] - 1, figures.SHOWN).astype(int)
-            row.extend((clip_NTSSC[0, t].numpy(), f"{name}, frame {t}") for t in at)
+            row.extend(figures.Cell(clip_NTSSC[0, t].numpy(), f"frame {t}" if t else name) for t in at)
     return figures.neighbours(rows, out)

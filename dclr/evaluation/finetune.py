@@ -20,7 +20,7 @@ from dclr.errors import InputError, spared
 from dclr.evaluation.config import EvalConfig, made_otherwise
 from dclr.evaluation.pieces import Pieces
 from dclr.evaluation.probe import averaged
-from dclr.evaluation.result import Pictures, overlays, save_scores
+from dclr.evaluation.result import Pictures, options, overlays, own, save_scores
 from dclr.evaluation.setting import Setting, forward, over_videos, prepare
 from dclr.hardware import peak_memory_gb, place, sent
 from dclr.method import norm
@@ -94,7 +94,7 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
         if first:
             print(f"resumed after step {first_step} of {last_step}")
     if not learner.patience_is_over(first_step // len(loader)):
-        curves = Curves(out, first_step) if first else None
+        curves = Curves(out, first_step, own(options(setting))) if first else None
         train(learner, Saver(out, 1, last_step), curves, first_step, last_step, config.save_minutes)
     if config.on_error == "skip":
         absent = all_skipped(loader.skipped, len(setting.train_N), config.max_skipped)

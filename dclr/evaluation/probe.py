@@ -134,13 +134,9 @@ def neighbours(setting: Setting, train: Features, test: Features, out: Path) -> 
     place_mk, _ = metrics.nearest(test.value[rows_m].mean(1), train.value.mean(1), NEIGHBOURS)
     rows = []
     for row, place_k in zip(rows_m, place_mk, strict=True):
-        samples = [int(test.sample[row]), *map(int, train.sample[place_k])]
-        classes = setting.label(np.array(samples))
-        named = [setting.classes.names[c] for c in classes]
-        marks = ["asked", *("same" if c == classes[0] else "other" for c in classes[1:])]
-        pictures = [figures.middle_frame(setting.shards, sample) for sample in samples]
-        rows.append([(picture, f"{mark}: {name}") for picture, mark, name in zip(pictures, marks, named, strict=True)])
-    return figures.neighbours(rows, out)
+        samples = np.array([test.sample[row], *train.sample[place_k]])
+        rows.append(figures.beside(setting.shards, samples.tolist(), setting.label(samples).tolist(), setting.classes.names))
+    return figures.neighbours(rows, out, "Test videos and the training videos nearest to each")
 
 
 def logistic_regression(features_NC: torch.Tensor, label_N: torch.Tensor, classes: int, c: float = 1.0) -> nn.Linear:

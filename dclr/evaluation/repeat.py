@@ -23,7 +23,7 @@ from dclr.errors import InputError, dispensable
 from dclr.evaluation import baseline, page
 from dclr.evaluation.config import EvalConfig, made_otherwise
 from dclr.evaluation.modes import MODES
-from dclr.evaluation.result import circumstances, write
+from dclr.evaluation.result import circumstances, events, write
 from dclr.evaluation.setting import digest
 from dclr.files import run_folder
 from dclr.hardware import pick_device
@@ -217,6 +217,7 @@ def _mean(
     if config.baseline:
         with dispensable(f"the comparison with {config.baseline}"):
             _beside(out, Path(config.baseline))
+    events(out, mean["options"], {name: mean[name] for name in shared})
     print(compare([*(Path(run.out) for run in runs), out]))
     with dispensable("report.html"):
         print(page.write(out, page.folders(out)))

@@ -25,6 +25,7 @@ from dclr.data.loader import eval_loader
 from dclr.errors import NotKept, dispensable
 from dclr.evaluation import baseline, page
 from dclr.evaluation.baseline import SCORES
+from dclr.evaluation.config import others
 from dclr.evaluation.modes import ACCURACIES, MODES
 from dclr.evaluation.setting import NO_SAMPLES, Setting
 from dclr.files import whole
@@ -34,6 +35,7 @@ from dclr.method.views import normalise, to_clip
 from dclr.metrics import Metric
 from dclr.settings import flag
 from dclr.text import plain, public
+from dclr.training.curves import write_settings
 
 Pictures = Mapping[str, Callable[[Path], object]]  # file name -> what writes it there
 Numbers = Mapping[str, float | np.ndarray]  # each a number, or what each test video adds to it, (M,): it is their mean
@@ -45,12 +47,14 @@ def overlays(setting: Setting, sample_M: np.ndarray, out: Path, trunk: nn.Module
     samples_N = np.unique(sample_M[np.linspace(0, len(sample_M) - 1, figures.SHOWN).astype(int)])
     module = place(trunk or setting.trunk.module, setting.device).eval()
     loader = eval_loader(setting.shards, samples_N, setting.clip, clips=1, cache=setting.cache, on_error="skip")
-    clips = torch.cat([normalise(to_clip(batch["rgb"][0].to(setting.device))) for batch in loader])
+    batches = list(loader)
+    clips = torch.cat([normalise(to_clip(batch["rgb"][0].to(setting.device))) for batch in batches])
+    names = [setting.classes.names[c] for c in setting.label(np.concatenate([batch["sample"] for batch in batches]))]
 
     def active(clip_BCTHW: torch.Tensor, view: str) -> torch.Tensor:
         return losses.mean_one(losses.activation_map(module(clip_BCTHW)))
 
-    return figures.activation_maps(active, {"v": clips}, out)
+    return figures.activation_maps(active, {"v": clips}, names, out)
 
 
 def save_scores(
@@ -126,7 +130,8 @@ def save_result(
         with dispensable(f"the comparison with {setting.config.baseline}"):
             result["baseline"] = baseline.against(each, measured, Path(setting.config.baseline))
             print(baseline.lines(result))
-    result["pictures"] = _drawn(out, numbers, pictures)
+    result["pictures"] = _drawn(out, pictures)
+    events(out, result["options"], numbers, result["pictures"])
     with dispensable("the list of pictures in result.json"):
         write(out, result, said)
     made = [str(out / RESULT)]
@@ -149,8 +154,6 @@ def _made(
             kind: classes.guessed(classes.number(setting.shards.labels[kind][sample_M])) for kind, classes in every.items()
         },
     }
-    used = {"arch": setting.trunk.arch, "width": setting.trunk.width} | setting.clip.said
-    options = {name: public(value) if isinstance(value, str) else value for name, value in vars(setting.config).items()}
     shares = {name: value for name, value in numbers.items() if measured[name].kind == "share"}
     rest = {
         "metrics": {name: asdict(metric) for name, metric in measured.items()},
@@ -169,7 +172,7 @@ def _made(
         "precision": precision_name(setting.dtype),
         **extra,
         "pictures": [],
-        "options": options | used,
+        "options": options(setting),
         "weights": setting.weights,
         "set": setting.shards.digest,
         "versions": {"dclr": revision(), "torch": torch.__version__, "numpy": np.__version__},
@@ -180,8 +183,20 @@ def _made(
     return {**numbers, **rest}
 
 
-def _drawn(out: Path, numbers: Mapping[str, float], pictures: Pictures) -> list[str]:
-    """Draw the pictures and write them and the numbers as TensorBoard's events; returns the names of those that are there."""
+def options(setting: Setting) -> dict[str, Any]:
+    """Every option of an evaluation, and what those came to that the checkpoint decides."""
+    used = {"arch": setting.trunk.arch, "width": setting.trunk.width} | setting.clip.said
+    given = {name: public(value) if isinstance(value, str) else value for name, value in vars(setting.config).items()}
+    return given | used
+
+
+def own(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options without those that only other modes have."""
+    return {name: value for name, value in options.items() if name not in others(options["mode"])}
+
+
+def _drawn(out: Path, pictures: Pictures) -> list[str]:
+    """Draw the pictures; returns the names of those that are there."""
     drawn: list[str] = []
     for name, draw in pictures.items():
         with dispensable(name):
@@ -191,12 +206,17 @@ def _drawn(out: Path, numbers: Mapping[str, float], pictures: Pictures) -> list[
         if name not in drawn:
             with suppress(OSError):
                 (out / name).unlink(missing_ok=True)
+    return drawn
+
+
+def events(out: Path, settings: Mapping[str, Any], numbers: Mapping[str, float], pictures: Sequence[str] = ()) -> None:
+    """Write TensorBoard's events: the numbers, the settings as hyperparameters and as text, and the pictures in ``out``."""
     with dispensable("TensorBoard's file"), SummaryWriter(out) as writer:
+        write_settings(out, own(settings), ended=True)
         for name, value in numbers.items():
             writer.add_scalar(f"result/{name}", value)
-        for name in drawn:
+        for name in pictures:
             writer.add_image(Path(name).stem, imread(out / name)[..., :3], dataformats="HWC")
-    return drawn
 
 
 def write(out: Path, result: Mapping[str, Any], said: str) -> None:

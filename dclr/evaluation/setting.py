@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,7 @@ def prepare(config: EvalConfig) -> Setting:
     make_folder(Path(config.out), "--out")
     distributed.setup(device)
     if distributed.rank() == 0:
-        print(f"{config.pretrained}\n{trunk.matched}")
+        _say_weights(config.pretrained, trunk.matched)
         _introduce(setting)
     return prepared(setting)
 
@@ -165,6 +165,12 @@ def digest(path: str) -> str:
     """The sha256 of a file, as hex digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def _say_weights(pretrained: str, matched: str) -> None:
+    """Say what was found in the weights; once, however many modes, folds and seeds the command has."""
+    print(f"{pretrained}\n{matched}")
 
 
 def _introduce(setting: Setting) -> None:

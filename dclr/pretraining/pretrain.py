@@ -206,7 +206,8 @@ def _train(
         with spared(out):
             (out / "config.yaml").write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
         _introduce(config, data, loader, length, dtype, device)
-    train(learner, saver, Curves(out, first_step) if first else None, first_step, last_step, config.save_minutes)
+    curves = Curves(out, first_step, {"mode": learner.title, **config.as_dict()}) if first else None
+    train(learner, saver, curves, first_step, last_step, config.save_minutes)
     if first:
         saver.require(last_step)
         print(f"peak memory {peak_memory_gb():.2f} GB a process; {out / LAST}, {out / 'maps.png'}")
@@ -288,10 +289,12 @@ class Pretraining(Learner):
                 bars.write(f"epoch {number}: k-NN top-1 {found['knn/top1']:.1%}")
         if curves:
             f_q.eval()
-            curves.picture(done, "maps", partial(figures.activation_maps, f_q.map, self._views))
+            names = self._videos.names(self._mined[0])
+            curves.picture(done, "maps", partial(figures.activation_maps, f_q.map, self._views, names))
             f_q.train()
             if mined.any():
-                curves.picture(done, "neighbours", partial(figures.neighbours, self._videos.pictures(mined, *self._mined)))
+                rows, what = self._videos.pictures(mined, *self._mined), "Videos and those mined for each as positives of vv"
+                curves.picture(done, "neighbours", partial(figures.neighbours, rows, what=what))
         return False
 
     def state(self) -> TrainState:

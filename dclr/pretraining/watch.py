@@ -14,7 +14,7 @@ from dclr.data.config import Choice
 from dclr.data.fetch import Cache
 from dclr.data.manifest import ShardSet
 from dclr.evaluation.setting import EvalConfig, Pooled, Setting, forward, labelled, over_videos
-from dclr.figures import MOST_BESIDE, SHOWN, middle_frame
+from dclr.figures import MOST_BESIDE, SHOWN, Cell, beside, called
 from dclr.method import norm
 from dclr.method.model import DCLR
 from dclr.pretraining.config import PretrainConfig
@@ -46,16 +46,17 @@ class Videos:
         sums = np.sum(distributed.joined_objects(counts), axis=0).tolist()
         return {f"contrast/mined_same_{kind}": same / total for kind, (same, total) in zip(labels, sums, strict=True) if total}
 
-    def pictures(self, mined_BK: torch.Tensor, query_B: np.ndarray, entry_K: np.ndarray) -> list[list[tuple[np.ndarray, str]]]:
-        """A row for each of up to four queries: its middle frame and those of the videos mined for it, with their labels."""
+    def pictures(self, mined_BK: torch.Tensor, query_B: np.ndarray, entry_K: np.ndarray) -> list[list[Cell]]:
+        """A row for each of up to four queries: its middle frame and those of the videos mined for it, with their classes."""
         rows = []
         for query, mined_K in list(zip(query_B, mined_BK.cpu().numpy(), strict=True))[:SHOWN]:
-            rows.append([self._picture(int(sample)) for sample in (query, *entry_K[mined_K][:MOST_BESIDE])])
+            samples = np.array([query, *entry_K[mined_K][:MOST_BESIDE]])
+            rows.append(beside(self._shards, samples.tolist(), self._label[samples].tolist(), self._names))
         return rows
 
-    def _picture(self, sample: int) -> tuple[np.ndarray, str]:
-        picture = middle_frame(self._shards, sample)
-        return picture, self._names[label] if (label := int(self._label[sample])) >= 0 else self._shards.keys[sample][-20:]
+    def names(self, samples_N: np.ndarray) -> list[str]:
+        """What pictures call these samples: their classes, or their keys where they have no label."""
+        return [called(self._shards, sample, self._label[sample], self._names) for sample in samples_N.tolist()]
 
 
 def knn_setting(

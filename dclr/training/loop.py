@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -71,6 +72,7 @@ def train(learner: Learner, saver: Saver, curves: Curves | None, first_step: int
     """The steps from ``first_step`` on. A checkpoint comes after each epoch, every ``save_minutes`` and after a signal, which
     ends the run by SystemExit with :data:`PREEMPTED`."""
     loader, clock, due = learner.loader, Clock(learner.clips, first_step), time.monotonic() + 60 * save_minutes
+    epochs = last_step // len(loader)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
     bar = bars.bar(total=last_step, initial=first_step, unit="step", desc=learner.title, disable=distributed.rank() != 0)
     with Preemption() as preemption, bar:
@@ -78,6 +80,7 @@ def train(learner: Learner, saver: Saver, curves: Curves | None, first_step: int
             with clock:
                 batch = next(batches)
             rate, done = learner.rate(step), step + 1
+            bar.set_description(f"{learner.title}, epoch {step // len(loader) + 1}/{epochs}", refresh=False)
             for group in learner.optimiser.param_groups:
                 group["lr"] = rate
             ends = done % len(loader) == 0
@@ -89,7 +92,7 @@ def train(learner: Learner, saver: Saver, curves: Curves | None, first_step: int
                 scalars = learner.scalars(rate) | clock.speed(done) | _skipped(learner)
                 if curves:
                     curves.log(done, scalars)
-                    bar.set_postfix(_short(scalars), refresh=False)
+                    bar.set_postfix(_short(curves.means(), scalars), refresh=False)
             if ends:
                 norm.average(learner.model)
             over = ends and learner.epoch(done, curves)
@@ -145,10 +148,11 @@ def _skipped(learner: Learner) -> dict[str, float]:
     return {"data/skipped": len(found)}
 
 
-def _short(scalars: dict[str, float]) -> dict[str, str]:
-    """The losses and the speed, for the bar."""
-    shown = {name.rpartition("/")[2]: f"{value:.3f}" for name, value in scalars.items() if "loss" in name}
-    return shown | {"clips/s": f"{scalars['speed/clips_per_second']:.1f}", "wait": f"{scalars['speed/data_wait']:.0%}"}
+def _short(means: Mapping[str, float], scalars: Mapping[str, float]) -> dict[str, str]:
+    """The losses, as running means, and the speed, for the bar; what a narrow terminal cuts off comes last."""
+    first, *others = ((name.rpartition("/")[2], f"{mean:.3f}") for name, mean in means.items() if "loss" in name)
+    speed = ("clips/s", f"{scalars['speed/clips_per_second']:.1f}"), ("wait", f"{scalars['speed/data_wait']:.0%}")
+    return dict([first, *speed, *others])
 
 
 def _leave(done: int, saver: Saver) -> NoReturn:

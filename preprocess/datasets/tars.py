@@ -132,13 +132,14 @@ class TarFolder(Folder):
         tar, offset, size = self._members[name]
         return f"{tar}[{offset}:{size}]"
 
+    def absent(self, name: str) -> str | None:
+        return self._folder.absent(_member(name).tar)
+
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
         """A place in a tar of this machine, for FFmpeg alone; of a tar elsewhere a copy of the member, deleted afterwards.
         ``name`` is an :meth:`address`."""
-        match = ADDRESS.fullmatch(name)
-        assert match, name
-        tar, offset, size = match[1], int(match[2]), int(match[3])
+        tar, offset, size = _member(name)
         if not isinstance(self._folder, RemoteFolder):
             with self._folder.local(tar) as path:
                 yield Path(f"subfile,,start,{offset},end,{offset + size},,:{path}")
@@ -149,6 +150,12 @@ class TarFolder(Folder):
                 for start in range(offset, offset + size, FETCHED):
                     file.write(self._folder.read(tar, start, min(FETCHED, offset + size - start)))
             yield copy
+
+
+def _member(address: str) -> Member:
+    match = ADDRESS.fullmatch(address)
+    assert match, address
+    return Member(match[1], int(match[2]), int(match[3]))
 
 
 class Ranges:

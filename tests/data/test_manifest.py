@@ -175,6 +175,13 @@ def test_the_joined_index_is_parsed_as_it_was_packed() -> None:
         Names.of(["a"])[1]
 
 
+@pytest.mark.parametrize("text", ["", "a", "A", "ab", "ba", "aab", "ö", "x-", "abcdefgh", "\n"])
+def test_names_that_contain_a_text(text: str) -> None:
+    names = ["a", "b", "aab", "Abab", "öÖ", "x-y", "aa", "b\n"]  # "ba" would be found across two
+    assert Names.of(names).containing(text).tolist() == [text.lower() in name.replace("A", "a") for name in names]
+    assert Names.of([]).containing(text).tolist() == []
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [

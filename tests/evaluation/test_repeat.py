@@ -197,13 +197,14 @@ def test_seeds_in_one_command(synthetic_set: Path, tmp_path: Path) -> None:
     small = ("-a", "r2plus1d_10", "--width", "4", "-fpc", "4", "-cs", "32", "-j", "0", "--test-clips", "1", "-cpv", "1")
     command = ("train_eval.py", "knn", "--shards", synthetic_set, "--pretrained", "random", *small, "--out", tmp_path / "out")
     said = succeed(*command, *splits, "--seeds", "0", "1")
+    assert said.count("random\nrandom weights\n") == 1
     mean, one, two = (json.loads((tmp_path / "out" / name / "result.json").read_text()) for name in (".", "seed0", "seed1"))
     assert mean["top1"] == (one["top1"] + two["top1"]) / 2 and one["weights"] != two["weights"]
     assert "±" in said.splitlines()[-2] and mean["runs"] == ["seed0", "seed1"]
     assert said.splitlines()[-1] == str(tmp_path / "out/report.html")
     assert f"{tmp_path}/out is finished: knn on motion: top1 " in succeed(*command, *splits, "--seeds", "0", "1")
     before = [(tmp_path / "out" / name / "result.json").stat().st_mtime_ns for name in (".", "seed0", "seed1")]
-    succeed(*command, *splits, "--seeds", "0", "1", "--force", ranks=2)
+    assert succeed(*command, *splits, "--seeds", "0", "1", "--force", ranks=2).count("random\nrandom weights\n") == 1
     after = [(tmp_path / "out" / name / "result.json").stat().st_mtime_ns for name in (".", "seed0", "seed1")]
     assert all(new > old for new, old in zip(after, before, strict=True))
     assert "or --folds in the place of both" in refuse(*command)

@@ -5,10 +5,12 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,9 @@ from dclr.errors import InputError
 from dclr.record import members, video_id
 from dclr.storage import Folder, open_folder
 from preprocess.datasets import EMPTY_CLASS, Video
+from preprocess.datasets.tars import TarFolder
 from preprocess.found import HIDDEN
-from preprocess.plan import RunPlan, Task
+from preprocess.plan import Failure, RunPlan, Task
 from preprocess.run import finish, make_samples
 from preprocess.synthetic import MOTIONS, encode
 from preprocess.transcode import Options
@@ -513,6 +516,32 @@ def test_parts_and_merge_give_the_set_of_one_run(few: Path, tmp_path: Path) -> N
     assert "8 videos" in succeed("-m", "preprocess", "merge", tmp_path / "parts")
     assert contents(tmp_path / "parts") == contents(tmp_path / "one") and len(ShardSet(tmp_path / "one").manifest.shards) >= 3
     assert "expected I/N" in refuse(*FOLDER, few, "--out", tmp_path / "x", "--part", "0/3")
+
+
+def test_a_part_that_kept_nothing_is_an_error(few: Path, tmp_path: Path) -> None:
+    """Slurm starts nothing then that waits for it (afterok). It is tried again, or the set is made of the rest."""
+    root, out = tmp_path / "root", tmp_path / "set"
+    root.mkdir()
+    shutil.copy(few / "A/0.mp4", root)
+    (root / "none.avi").write_bytes(bytes(1_000_000))  # a shard of its own
+    command = (*FOLDER, root, "--out", out, *SMALL_SHARDS)
+    assert "part 1/3 is made" in succeed(*command, "--part", "1/3")
+    for _ in range(2):
+        said = refuse(*command, "--part", "2/3")
+        assert f"{out}: part 2/3 on {socket.gethostname()} kept none of its 1 videos; none.avi: " in said
+    assert "part 3/3 is made" in succeed(*command, "--part", "3/3")  # of two shards it has none
+    assert "1 of 2 shards are not made yet (shard-000001)" in refuse("-m", "preprocess", "merge", out)
+    assert "failed: 1 videos: none.avi" in succeed(*command, "--max-failures", "50")
+
+
+def test_a_listed_file_that_is_gone_is_named_with_its_host(few: Path, tmp_path: Path) -> None:
+    task = Task(Video("A/gone.avi", {}, ("all",)), "gone", None, "A/gone.avi")
+    for root, path in ((Folder(str(few)), few / "A/gone.avi"), (TarFolder(Folder(str(few))), few / "A.tar")):
+        if isinstance(root, TarFolder):
+            task = replace(task, file="A.tar[512:100]")
+        lost = make_samples(task, root, Options(), tmp_path)
+        assert isinstance(lost, Failure) and (lost.path, lost.stage) == ("A/gone.avi", "open")
+        assert lost.reason == f"{socket.gethostname()}: {path}: No such file or directory"
 
 
 def test_killed_at_any_moment_and_started_again_the_bytes_are_the_same(tmp_path: Path) -> None:

@@ -10,8 +10,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, run
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import get_experiment, list_session_groups
+from tensorboard.plugins.hparams.api_pb2 import GetExperimentRequest, ListSessionGroupsRequest, Status
+from tensorboard.plugins.hparams.backend_context import Context
 
 from dclr.errors import NOT_KEPT
+from dclr.evaluation.result import events
 from dclr.method import norm
 from dclr.method.backbones import build
 from dclr.method.model import DCLR
@@ -84,7 +93,7 @@ def test_lines_go_on_when_there_is_space_again(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    watched = Curves(tmp_path, 0)
+    watched = Curves(tmp_path, 0, {})
     watched.log(1, {"loss": 0.5})
     with monkeypatch.context() as broken:
         broken.setattr(Path, "open", full)
@@ -97,8 +106,56 @@ def test_lines_go_on_when_there_is_space_again(
     assert capsys.readouterr().err.count("No space left") == 1
     with monkeypatch.context() as broken:
         broken.setattr(Path, "write_text", full)
-        Curves(tmp_path, 1).close()  # a resumed run that cannot drop what came after keeps what it has
+        Curves(tmp_path, 1, {}).close()  # a resumed run that cannot drop what came after keeps what it has
     assert [line["step"] for line in read_lines(tmp_path)] == [1, 3]
     with (tmp_path / LINES).open("a") as file:  # cut by a full disk, and by a kill
         file.write('{"step": 4, "lo{"step": 5, "loss": 0}\n{"step": 6, "loss": 0}\n{"step": 7, "lo')
     assert [line["step"] for line in read_lines(tmp_path)] == [1, 3, 6]
+
+
+def compared(runs: Path) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """What TensorBoard's HPARAMS tab shows of the runs in a folder: the settings, those that differ first, and for each run its
+    settings and numbers by name."""
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(runs)).Reload()
+    context = Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(runs))))
+    ask = RequestContext(), context, ""
+    experiment = get_experiment.Handler(*ask, GetExperimentRequest()).run()
+    request = ListSessionGroupsRequest(slice_size=100, allowed_statuses=[Status.STATUS_SUCCESS])
+    groups = list_session_groups.Handler(*ask, request).run().session_groups
+    return [one.name for one in experiment.hparam_infos if one.differs], {
+        group.name: {name: getattr(value, value.WhichOneof("kind")) for name, value in group.hparams.items()}
+        | {one.name.tag: one.value for one in group.metric_values}
+        for group in groups
+    }
+
+
+def test_runs_are_compared_by_settings_and_final_numbers(tmp_path: Path) -> None:
+    """Those of the last start, where a run was resumed with others: pretrainings and evaluations in one table."""
+    first = {"mode": "pretraining", "lr": 0.5, "epochs": 1, "cos": True, "split": ["a", "b"], "queue": None, "out": "x"}
+    for lr in (0.5, 0.25):
+        out = tmp_path / f"lr{lr}"
+        out.mkdir()
+        for epochs, after in ((1, 0), (2, 20)):
+            watched = Curves(out, after, first | {"lr": lr, "epochs": epochs})
+            for step in range(after + 1, after + 21):
+                watched.log(step, {"loss/total": step * lr, "contrast/top1_vv": step / 40, "contrast/top5_vv": 0.5})
+            watched.log(after + 20, {"knn/top1": epochs / 4})
+            watched.close()
+    events(tmp_path / "knn", {"mode": "knn", "cpv": 20, "dropout": 0.5}, {"top1": 0.75})  # dropout is finetune's
+    differ, found = compared(tmp_path)
+    assert differ == ["lr", "mode"] and found.keys() == {"lr0.5", "lr0.25", "knn"}
+    for lr in (0.5, 0.25):
+        one = found[f"lr{lr}"]
+        said = {"lr": lr, "epochs": 2, "split": "a, b", "queue": None, "out": None}
+        assert {name: one.get(name) for name in first} == first | said
+        assert {name: one[name] for name in one if name.startswith("at_end/")} == pytest.approx({
+            "at_end/loss/total": 35.5 * lr, "at_end/contrast/top1_vv": 35.5 / 40, "at_end/knn/top1": 0.5,
+        })  # fmt: skip
+    assert found["knn"] == {"mode": "knn", "cpv": 20, "result/top1": 0.75}
+
+
+def test_every_setting_is_a_row_of_tensorboards_text(tmp_path: Path) -> None:
+    Curves(tmp_path, 0, {"lr": 0.5, "split": ("a", "b|c"), "queue": None}).close()
+    (text,) = EventAccumulator(str(tmp_path)).Reload().Tensors("settings/text_summary")
+    rows = text.tensor_proto.string_val[0].decode().splitlines()
+    assert rows == ["| setting | value |", "|---|---|", "| lr | 0.5 |", "| split | a, b&#124;c |", "| queue | None |"]
