@@ -120,15 +120,15 @@ def test_it_starts_without_torch(folder: Path) -> None:
 @needs_chromium
 def test_the_page_in_a_browser(folder: Path, tmp_path: Path) -> None:
     url = report(folder).as_uri()
-    with browser(tmp_path / "profile") as chromium:
+    with browser(tmp_path / "profile") as tab:
         for width, dark in ((1280, False), (390, True)):
-            chromium.open(url, width, dark=dark)
-            assert chromium.complaints == [] and chromium.requests == [url]
-            assert chromium.value("[innerWidth, document.documentElement.scrollWidth]") == [width, width]
+            tab.open(url, width, dark=dark)
+            assert tab.complaints == [] and tab.requests == [url]
+            assert tab.value("[innerWidth, document.documentElement.scrollWidth]") == [width, width]
             beyond = """[...document.querySelectorAll("svg")].filter(one => {
                 const box = one.getBBox(), view = one.viewBox.baseVal;
                 return box.x < 0 || box.y < 0 || box.x + box.width > view.width || box.y + box.height > view.height }).length"""
-            assert chromium.value(beyond) == 0
+            assert tab.value(beyond) == 0
 
 
 def test_a_chart_is_bounded_and_its_running_mean_is_one() -> None:

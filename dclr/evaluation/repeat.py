@@ -216,10 +216,10 @@ def _mean(
         **circumstances(sum(result.get("seconds", 0) for result in results)),
     }
     write(out, mean, ", ".join(f"{name} {one.text(mean[name])}{one.unit}" for name, one in shared.items()))
-    events(out, mean["options"], {name: mean[name] for name in shared})
     if config.baseline:
         with dispensable(f"the comparison with {config.baseline}"):
             _beside(out, Path(config.baseline))
+    events(out, mean["options"], {name: mean[name] for name in shared})
     print(compare([*(Path(run.out) for run in runs), out]))
     with dispensable("report.html"):
         print(page.write(out, page.folders(out)))

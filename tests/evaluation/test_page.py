@@ -155,20 +155,20 @@ def test_the_page_in_a_browser(everything: tuple[list, Path], tmp_path: Path) ->
     """In two widths, light and dark: no complaint, no request but for the page, nothing beyond the window's side, every picture
     shown. A click sorts the classes, first the greatest number and then the least."""
     url, grounds = (everything[1] / "report.html").as_uri(), set()
-    with browser(tmp_path / "profile") as chromium:
+    with browser(tmp_path / "profile") as tab:
         for width, dark in ((1280, False), (1280, True), (390, False), (390, True)):
-            chromium.open(url, width, dark=dark)
-            assert chromium.complaints == [] and chromium.requests == [url]
-            assert chromium.value("[innerWidth, document.documentElement.scrollWidth]") == [width, width]
-            pictures = chromium.value("[...document.images].map(one => one.naturalWidth)")
+            tab.open(url, width, dark=dark)
+            assert tab.complaints == [] and tab.requests == [url]
+            assert tab.value("[innerWidth, document.documentElement.scrollWidth]") == [width, width]
+            pictures = tab.value("[...document.images].map(one => one.naturalWidth)")
             assert len(pictures) == sum(len(mode.captions) for mode in MODES.values()) and min(pictures) > 100
-            grounds.add(chromium.value("getComputedStyle(document.body).backgroundColor"))
+            grounds.add(tab.value("getComputedStyle(document.body).backgroundColor"))
         assert len(grounds) == 2
         shares = []
         for _ in range(3):
             script = "[...document.querySelector('table.sort').tBodies[0].rows].map(row => Number(row.cells[2].textContent))"
-            shares.append(chromium.value(script))
-            chromium.value("document.querySelectorAll('table.sort th button')[2].click()")
+            shares.append(tab.value(script))
+            tab.value("document.querySelectorAll('table.sort th button')[2].click()")
         assert len(set(shares[0])) > 1 and shares[1:] == [sorted(shares[0], reverse=True), sorted(shares[0])]
-        assert chromium.value("fetch('https://example.com').then(() => 'asked', () => 'refused')") == "refused"
-        assert len(chromium.complaints) > 0  # which it would have noticed
+        assert tab.value("fetch('https://example.com').then(() => 'asked', () => 'refused')") == "refused"
+        assert len(tab.complaints) > 0  # which it would have noticed
