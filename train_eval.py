@@ -52,6 +52,11 @@ def main() -> None:
         shutdown()
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """dclr-eval."""
     with exit_on_input_error():
         main()
+
+
+if __name__ == "__main__":
+    command()

@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Pretrain on shards: python train_pretrain.py ..., or on many processes torchrun --nproc-per-node N train_pretrain.py ..."""
 
-from pathlib import Path
-
 from dclr.data.workers import worker_context
 from dclr.errors import exit_on_input_error
 from dclr.settings import Parser, from_flags
@@ -19,7 +17,7 @@ def parser() -> Parser:
         "8 GPUs: torchrun --nproc-per-node 8 in the place of python": f"--recipe dclr {data} -b 512 --scale-lr --out runs/mine",
         "what a file sets": "--config recipes/lab.yaml --help",
     }
-    return Parser(description=__doc__, examples=examples).add(PretrainConfig, recipes=Path(__file__).parent / "recipes")
+    return Parser(description=__doc__, examples=examples).add(PretrainConfig, by_recipe=True)
 
 
 def main() -> None:
@@ -38,6 +36,11 @@ def main() -> None:
         shutdown()
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """dclr-pretrain."""
     with exit_on_input_error():
         main()
+
+
+if __name__ == "__main__":
+    command()

@@ -2,17 +2,20 @@
 
 Weights are read from what train_pretrain.py and dclr.export write, from the authors' checkpoints (``module.encoder_q.stem...``
 with heads ``fvv, fvs, fvd, fsv, fdv``), from MoCo's and VideoMoCo's (``encoder_q.*``, ``fc``) and from plain state dicts of the
-VideoResNet and I3D layouts (dclr/method/backbones). The network is recognised by names and shapes: the authors'
-"r2plus1d_18" is recognised as an r2plus1d_10.
+VideoResNet and I3D layouts (dclr/method/backbones), whatever wraps their names; and from a folder that dclr.export wrote. The
+network is recognised by names and shapes: the authors' "r2plus1d_18" is recognised as an r2plus1d_10. What is loaded takes
+clips in our pixels, whatever pixels it learned from (dclr/method/pixels.py).
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import re
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +26,28 @@ from dclr.data.clips import LEARNED, ClipConfig
 from dclr.errors import InputError
 from dclr.files import whole
 from dclr.method.backbones import ARCHITECTURES, build
-from dclr.method.backbones.layers import Backbone
+from dclr.method.backbones.layers import Backbone, fronted
 from dclr.method.model import Encoder
 from dclr.method.norm import Statistics
 from dclr.method.objective import RINGS
+from dclr.method.pixels import IMAGENET, PUBLISHED, InputPixels, PixelSettings, recorded
 from dclr.text import table
 
 CHECKPOINT_VERSION = 1
 OURS = "f_q."  # the trained encoder in our checkpoints
-PREFIXES = ("module.", "encoder_q.", "backbone.")  # around the trunk's names in others'
+TABLES = ("state_dict", "model", "model_state_dict", "model_state")  # around the tensors in others'
+PREFIXES = ("_orig_mod.", "module.", "model.", "encoder_q.", "backbone.")  # around the trunk's names in others'
+MOST_WRAPPED = 8  # tables and names in one another
+WEIGHTS = "model.safetensors"  # of a folder that dclr.export wrote, and beside it
+FOLDER_SAID = ("config.json", "preprocessing.json")  # what it says of itself
+MAX_SAID = 1 << 24  # bytes of each
+NO_FILES = {  # beginnings of what downloads leave in the place of weights, and the way out
+    b"<!doctype html": "an HTML page, not weights: its server answered with a page; download the file itself",
+    b"<html": "an HTML page, not weights: its server answered with a page; download the file itself",
+    b"<?xml": "an XML page, not weights: its server answered with an error or a list; download the file itself",
+    b"version https://git-lfs": "a git-lfs pointer, not the weights themselves: git lfs pull in its repository fetches them",
+}
+KEPT_BESIDE = ("heads.", "fc.", "norm.")  # a trunk that has a name: our heads, and the classifier of a finetuning
 FIRST = ("layer1.0.conv1.1.weight", "layer1.0.conv2.1.weight", "Conv3d_1a_7x7.bn.weight", "Conv3d_2b_1x1.bn.weight")  # width
 AUTHORS_HEAD = re.compile(rf"^f({'|'.join(RINGS)})\.")
 NO_WEIGHTS = re.compile(r"\.(num_batches_tracked|running_(mean|var)_[sd])$")  # of names that a trunk does without
@@ -57,6 +73,7 @@ def read(path: Path) -> Any:
         raise InputError(
             f"{path}: no such checkpoint; expected a file that train_pretrain.py wrote, such as runs/first/last.pt, or weights"
         )
+    require_file(path)
     require_unpacked(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -66,6 +83,15 @@ def read(path: Path) -> Any:
             raise InputError(f"{path}: it holds {other[1]}, and only tensors are read: save its state_dict alone") from None
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InputError(f"{path}: not a readable checkpoint ({reason})") from None
+
+
+def require_file(path: Path) -> None:
+    """Raises InputError for a page or a pointer that lies where weights should, naming it as what it is."""
+    with path.open("rb") as file:
+        begins = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for beginning, what in NO_FILES.items():
+        if begins.startswith(beginning):
+            raise InputError(f"{path}: it is {what}")
 
 
 def require_unpacked(path: Path) -> None:
@@ -98,31 +124,41 @@ def _checked(path: Path, state: Any) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Trunk:
     """A backbone to evaluate: the ``module``, its ``arch`` and ``width``, the ``clip`` (frames, stride or clip_fps, size) that
-    it learned on (empty where the file does not say), and ``matched``, a table of what was found in the file."""
+    it learned on (empty where the file does not say), and ``matched``, a table of what was found in the file and a line with
+    the pixels that it learned from.
+
+    ``module`` takes clips in our pixels; its ``pixels`` are its own. ``classes`` are those that a finetuned file names, and
+    ``head`` what it classifies by: ``fc.weight`` and so on. ``config`` is what the file says of how it was made."""
 
     module: Backbone
     arch: str
     width: int
     clip: dict[str, Any]
     matched: str = "random weights"
+    classes: list[str] = field(default_factory=list)
+    head: Tensors = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
 
 
-def load_trunk(path: Path) -> Trunk:
+def load_trunk(path: Path | str, pixels: PixelSettings | None = None) -> Trunk:
     """The trunk in ``path``, in evaluation mode, every tensor of it matched; its BatchNorm statistics are those of RGB clips.
 
-    Raises InputError for a file as :func:`read` does, and for one that does not hold a whole trunk, naming the first mismatch.
+    ``pixels`` are those that it learned from, for a file that does not say it. Raises InputError for a file as :func:`read`
+    does, for one that does not hold a whole trunk, naming the first mismatch, and for one that says other pixels.
     """
-    return _trunk(path, *_weights(path))
+    path = Path(path)
+    return _trunk(path, _weights(path), pixels or PixelSettings())
 
 
-def load_encoder(path: Path | str) -> Encoder:
+def load_encoder(path: Path | str, pixels: PixelSettings | None = None) -> Encoder:
     """The trained encoder in ``path``, in evaluation mode; use its :meth:`Encoder.embed` and :meth:`Encoder.map`.
 
-    It has the heads that the file has: all five from our checkpoints and the authors', none from other trunks. Raises
-    InputError as :func:`load_trunk` does."""
+    It takes clips in our pixels (:func:`dclr.method.views.normalise`), whatever it learned from: ``pixels``, for a file that
+    does not say it. It has the heads that the file has: all five from our checkpoints and the authors', none from other trunks.
+    Raises InputError as :func:`load_trunk` does."""
     path = Path(path)
-    tensors, config, aside = _weights(path)
-    trunk = _trunk(path, tensors, config, aside)
+    weights = _weights(path)
+    trunk, tensors = _trunk(path, weights, pixels or PixelSettings()), weights.tensors
     heads = tuple(ring for ring in RINGS if any(name.startswith(f"heads.{ring}.") for name in tensors))
     last = tensors.get(f"heads.{heads[0]}.2.weight") if heads else None
     dimensions = 128 if last is None or last.dim() != 2 else len(last)
@@ -143,18 +179,56 @@ def load_encoder(path: Path | str) -> Encoder:
     return encoder.eval()
 
 
-def random_trunk(arch: str, width: int, seed: int) -> Trunk:
+def random_trunk(arch: str, width: int, seed: int, pixels: InputPixels = IMAGENET) -> Trunk:
     """The same trunk with random weights: the baseline of every evaluation."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Trunk(build(arch, width), arch, width, {})
+        return Trunk(fronted(build(arch, width), pixels), arch, width, {})
 
 
-def _weights(path: Path) -> tuple[Tensors, dict[str, Any], list[str]]:
-    """The encoder's tensors by the trunk's names, what the file says of the network and its clips (maybe nothing), and the
-    names of the tensors that lie beside the encoder."""
-    config: dict[str, Any] = {}
+def digest(path: Path) -> str:
+    """The sha256 of the weights in a file or in a folder that dclr.export wrote."""
+    with (path / WEIGHTS if path.is_dir() else path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The encoder's ``tensors`` by the trunk's names; the ``config``, what the file says of the network and its clips, maybe
+    nothing; the names of the tensors that lie beside the encoder (``aside``); whether they are the trained one of a pair
+    (``paired``), as MoCo's are; and the ``classes`` that it names."""
+
+    tensors: Tensors
+    config: dict[str, Any]
+    aside: list[str]
+    paired: bool
+    classes: list[str]
+
+
+def _folder(path: Path) -> dict[str, Any]:
+    """What a folder that dclr.export wrote says of its network."""
+    said: dict[str, Any] = {}
+    for name in FOLDER_SAID:
+        try:
+            if (path / name).stat().st_size > MAX_SAID:
+                raise ValueError(f"more than {MAX_SAID} bytes")
+            said |= json.loads((path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            pass  # the weights may say it, or are in a layout that is recognised
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise InputError(f"{path / name}: not what dclr.export writes ({error}), expected a table in JSON") from None
+    return said
+
+
+def _weights(path: Path) -> Weights:
+    """What is in a file, or in a folder that dclr.export wrote; raises InputError for what is no table of plain tensors."""
+    config, said, classes = dict[str, Any](), dict[str, Any](), list[str]()
+    if path.is_dir():
+        if not (path / WEIGHTS).is_file():
+            raise InputError(f"{path}: a folder without {WEIGHTS}: name one that dclr.export wrote, or a file, such as last.pt")
+        said, path = _folder(path), path / WEIGHTS
     if path.suffix == ".safetensors" and path.is_file():
+        require_file(path)
         try:
             with safe_open(path, "pt") as file:
                 state: Any = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -165,10 +239,11 @@ def _weights(path: Path) -> tuple[Tensors, dict[str, Any], list[str]]:
         state = read(path)
     if isinstance(state, dict) and {"version", "config", "model"} <= set(state):
         config, weights = _checked(path, state)["config"], state["model"]
+        classes = state.get("classes", [])
         ours = {name.removeprefix(OURS): x for name, x in weights.items() if str(name).startswith(OURS)}
         state = ours or weights  # train_eval.py finetune writes its classifier as it is
-    elif isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    for _ in range(MOST_WRAPPED):
+        state = next((state[name] for name in TABLES if isinstance(state, dict) and isinstance(state.get(name), dict)), state)
     if not isinstance(state, dict) or not state:
         raise InputError(f"{path}: it holds no weights by name (a {type(state).__name__})")
     for name, value in state.items():
@@ -181,17 +256,54 @@ def _weights(path: Path) -> tuple[Tensors, dict[str, Any], list[str]]:
         claimed, held = value.numel() * value.element_size(), value.untyped_storage().nbytes()
         if claimed > held:  # one number said to fill a tensor that no memory holds
             raise InputError(f"{path}: {name} claims {claimed} bytes, and the file has {held} for it")
+    config |= said
+    classes = said.get("classes", classes)
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise InputError(f"{path}: its classes are no list of names")
+    state, aside, paired = _unwrapped(state)
+    tensors = {AUTHORS_HEAD.sub(r"heads.\1.", name): value for name, value in state.items()}
+    return Weights(tensors, config, aside, paired, classes)
+
+
+def _unwrapped(state: Tensors) -> tuple[Tensors, list[str], bool]:
+    """The encoder's tensors without what others put before their names, the names of those that lie beside it, and whether it
+    is one of a pair."""
     aside: list[str] = []
-    for prefix in PREFIXES:
+    paired = False
+    for prefix in PREFIXES * MOST_WRAPPED:
+        if any(name in state for name in FIRST):
+            break
         inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        if inside:  # what lies beside it is another encoder, or queues; ours has the heads there
-            heads = {name: value for name, value in state.items() if name.startswith("heads.")}
-            aside += [name for name in state if not name.startswith((prefix, "heads."))]
-            state = inside | heads
-    return {AUTHORS_HEAD.sub(r"heads.\1.", name): value for name, value in state.items()}, config, aside
+        if inside:  # what lies beside it is another encoder, or queues; ours has heads or a classifier there
+            kept = {name: value for name, value in state.items() if name.startswith(KEPT_BESIDE)}
+            aside += [name for name in state if not name.startswith((prefix, *KEPT_BESIDE))]
+            state, paired = kept | inside, paired or prefix == "encoder_q."
+    return state, aside, paired
 
 
-def _trunk(path: Path, tensors: Tensors, config: Mapping[str, Any], aside: Sequence[str]) -> Trunk:
+def _pixels(path: Path, arch: str, found: Weights, told: PixelSettings) -> tuple[InputPixels, str]:
+    """The pixels that a network learned from, and who says so."""
+    config = found.config
+    try:
+        its = recorded(config)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InputError(f"{path}: what it says of its pixels is not readable: {error}") from None
+    why = "as the file says"
+    if its is None:
+        if found.paired or any(config.get(name) is not None for name in LEARNED):
+            its, why = IMAGENET, "ImageNet's, as DCLR and MoCo have"  # a checkpoint of before this was recorded
+        else:
+            its, why = PUBLISHED.get(arch, (IMAGENET, "ImageNet's, a guess"))
+        why = f"{why}; --mean, --std and --order say otherwise"
+        if told.mean or told.order:
+            its, why = told.pixels(its), "as given"
+    elif told.pixels(its) != its:
+        raise InputError(f"{path}: it says its pixels are {its}: leave --mean, --std and --order out")
+    return its, f"{its} ({why})"
+
+
+def _trunk(path: Path, found: Weights, told: PixelSettings) -> Trunk:
+    tensors, config = found.tensors, found.config
     width = next((len(tensors[name]) for name in FIRST if name in tensors and tensors[name].dim() == 1), 0)
     said = config.get("arch", config.get("architecture"))
     if said is not None and said not in list(ARCHITECTURES):
@@ -227,7 +339,9 @@ def _trunk(path: Path, tensors: Tensors, config: Mapping[str, Any], aside: Seque
         ClipConfig(**clip)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(f"{path}: what it says of its clips is not readable: {str(error).removeprefix('--')}") from None
-    rest += aside
+    pixels, seen = _pixels(path, best, found, told)
+    head = {n: tensors[n] for n in rest if n.startswith(("fc.", "norm.")) and found.classes}
+    rest += found.aside
     beside = ", ".join(dict.fromkeys(_group(n) for n in rest)) or "nothing"
     rows = [
         ["tensors", "", f"{best} of width {width}"],
@@ -235,7 +349,8 @@ def _trunk(path: Path, tensors: Tensors, config: Mapping[str, Any], aside: Seque
         ["missing", "0", "a classifier is trained anew"],
         ["unexpected", str(len(rest)), f"left aside: {beside}"],
     ]
-    return Trunk(module.eval(), best, width, clip, table(rows))
+    matched = f"{table(rows)}\npixels: {seen}"
+    return Trunk(fronted(module, pixels).eval(), best, width, clip, matched, found.classes, head, config)
 
 
 def _group(name: str) -> str:

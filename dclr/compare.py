@@ -23,7 +23,7 @@ FIRST_COLUMNS = ("run", "mode", "label", "pretrained", "arch", "width", "videos"
 GUESSES = ("chance", "majority")
 GUESSED = dict.fromkeys(GUESSES, Metric("percent"))
 RESULT = "result.json"
-MOST_NAMED = 10  # of the folders that are left out
+LISTED_MOST = 10  # of the folders that are left out
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -118,8 +118,8 @@ def _below(top: Path) -> tuple[list[Path], list[Path]]:
 
 def listed(left_out: Mapping[str, str]) -> str:
     """What is left out, and why, on one line."""
-    some = "; ".join(f"{place} ({why})" for place, why in itertools.islice(left_out.items(), MOST_NAMED))
-    return some + f" and {len(left_out) - MOST_NAMED} more" * (len(left_out) > MOST_NAMED)
+    some = "; ".join(f"{place} ({why})" for place, why in itertools.islice(left_out.items(), LISTED_MOST))
+    return some + f" and {len(left_out) - LISTED_MOST} more" * (len(left_out) > LISTED_MOST)
 
 
 def headline(result: Mapping[str, Any]) -> str:

@@ -73,13 +73,23 @@ def _control() -> dist.ProcessGroup | None:
 _gloo: dist.ProcessGroup | None = None
 
 
-def agree(wish: int) -> int:
-    """The largest ``wish`` of any rank, on every rank; every rank calls it at the same place."""
+def agree(wish: int, patiently: bool = False) -> int:
+    """The largest ``wish`` of any rank, on every rank; every rank calls it at the same place. With ``patiently`` they wait for
+    each other as in :func:`wait`."""
     if world() == 1:
         return wish
     wishes = torch.tensor([wish])
-    dist.all_reduce(wishes, dist.ReduceOp.MAX, group=_control())
+    dist.all_reduce(wishes, dist.ReduceOp.MAX, group=_patiently() if patiently else _control())
     return int(wishes)
+
+
+def unanimous(ended: BaseException | None) -> None:
+    """Wait until every rank calls this, for a day at most: one of them may have waited for a store. Where ranks give an
+    exception, every rank raises that of the first of them, marked as ``shared``."""
+    if agree(ended is not None, patiently=True):
+        first = next(error for error in joined_objects(ended) if error is not None)
+        first.shared = world() > 1
+        raise first
 
 
 def from_first(value: Any) -> Any:
@@ -94,10 +104,15 @@ def from_first(value: Any) -> Any:
 def wait() -> None:
     """Wait until every rank calls this, for a day at most. Work that rank 0 does alone may take longer than other collectives
     wait. The first call makes the group for it, so call it once before that work, too."""
-    global _patient
     if world() > 1:
-        _patient = _patient or dist.new_group(backend="gloo", timeout=timedelta(days=1))
-        dist.barrier(group=_patient)
+        dist.barrier(group=_patiently())
+
+
+def _patiently() -> dist.ProcessGroup:
+    """The group of those that wait for long."""
+    global _patient
+    _patient = _patient or dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    return _patient
 
 
 _patient: dist.ProcessGroup | None = None

@@ -15,6 +15,7 @@ from typing import Any
 from dclr.text import plain, public
 
 NOT_KEPT = 74  # exit code where the disk did not take what was made: EX_IOERR
+AGAIN = 75  # exit code where the same command goes on later: EX_TEMPFAIL
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
@@ -26,20 +27,35 @@ class NotKept(Exception):
     """The disk did not take what was made. The message names the place, and what is kept."""
 
 
+class Unreachable(Exception):
+    """A store did not answer for as long as ``--patience`` says. The message names the URL and the last error.
+
+    Attributes:
+        shared: every process of the run raises it, so that one of them prints it.
+    """
+
+    shared = False
+
+    def __str__(self) -> str:
+        return super().__str__().strip().splitlines()[-1]  # a loader worker puts its traceback in front
+
+
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
     """Turn errors for a user into one line on standard error and an exit code: 2 for an :class:`InputError`, :data:`NOT_KEPT`
-    for a full or read-only disk, 1 for a training that diverged. Any other error is a bug and keeps its traceback."""
+    for a full or read-only disk, :data:`AGAIN` for a store that did not answer, 1 for a training that diverged. Any other error
+    is a bug and keeps its traceback. However it ends, nothing waits for a store any more."""
     try:
         yield
-    except (InputError, NotKept, FloatingPointError) as error:
+    except (InputError, NotKept, Unreachable, FloatingPointError) as error:
         # before torchrun's ranks have met, each finds the same mistake; later a damaged shard is met by one of them alone
         met = getattr(sys.modules.get("dclr.distributed"), "met", False)  # not imported here: preprocess runs without torch
-        if met or os.environ.get("LOCAL_RANK", "0") == "0":
+        alone = met and not (isinstance(error, Unreachable) and error.shared)
+        if alone or os.environ.get("RANK" if met else "LOCAL_RANK", "0") == "0":
             said = str(error).strip().splitlines()[-1]  # a loader worker puts its traceback in front
             print(f"error: {public(said)}", file=sys.stderr)
-        code = 2 if isinstance(error, InputError) else NOT_KEPT if isinstance(error, NotKept) else 1
-        raise SystemExit(code) from None
+        codes = {InputError: 2, NotKept: NOT_KEPT, Unreachable: AGAIN, FloatingPointError: 1}
+        raise SystemExit(next(code for kind, code in codes.items() if isinstance(error, kind))) from None
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -47,6 +63,9 @@ def exit_on_input_error() -> Iterator[None]:
         print(f"error: {where}{error.strerror}; what is finished is kept: free some space, or name another folder, and start "
               "the same command again", file=sys.stderr)  # fmt: skip
         raise SystemExit(NOT_KEPT) from None
+    finally:
+        if waits := sys.modules.get("dclr.patience"):  # which imports this module
+            waits.give_up()
 
 
 def check_number(name: str, value: Any) -> None:

@@ -11,7 +11,9 @@ import platform
 import re
 import resource
 import subprocess
+from contextlib import suppress
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -122,8 +124,12 @@ def machine() -> dict[str, Any]:
 
 @lru_cache
 def revision() -> str:
-    """The git revision of this code, or "unknown"."""
+    """The git revision of this code, of an installed package its version, or "unknown"."""
     where = Path(__file__).parent.parent
+    if not (where / ".git").exists():  # git would name whatever repository an environment lies in
+        with suppress(PackageNotFoundError):
+            return version("dclr")
+        return "unknown"
     try:
         done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

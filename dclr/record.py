@@ -21,7 +21,7 @@ import math
 import operator
 import re
 import tarfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import lru_cache
 from typing import IO, Any, TypeVar
@@ -31,7 +31,7 @@ import numpy as np
 import simplejpeg
 
 from dclr.cues import CUES, Cue, flow_pixels
-from dclr.errors import InputError
+from dclr.errors import InputError, Unreachable
 from dclr.parse import from_json, parsing, reason
 from dclr.text import plain
 
@@ -39,6 +39,7 @@ FORMAT_VERSION = 2
 CODECS = {"jpeg": "mjpg", "h264": "h264"}  # codec of frames and differences -> extension of their stream
 RATES = ("measured", "contradictory")  # what ``fps`` is where the header's rate does not agree with the timestamps
 BLOCK = 512  # tar's unit
+TAIL = 16 * BLOCK  # of a sample, in which its json lies: longer ones are of hundreds of cuts
 MAX_NUMBER = 1 << 40  # of anything that KEY.json counts
 LETTERS_SHOWN = 80  # letters of a wrong value that an error shows
 MAX_SIDE = 4096  # of a stored frame, in pixels: a bound on what a hostile header can make us allocate
@@ -175,6 +176,13 @@ class SampleMeta:
             return ()
         repeats = self.source.fps is not None and (self.source.fps or DEFAULT_FPS) < SLOWER * self.fps
         return (*self.source.traits, *[REPEATED] * repeats)
+
+    def seconds(self, frames: np.ndarray) -> np.ndarray:
+        """When stored frames begin, float64 of the shape of ``frames``: seconds from the beginning of the source, by average
+        frame rates; from the sample's beginning where it does not say of its source."""
+        rate = self.fps or DEFAULT_FPS
+        own = rate if self.source is None or self.source.fps is None else self.source.fps or DEFAULT_FPS
+        return frames / rate + (self.source.first / own if self.source else 0)
 
     def dumps(self) -> bytes:
         """UTF-8 JSON; the same fields give the same bytes."""
@@ -340,6 +348,10 @@ class Stream:
         """A random clip of this stride should start at a multiple of this number of frames."""
         return 1
 
+    def needed(self, index: int) -> tuple[int, int]:
+        """The first of the pictures that decoding this one takes, and the one after the last."""
+        return index, index + 1
+
     def _decode(self, wanted_n: np.ndarray, out_nHWC: np.ndarray) -> None:
         raise NotImplementedError
 
@@ -372,6 +384,9 @@ class PacketStream(Stream):
     def grain(self, stride: float) -> int:
         """Even frames are references: with an even stride, a clip that starts at one needs none of the others."""
         return 1 if stride % 2 else 2
+
+    def needed(self, index: int) -> tuple[int, int]:
+        return self.kinds.rfind("I", 0, index + 1), min(index + 2, len(self))  # a b needs the picture after it
 
     def packets(self, wanted_n: np.ndarray) -> Iterator[tuple[int, bytes]]:
         """What a decoder must be fed for ascending frames: (display number, packet)."""
@@ -504,8 +519,9 @@ def _header(block: bytes) -> tuple[str, int]:
     return block[:100].rstrip(b"\0").decode("ascii", "replace"), int(size, 8)
 
 
-def members(data: bytes | memoryview) -> dict[str, memoryview]:
-    """Split one sample's tar bytes into ``extension -> contents`` (plus ``"key" -> name``); views, nothing is copied."""
+def members(data: bytes | memoryview, whole: bool = True) -> dict[str, memoryview]:
+    """Split one sample's tar bytes into ``extension -> contents`` (plus ``"key" -> name``); views, nothing is copied. Members
+    that are not the ``whole`` sample may lack its json."""
     view, at, contents, key = memoryview(data), 0, dict[str, memoryview](), None
     extensions = _extensions(tuple(CUES))
     while at < len(view):
@@ -526,7 +542,7 @@ def members(data: bytes | memoryview) -> dict[str, memoryview]:
             raise FormatError(f"{member}: {size} bytes announced, {len(view) - start} left in the sample")
         contents[extension] = view[start : start + size]
         at = start + size + (-size % BLOCK)
-    if key is None or "json" not in contents:
+    if key is None or (whole and "json" not in contents):
         raise FormatError(f"sample {key!r} holds {sorted(contents)}, and no json")
     contents["key"] = memoryview(key.encode())
     return contents
@@ -600,3 +616,39 @@ def parse(contents: Mapping[str, memoryview]) -> Record:
 def unpack(data: bytes | memoryview) -> Record:
     """The sample in these tar bytes (what an index entry's offset and size cut out of a shard)."""
     return parse(members(data))
+
+
+def glance(read: Callable[[int, int], bytes], size: int) -> Record:
+    """A sample of ``size`` bytes, of which ``read`` gives so many from a place on, with its middle frame alone: a few thousand
+    bytes are read, and no other picture decodes. Raises FormatError as :func:`unpack` does."""
+    try:
+        member, length = _header(read(0, BLOCK))
+        key, _, extension = member.partition(".")
+        codec = next((codec for codec, name in CODECS.items() if name == extension), "")
+        if not codec or BLOCK + length > size:
+            raise FormatError(f"{plain(member)} of {length} bytes is no sample's first member")
+        meta = _meta_behind(read(size - min(size, TAIL), min(size, TAIL)), key)
+        parts = [8 * (meta.frames + 1), *([meta.frames] if codec == "h264" else [])]  # idx, kinds
+        named = read(BLOCK + _padded(length), sum(BLOCK + _padded(part) for part in parts))
+        data = bytearray(length)
+        stream = _stream({extension: memoryview(data), **members(named, whole=False)}, "", codec, key)
+        first, end = (int(stream.offsets[at]) for at in stream.needed(len(stream) // 2))
+        data[first:end] = read(BLOCK + first, end - first)
+    except (InputError, Unreachable):
+        raise
+    except Exception as error:  # whatever hostile bytes make a parser raise
+        raise FormatError(reason(error)) from None
+    return Record(key, meta, stream, {}, {})
+
+
+def _padded(size: int) -> int:
+    return size + -size % BLOCK
+
+
+def _meta_behind(tail: bytes, key: str) -> SampleMeta:
+    """What ``KEY.json`` says, the last member of a sample that ends with these bytes."""
+    for at in range(len(tail) - 2 * BLOCK, -1, -BLOCK):
+        if tail.startswith(f"{key}.json\0".encode(), at):
+            _, size = _header(tail[at : at + BLOCK])
+            return SampleMeta.loads(tail[at + BLOCK : at + BLOCK + size])
+    raise FormatError(f"{key}.json is not among the last {len(tail)} bytes")

@@ -26,6 +26,7 @@ import yaml
 from dclr.errors import InputError, check_number, place
 from dclr.text import plain, public
 
+RECIPES = Path(__file__).parent / "recipes"  # in the repository a link to the one copy; a wheel has the files
 MAX_BYTES = 1 << 16  # of a recipe
 NONE = "none"  # on a command line: the empty list
 WIDTH, COLUMN = 100, 26  # of --help: most columns, and where what it says of a flag begins
@@ -240,20 +241,18 @@ class Parser(argparse.ArgumentParser):
             blocks.append("".join(["examples:\n", *shown]))
         return "\n".join(blocks)
 
-    def add(self, *settings: type, without: Collection[str] = (), recipes: Path | None = None) -> Parser:
+    def add(self, *settings: type, without: Collection[str] = (), by_recipe: bool = False) -> Parser:
         """Flags for all settings of these dataclasses but ``without``, which are refused as other commands', and ``--config``;
-        with the folder ``recipes`` also ``--recipe``, a file there by its name."""
+        ``by_recipe`` also ``--recipe``, one of :func:`recipes`."""
         self.add_argument(
             "--config", action=_FromFile, metavar="YAML", default=argparse.SUPPRESS,
-            help="take flags from a YAML table, such as a recipe or the config.yaml of a pretraining; flags beside it win, and "
-            "--help beside it shows its values (default: none)",
+            help="take flags from a YAML table, such as a recipe, by name or file, or the config.yaml of a pretraining; flags "
+            "beside it win, and --help beside it shows its values (default: none)",
         )  # fmt: skip
-        if recipes:
-            there = ", ".join(sorted(path.stem for path in recipes.glob("*.yaml")))
+        if by_recipe:
             self.add_argument(
-                "--recipe", dest="config", action=_FromFile, metavar="NAME", default=argparse.SUPPRESS,
-                type=as_type(partial(recipe, recipes)),
-                help=f"take the flags of a file in recipes/, as --config does: one of {there} (default: none)",
+                "--recipe", dest="config", action=_FromFile, metavar="NAME", default=argparse.SUPPRESS, type=as_type(recipe),
+                help=f"take the flags of a file in recipes/, as --config does: one of {', '.join(recipes())} (default: none)",
             )  # fmt: skip
         self.epilog = "A flag of several values takes them as A,B or as A B, paths as A B alone."
         every = [item for part in settings for item in flags(part).items()]
@@ -304,7 +303,10 @@ class _Several(argparse.Action):
 class _FromFile(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, path: Any, option: str | None = None) -> None:
         _, before = getattr(namespace, "config", (parser, {}))
-        table = parser.over(before, from_file(Path(place(path, "--config")), parser))
+        path = Path(place(path, "--config"))
+        if not path.exists():
+            path = recipes().get(str(path), path)
+        table = parser.over(before, from_file(path, parser))
         namespace.config = parser, table
         for action in parser._actions:
             if action.dest in table:
@@ -331,12 +333,16 @@ def _wrapped(command: str, width: int) -> str:
     return "  " + " \\\n      ".join(lines).replace("\N{NO-BREAK SPACE}", " ") + "\n"
 
 
-def recipe(folder: Path, name: str) -> str:
+def recipes() -> dict[str, Path]:
+    """The files of the recipes by name."""
+    return {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+
+
+def recipe(name: str) -> str:
     """The file of a recipe; raises InputError for one that is not there."""
-    there = {path.stem: str(path) for path in sorted(folder.glob("*.yaml"))}
-    if name not in there:
+    if name not in (there := recipes()):
         raise InputError(f"{plain(name, 80)} is none of {', '.join(there)}")
-    return there[name]
+    return str(there[name])
 
 
 def from_flags(settings: type[C], given: Mapping[str, Any], **more: Any) -> C:
@@ -466,10 +472,16 @@ def completed(settings: type, table: Mapping[str, Any]) -> dict[str, Any]:
     return older | dict(table)
 
 
-def differences(settings: Any, table: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+Table = dict[str, Any]
+
+
+def differences(
+    settings: Any, table: Mapping[str, Any], resolved: Callable[[Table], Table] = lambda table: table
+) -> Iterator[tuple[str, str, str]]:
     """What a run that is to be resumed was made with, by its ``table``, and these settings have otherwise: name, ours and
-    theirs as the command line has them; not what is ``free``."""
-    theirs, ours = completed(type(settings), table), as_table(settings)
+    theirs as the command line has them; not what is ``free``. ``resolved`` says what settings that were left open came to, in
+    either table."""
+    theirs, ours = resolved(completed(type(settings), table)), resolved(as_table(settings))
     for name, one in flags(type(settings)).items():
         found = _kept(theirs.get(name), one.said.place)
         if not one.said.free and ours[name] != found:

@@ -13,7 +13,6 @@ import shutil
 import socket
 import stat
 import tempfile
-import time
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,14 +23,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
-from dclr.errors import InputError, make_folder
+from dclr.errors import InputError, Unreachable, make_folder
 from dclr.errors import place as as_place
 from dclr.files import LOCK, held
+from dclr.patience import MINUTES, Wait
 from dclr.text import public
 
 T = TypeVar("T")
-
-WAITS = (0.1, 0.3, 0.9, 2.7)  # seconds before each further attempt
 
 
 class Store(NamedTuple):
@@ -72,21 +70,17 @@ REFUSED = {  # what fsspec knows and nothing here can use
 FOLLOWED = 8  # times that one link to a folder is followed
 
 
-def refused(error: Exception) -> bool:
-    """Whether an HTTP server has said that the request is wrong, and not that it is busy. Each client has its own name for the
-    status."""
-    status = next((n for name in ("status", "status_code", "code") if isinstance(n := getattr(error, name, None), int)), 0)
-    return 400 <= status < 500 and status not in (408, 429)
-
-
 class Folder:
     """A place for whole files, named relative to it with ``/``. Local here; :class:`RemoteFolder` is the same elsewhere.
 
     What is written appears whole or not at all: :meth:`write` and :meth:`put` never leave half a file under its name.
+
+    Attributes:
+        patience: minutes for which a store that does not answer is waited for; a folder here always answers.
     """
 
-    def __init__(self, place: str):
-        self.place = place
+    def __init__(self, place: str, patience: float = MINUTES):
+        self.place, self.patience = place, patience
 
     def __str__(self) -> str:
         return public(self.place)
@@ -239,8 +233,8 @@ class RemoteFolder(Folder):
     """A prefix in object storage, or a web server's folder, which can only be read. An object is replaced in one piece, so a
     write is whole or absent there too.
 
-    What may pass, such as a failure of the network, is tried again after each of :data:`WAITS` (S3's own client does that, four
-    attempts); so is an answer of the wrong length. What then still fails is an InputError naming the file.
+    What may pass, such as a failure of the network, is waited for (:mod:`dclr.patience`). Every operation raises Unreachable
+    where that takes longer than ``patience``, and InputError naming the file for what does not pass.
     """
 
     @property
@@ -261,20 +255,24 @@ class RemoteFolder(Folder):
             "skip_instance_cache": True
         }  # a kept one would go on to the endpoint that the environment named
         if self.store is S3:
-            retries = {"mode": "standard", "max_attempts": 4}
             connections = {"connect_timeout": 20, "read_timeout": 60, "max_pool_connections": 64}
-            options["config_kwargs"] = {"retries": retries, **connections}
+            options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, **connections}  # Wait is what repeats
         with self._asked():
             import fsspec
 
             if not self.listable:
                 import aiohttp
 
-                options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=60)}
-            return fsspec.core.url_to_fs(self.place, use_listings_cache=False, **options)[0]
+                timeout = aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=60)
+                whole = {"Accept-Encoding": "identity"}  # a server that packs what it sends answers no byte ranges
+                options["client_kwargs"] = {"timeout": timeout, "headers": whole}
+            system = fsspec.core.url_to_fs(self.place, use_listings_cache=False, **options)[0]
+            if self.store is S3:
+                system.retries = 1
+            return system
 
-    def __getstate__(self) -> dict[str, str]:
-        return {"place": self.place}
+    def __getstate__(self) -> dict[str, Any]:
+        return {"place": self.place, "patience": self.patience}
 
     @contextmanager
     def _asked(self, name: str = "") -> Iterator[None]:
@@ -282,6 +280,8 @@ class RemoteFolder(Folder):
             yield
         except InputError:
             raise
+        except Unreachable as error:
+            raise Unreachable(f"{error}; check the name and {self.store.check}") from None
         except ImportError as error:
             extra = f"; for this place: pip install 'dclr[{self.store.extra}]'" if self.store.extra else ""
             raise InputError(f"{self}: {error}{extra}") from None
@@ -289,18 +289,18 @@ class RemoteFolder(Folder):
             said = " ".join(f"{type(error).__name__}: {error}".split())
             raise InputError(public(f"{self._path(name)}: {said}; check the name and {self.store.check}")) from None
 
-    def _patiently(self, ask: Callable[[], T]) -> T:
+    def _patiently(self, ask: Callable[[], T], name: str = "", part: object = "") -> T:
         """What ``ask`` gives, which may raise ValueError for an answer that should be asked for again."""
-        for wait in WAITS:
+        wait = Wait(public(self._path(name)), self.patience, part)
+        while True:
             try:
-                return ask()
-            except (FileNotFoundError, PermissionError, ImportError):
-                raise
+                given = ask()
             except Exception as error:
-                if refused(error) or (self.store is S3 and not isinstance(error, ValueError)):
-                    raise
-            time.sleep(wait)
-        return ask()
+                failed = error
+            else:
+                wait.over()
+                return given
+            wait.after(failed)
 
     def _path(self, name: str) -> str:
         """The path of a file. The query of a web server's URL, such as a signature for the whole folder, follows the name."""
@@ -330,7 +330,7 @@ class RemoteFolder(Folder):
 
     def size(self, name: str) -> int | None:
         with self._asked(), suppress(FileNotFoundError):
-            return int(self._patiently(lambda: self._system.size(self._path(name))))
+            return int(self._patiently(lambda: self._system.size(self._path(name)), name))
         return None
 
     def read(self, name: str, start: int = 0, size: int | None = None, check: Callable[[bytes], object] | None = None) -> bytes:
@@ -346,7 +346,7 @@ class RemoteFolder(Folder):
             return data
 
         with self._asked(name), suppress(FileNotFoundError):
-            data = self._patiently(ask)
+            data = self._patiently(ask, name, start)
             if size is not None and len(data) > size:
                 where = public(self._path(name))
                 raise InputError(
@@ -363,7 +363,7 @@ class RemoteFolder(Folder):
         with tempfile.TemporaryDirectory(prefix="dclr-") as folder:
             path = Path(folder, "file" + Path(name).suffix)
             with self._asked(name):
-                self._patiently(lambda: self._system.get_file(self._path(name), str(path)))
+                self._patiently(lambda: self._system.get_file(self._path(name), str(path)), name)
             yield path
 
     @contextmanager
@@ -378,32 +378,33 @@ class RemoteFolder(Folder):
 
     def put(self, name: str, file: Path) -> None:
         with self._asked(name):
-            self._patiently(lambda: self._system.put_file(str(file), self._path(name)))
+            self._patiently(lambda: self._system.put_file(str(file), self._path(name)), name)
         file.unlink()
 
     def write(self, name: str, data: bytes) -> None:
         with self._asked(name):
-            self._patiently(lambda: self._system.pipe_file(self._path(name), data))
+            self._patiently(lambda: self._system.pipe_file(self._path(name), data), name)
 
     def remove(self, name: str) -> None:
         with self._asked(), suppress(FileNotFoundError):
-            self._patiently(lambda: self._system.rm(self._path(name), recursive=True))
+            self._patiently(lambda: self._system.rm(self._path(name), recursive=True), name)
 
     def free(self) -> None:
         return None
 
 
-def open_folder(place: str | Path) -> Folder:
-    """The folder that a flag names: a path of this machine (``~`` expanded), or a place in a store, such as ``s3://bucket/prefix``.
-    Raises InputError where it is empty, a secret is in it, or it is one of :data:`REFUSED`."""
+def open_folder(place: str | Path, patience: float = MINUTES) -> Folder:
+    """The folder that a flag names: a path of this machine (``~`` expanded), or a place in a store, such as ``s3://bucket/prefix``,
+    which is waited for so many minutes where it does not answer. Raises InputError where it is empty, a secret is in it, or it
+    is one of :data:`REFUSED`."""
     text = as_place(str(place), "the folder")
     scheme, remote, rest = text.partition("://")
     if not remote:
-        return Folder(text)
+        return Folder(text, patience)
     why = _INSIDE if "::" in scheme or re.search(r"::\w+://", rest) else REFUSED.get(scheme)
     if why:
         raise InputError(f"{public(text)}: {why}; {EXPECTED}")
-    folder = RemoteFolder(text)
+    folder = RemoteFolder(text, patience)
     if folder.listable and public(text) != text:
         raise InputError(f"{public(text)}: expected a bucket and a prefix alone; credentials come from {folder.store.check}")
     return folder

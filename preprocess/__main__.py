@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dclr.cues import CUES
+from dclr.data.config import Reading
 from dclr.data.manifest import MANIFEST, Manifest, ShardSet
 from dclr.data.sets import folds, leaks
 from dclr.errors import InputError, exit_on_input_error, path_flag
@@ -25,6 +26,7 @@ from preprocess.stats import describe
 from preprocess.transcode import WHICH, Options
 from preprocess.verify import verify
 
+INSTALLED = "dclr-preprocess"  # this command where the package is installed
 WARN_MISSING = 5  # percent of the listed videos
 PLACE = "a folder, s3://bucket/prefix, gs://, az:// or hf://"
 
@@ -39,6 +41,15 @@ class Tolerance:
         None, "percent of the listed videos that may be missing: with more the exit code is 1", metavar="PERCENT", least=0,
         most=100, derived=f"any, with a warning above {WARN_MISSING}",
     )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    title = run.How.title
+    patience: float = again(Reading, "patience")
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -170,7 +181,8 @@ class Browsing:
 
 
 def parser() -> Parser:
-    top = Parser(prog="python -m preprocess", description=__doc__, examples=EXAMPLES[""])
+    typed = Path(sys.argv[0]).name
+    top = Parser(prog=typed if typed == INSTALLED else "python -m preprocess", description=__doc__, examples=EXAMPLES[""])
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(
@@ -180,7 +192,7 @@ def parser() -> Parser:
         added = commands.add_parser(name, help=what, description=what, told=told, examples=examples or EXAMPLES[name])
         if existing:
             added.add_argument("set", type=as_type(open_folder), metavar="SET", help=f"a shard set: {PLACE} (required)")
-        added.add(*settings, without=without)
+        added.add(*settings, Waiting, without=without)
 
     made = (Making, Options, run.How, Tolerance)
     drawn = "the embedded data set: made here, no download"
@@ -203,6 +215,10 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     given = parser().given(argv)
+    patience = from_flags(Waiting, given).patience
+    for place in given.values():
+        if isinstance(place, Folder):
+            place.patience = patience
     if "set" in given:
         look_after(given["command"], given["set"], given)
     else:
@@ -346,9 +362,14 @@ def report(out: Folder, summary: run.Summary) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """dclr-preprocess."""
     try:
         with exit_on_input_error():
             main()
     except KeyboardInterrupt:
         raise SystemExit("\ninterrupted; what is finished is kept, and the same command goes on from there") from None
+
+
+if __name__ == "__main__":
+    command()

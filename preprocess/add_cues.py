@@ -34,7 +34,7 @@ from dclr.data.manifest import (
     publish,
     read_index,
 )
-from dclr.errors import InputError
+from dclr.errors import InputError, Unreachable
 from dclr.record import Contents, FormatError, Record, SampleMeta, array_name, mean_motion, members, pack, parse, parse_array
 from dclr.settings import NONE
 from dclr.storage import Folder, RemoteFolder, open_folder
@@ -75,7 +75,10 @@ class Adding:
             for entry in task.entries:
                 self._add(made, self._read(task.shard, entry), again, spool)
             return made.finish()
-        except Exception as error:  # a damaged shard, a store that does not answer, a cue that cannot be computed
+        except Unreachable:
+            made.discard()
+            raise
+        except Exception as error:  # a damaged shard, a cue that cannot be computed
             made.discard()
             reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
             return Failure(f"{task.shard}, {entry.key}", "error", reason, time.perf_counter() - began)
@@ -174,7 +177,7 @@ def add_cues(out: Folder, cues: Sequence[str], how: How, root: str | None = None
     if unmade or {shard.name for shard in manifest.shards} - {f"{name}.tar" for name in plan.names}:
         raise InputError(f"{out}: a run that adds videos to it is not finished ({some(unmade)}); start that again first")
     options = replace(options_of(plan), cues=new)
-    videos, files = _videos(plan, root)
+    videos, files = _videos(plan, root, out.patience)
     jobs = _jobs(out, plan, have, options, videos, files)
     _tell_sources(jobs, videos, root, " and ".join(new))
     checking = bar(jobs, "checking", unit="shard", leave=False)
@@ -255,9 +258,9 @@ def _jobs(
     return jobs
 
 
-def _videos(plan: RunPlan, root: str | None) -> tuple[Folder, dict[str, int]]:
+def _videos(plan: RunPlan, root: str | None, patience: float) -> tuple[Folder, dict[str, int]]:
     """The folder of the set's videos, and path -> bytes of what it holds: nothing where they are not to be read."""
-    folder = open_folder(plan.root if root in (None, NONE) else root)
+    folder = open_folder(plan.root if root in (None, NONE) else root, patience)
     if root == NONE or not (isinstance(folder, RemoteFolder) or Path(folder.place).is_dir()):
         return folder, {}
     try:

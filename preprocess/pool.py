@@ -16,6 +16,9 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
+from dclr.errors import Unreachable
+from dclr.patience import tell_waits
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -31,12 +34,25 @@ class Lost:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Waits:
+    """What a worker says before it waits for a store: that time is not the task's."""
+
+    seconds: float
+
+
 def _serve(function: Callable[[Any], Any], pipe: Connection) -> None:
     """A worker's life: tasks in, results out, until the parent closes its end or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    tell_waits(lambda seconds: pipe.send(Waits(seconds)))
     try:
         while True:
-            pipe.send(function(pipe.recv()))
+            task = pipe.recv()
+            try:
+                result = function(task)
+            except Unreachable as error:
+                result = error
+            pipe.send(result)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
@@ -89,7 +105,8 @@ class Pool(Generic[T, R]):
         self._workers = []
 
     def map(self, tasks: Iterable[T]) -> Iterator[R | Lost]:
-        """Results in the order of ``tasks``, with at most four a worker waiting for their turn."""
+        """Results in the order of ``tasks``, with at most four a worker waiting for their turn. Raises Unreachable where a task
+        does: the others would too."""
         source = iter(enumerate(tasks))
         results: dict[int, R | Lost] = {}
         order: deque[int] = deque()
@@ -132,7 +149,13 @@ class Pool(Generic[T, R]):
             worker = busy.pop(pipe)  # type: ignore[call-overload]
             assert worker.task is not None
             try:
-                out[worker.task] = worker.pipe.recv()
+                result = worker.pipe.recv()
+                if isinstance(result, Unreachable):
+                    raise result
+                if isinstance(result, Waits):
+                    worker.began += result.seconds
+                    continue
+                out[worker.task] = result
                 worker.task, worker.done = None, worker.done + 1
             except (EOFError, OSError):
                 seconds = time.monotonic() - worker.began

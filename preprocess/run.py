@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -25,7 +25,8 @@ import cv2
 
 from dclr import bars
 from dclr.data.manifest import FAILURES, MANIFEST, Entry, Manifest, Shard, ShardSet, pack_columns, publish, read_index
-from dclr.errors import InputError
+from dclr.errors import InputError, Unreachable
+from dclr.patience import threads
 from dclr.record import REPEATED, pack
 from dclr.settings import check_values, flags, setting
 from dclr.storage import Folder, open_folder
@@ -120,7 +121,8 @@ class Summary:
 
 
 def make_samples(task: Task, root: Folder, options: Options, spool: Path) -> Made | Failure:
-    """Make the samples of one video. An error is returned as a :class:`Failure`, not raised: this runs in a worker."""
+    """Make the samples of one video. An error is returned as a :class:`Failure`, not raised: this runs in a worker. But
+    Unreachable is raised."""
     cv2.setNumThreads(1)  # a process is one core, and thread counts must not decide bytes
     began, video, out = time.perf_counter(), task.video, MadeWriter(spool)
     try:
@@ -129,6 +131,8 @@ def make_samples(task: Task, root: Folder, options: Options, spool: Path) -> Mad
                 raise TranscodeError("open", absent)
             try:
                 path = stack.enter_context(root.local(task.file))
+            except Unreachable:  # costs the run, not every video
+                raise
             except Exception as error:  # a store has many ways to say no
                 raise TranscodeError("fetch", f"{type(error).__name__}: {error}") from None
             for number, sample in enumerate(transcode(path, options, video.span, spool)):
@@ -148,6 +152,9 @@ def make_samples(task: Task, root: Folder, options: Options, spool: Path) -> Mad
     except TranscodeError as error:
         out.discard()
         return failure(video, error.stage, str(error), time.perf_counter() - began)
+    except Unreachable:
+        out.discard()
+        raise
     except Exception as error:  # whatever a hostile file makes a library raise costs that one video
         out.discard()
         return failure(video, "error", f"{type(error).__name__}: {error}", time.perf_counter() - began)
@@ -191,7 +198,7 @@ def make_shards(todo: Sequence[Job], tell: Tell, work: Work, out: Folder, worker
     """Make these shards one after another, on ``workers`` processes. A shard is filled while the one before it is stored."""
     if not todo:
         return
-    with out.staging() as staging, ThreadPoolExecutor(1) as closer:
+    with out.staging() as staging, threads(1) as closer:
         spool = Path(tempfile.mkdtemp(".tmp", f".{todo[0].name}.", staging))
         closing: Future[None] | None = None
         try:
@@ -508,7 +515,7 @@ def _entries(have: ShardSet) -> dict[str, tuple[dict[str, int], list[str]]]:
 def retry(out: Folder, how: How, root: Folder | None = None) -> Summary:
     """Try the videos of failures.jsonl again, those that were missing too, and add what comes of them as further shards."""
     plan, have = plan_of(out), ShardSet(out)
-    root = videos_of(plan, root or open_folder(plan.root))
+    root = videos_of(plan, root or open_folder(plan.root, out.patience))
     lines, files = [line for line in read_failures(out, FAILURES) if line.stage != LEFT_OUT], root.files()
     videos = [Video(line.path, line.labels, line.splits, line.span, files[line.path]) for line in lines if line.path in files]
     missing = [Video(line.path, line.labels, line.splits, line.span) for line in lines if line.path not in files]

@@ -25,11 +25,12 @@ QUIET = (
 
 
 class Tab:
-    """A tab. ``complaints``: errors of its console and of its scripts; ``requests``: the URLs that it asked for."""
+    """A tab. ``complaints``: errors of its console and of its scripts; ``requests``: the URLs that it asked for,
+    but for what is in the page itself. Both since the page was last opened."""
 
     def __init__(self, to: int, of: int):
         self._to, self._of, self._numbers, self._unread, self._session = to, of, itertools.count(1), b"", ""
-        self.complaints, self.requests = list[str](), list[str]()
+        self.complaints, self.requests, self._loaded = list[str](), list[str](), False
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -53,12 +54,27 @@ class Tab:
         return dict(json.loads(message))
 
     def _note(self, event: str | None, said: dict[str, Any]) -> None:
-        if event == "Network.requestWillBeSent":
+        self._loaded |= event == "Page.loadEventFired"
+        if event == "Network.requestWillBeSent" and not said["request"]["url"].startswith("data:"):
             self.requests.append(said["request"]["url"])
         elif event == "Runtime.exceptionThrown" or (event == "Runtime.consoleAPICalled" and said["type"] == "error"):
             self.complaints.append(json.dumps(said))
         elif event == "Log.entryAdded" and said["entry"]["level"] in ("error", "warning"):
             self.complaints.append(f"{said['entry']['text']} {said['entry'].get('url')}")
+
+    def open(self, url: str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        """Open a page in a window of so many pixels, light or dark, and wait until it is loaded."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.ask("Emulation.setDeviceMetricsOverride", **size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.ask("Emulation.setEmulatedMedia", features=[scheme])
+        self._loaded = False
+        self.complaints.clear()
+        self.requests.clear()
+        self.ask("Page.navigate", url=url)
+        while not self._loaded:
+            answer = self._next()
+            self._note(answer.get("method"), answer.get("params", {}))
 
     def value(self, script: str) -> Any:
         """What JavaScript gives."""
@@ -72,18 +88,6 @@ class Tab:
         while (found := self.value(script)) != wanted:
             assert time.monotonic() < until, f"{script}: {found}, expected {wanted}; {self.complaints}"
             time.sleep(0.05)
-
-    def open(self, url: str, width: int, height: int = 900, dark: bool = False) -> None:
-        """Open a page in a window of so many pixels, light or dark. What an earlier one asked for is forgotten."""
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.ask("Emulation.setDeviceMetricsOverride", **size)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.ask("Emulation.setEmulatedMedia", features=[scheme])
-        self.ask("Page.navigate", url="about:blank")
-        self.complaints.clear()
-        self.requests.clear()
-        self.ask("Page.navigate", url=url)
-        self.wait("location.href !== 'about:blank' && document.readyState", "complete")
 
     def press(self, key: str) -> None:
         for event in ("keyDown", "keyUp"):

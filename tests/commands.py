@@ -10,6 +10,8 @@ from unittest import mock
 
 import dclr.compare
 import dclr.export
+import dclr.extract
+import dclr.predict
 import preprocess.__main__
 import train_eval
 import train_pretrain
@@ -22,6 +24,8 @@ PARSERS: dict[str, Callable[[], Parser]] = {  # as a command line begins, after 
     "train_eval.py": train_eval.parser,
     "-m dclr.compare": dclr.compare.parser,
     "-m dclr.export": dclr.export.parser,
+    "-m dclr.extract": dclr.extract.parser,
+    "-m dclr.predict": dclr.predict.parser,
 }
 HEAD = """# Commands
 

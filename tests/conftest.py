@@ -59,8 +59,9 @@ def succeed(*command: object, ranks: int = 0, installed: Path | None = None) -> 
     return done.stdout
 
 
-def refuse(*command: object) -> str:
-    """The command, which must be refused as a user's mistake: exit code 2, a last line with the error, no traceback.
+def refuse(*command: object, code: int = 2) -> str:
+    """The command, which must be refused as a user's mistake: exit code 2, a last line with the error, no traceback. Another
+    ``code`` is that of another error for a user.
 
     Python runs it as ``python command...`` does, within this process: starting another takes longer than most refusals.
     """
@@ -74,7 +75,7 @@ def refuse(*command: object) -> str:
                 str(REPOSITORY / sys.argv[0]), run_name="__main__"
             )
     except SystemExit as ended:
-        assert ended.code == 2, (ended.code, said.getvalue())
+        assert ended.code == code, (ended.code, said.getvalue())
     else:
         raise AssertionError(f"not refused: {said.getvalue()}")
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import http.server
 import itertools
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 H = TypeVar("H", bound="Unreliable")
+_turn = threading.Lock()
 
 
 def free_port() -> int:
@@ -26,11 +28,13 @@ def free_port() -> int:
 
 
 class Unreliable(http.server.BaseHTTPRequestHandler):
-    """Answers requests, each with the next of ``faults``: ``""``, ``"500"``, ``"late"``, ``"reset"`` (no answer), ``"hang up"``
-    (in the middle), ``"short"`` (half of it, as if that were all), ``"garbled"`` (one byte is another)."""
+    """Answers requests, each with the next of ``faults``: ``""``, a status such as ``"500"`` (with ``more`` as its headers),
+    ``"late"``, ``"reset"`` (no answer), ``"hang up"`` (in the middle), ``"short"`` (half of it, as if that were all),
+    ``"garbled"`` (one byte is another)."""
 
     protocol_version = "HTTP/1.1"
     faults: Iterator[str] = itertools.cycle([""])
+    more: ClassVar[dict[str, str]] = {}
     stalled: str = ""  # a request for such a path is never answered
     served: ClassVar[list[str]]  # faults, in order
     requests: ClassVar[Counter[str]]  # path -> requests for it
@@ -42,7 +46,8 @@ class Unreliable(http.server.BaseHTTPRequestHandler):
     def _serve(self) -> None:
         if self.stalled and self.stalled in self.path:
             time.sleep(3600)
-        fault = next(type(self).faults)
+        with _turn:
+            fault = next(type(self).faults)
         self.served.append(fault)
         path = self.path.partition("?")[0]
         self.requests[path] += 1
@@ -54,7 +59,7 @@ class Unreliable(http.server.BaseHTTPRequestHandler):
             return
         if fault == "late":
             time.sleep(0.3)
-        status, headers, data = (500, {}, b"") if fault == "500" else self.answer(body)
+        status, headers, data = (int(fault), self.more, b"") if fault.isdecimal() else self.answer(body)
         if fault == "short" and status == 206:
             data, headers = data[: len(data) // 2], {k: v for k, v in headers.items() if k != "Content-Range"}
         if fault == "garbled" and status == 206:
@@ -80,17 +85,31 @@ class Unreliable(http.server.BaseHTTPRequestHandler):
         """Quiet."""
 
 
+def for_a_while(fault: str, seconds: float, after: int = 0) -> Iterator[str]:
+    """Faults of an outage: it begins after so many requests."""
+    yield from itertools.repeat("", after)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        yield fault
+    yield from itertools.repeat("")
+
+
 class FileServer(Unreliable):
-    """A folder, with byte ranges unless ``ranges`` is off."""
+    """A folder, with byte ranges unless ``ranges`` is off. With ``packs`` it packs for whoever takes that, and then knows no
+    ranges, as nginx does."""
 
     folder: Path
     ranges = True
+    packs = False
+    missing = 404
 
     def answer(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         path = self.folder / self.path.lstrip("/")
         if not path.is_file():
-            return 404, {}, b""
+            return self.missing, {}, b""
         data = path.read_bytes()
+        if self.packs and "gzip" in (self.headers.get("Accept-Encoding") or "gzip"):
+            return 200, {"Content-Encoding": "gzip"}, gzip.compress(data, 1)
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
         if wanted is None or not self.ranges:
             return 200, {}, data
@@ -115,10 +134,10 @@ class Proxy(Unreliable):
 
 
 @contextmanager
-def serving(kind: type[H], **settings: object) -> Iterator[tuple[type[H], int]]:
+def serving(kind: type[H], port: int = 0, **settings: object) -> Iterator[tuple[type[H], int]]:
     """A server of its own in this process: its handler, to set faults and read counts, and its port."""
     handler = type("Handler", (kind,), {"served": [], "requests": Counter(), "sent": Counter(), **settings})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

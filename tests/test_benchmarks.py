@@ -32,6 +32,7 @@ def script(name: str) -> Any:
 bench = script("step")
 evidence = script("evidence")
 study = script("study")
+ranks = script("ranks")
 
 
 @pytest.fixture
@@ -227,3 +228,14 @@ def test_what_was_right_is_read_from_the_scores(tmp_path: Path) -> None:
     scores = {"scores": np.eye(3, dtype=np.float32), "label": np.array([0, 2, 2])}
     save_file(scores, tmp_path / "scores.safetensors")
     assert evidence.correct(tmp_path) == "101"
+
+
+def test_weights_are_apart_by_their_greatest_difference() -> None:
+    """Of what is trained: not of running statistics, other encoders or counters."""
+    one = {name: torch.zeros(3) for name in ("f_q.fc.weight", "f_q.fc.bias", "f_q.bn.running_mean", "f_k.fc.weight")}
+    one["f_q.bn.batches"] = torch.tensor(1)
+    other = {name: x + 5 for name, x in one.items()} | {
+        "f_q.fc.weight": torch.tensor([0.0, -3, 2]),
+        "f_q.fc.bias": torch.ones(3),
+    }
+    assert ranks.apart(one, other) == 3 and ranks.apart(one, one) == 0

@@ -15,8 +15,11 @@ from torch import nn
 from dclr.checkpoint import load, load_encoder, load_trunk, save
 from dclr.errors import InputError
 from dclr.method.backbones import ARCHITECTURES, build
-from dclr.method.norm import ViewBatchNorm
+from dclr.method.norm import Statistics, ViewBatchNorm
+from dclr.method.pixels import IMAGENET, SYMMETRIC, TORCHVISION, InputPixels, PixelSettings
+from dclr.method.views import normalise, rgb_difference
 
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's on 0..255, as mmaction2 writes them
 HEADS = ("fvv", "fvs", "fvd", "fsv", "fdv")
 
 
@@ -28,6 +31,12 @@ def learned(module: nn.Module) -> nn.Module:
             layer.running_mean.normal_(0, 0.1)
             layer.running_var.uniform_(0.5, 2)
     return module.eval()
+
+
+def own(colours_BCTHW: torch.Tensor, pixels: InputPixels) -> torch.Tensor:
+    """RGB colours in 0..1 as a network of these pixels was trained to see them."""
+    mean, std = (torch.tensor(some).view(3, 1, 1, 1) for some in (pixels.mean, pixels.std))
+    return ((colours_BCTHW if pixels.order == "rgb" else colours_BCTHW.flip(1)) - mean) / std
 
 
 def head(channels: int) -> nn.Sequential:
@@ -130,13 +139,109 @@ def test_moco_style_files_load_their_trunk(prefix: str, tmp_path: Path) -> None:
     torch.save({"state_dict": state | other, "epoch": 3}, tmp_path / "moco.pth.tar")
     found = load_trunk(tmp_path / "moco.pth.tar")
     assert found.arch == "r3d_18" and "left aside: fc" in found.matched
-    clip = torch.randn(1, 3, 8, 32, 32)
+    colours = torch.rand(1, 3, 8, 32, 32)
+    clip = normalise(colours)
     encoder = load_encoder(tmp_path / "moco.pth.tar")
+    pixels = IMAGENET if "encoder_q" in prefix else TORCHVISION
     with torch.no_grad():
-        torch.testing.assert_close(found.module(clip), trunk(clip))
+        torch.testing.assert_close(found.module(clip), trunk(own(colours, pixels)))
         assert encoder.map(clip).mean() == pytest.approx(1, abs=1e-3)
         with pytest.raises(InputError, match="this encoder has the heads none"):
             encoder.embed(clip, clip, clip)
+
+
+@pytest.mark.parametrize(
+    ("arch", "told", "pixels"),
+    [
+        ("r3d_18", PixelSettings(), TORCHVISION),
+        ("mc3_18", PixelSettings(), TORCHVISION),
+        ("r2plus1d_18", PixelSettings(), TORCHVISION),
+        ("i3d", PixelSettings(), SYMMETRIC),
+        ("r3d_18", PixelSettings(mean=MEAN, std=STD), IMAGENET),
+        ("r3d_18", PixelSettings(order="bgr"), InputPixels(TORCHVISION.mean, TORCHVISION.std, "bgr")),
+        ("i3d", PixelSettings(mean=(0, 51, 153), std=(51, 51, 51), order="bgr"), InputPixels((0, 0.2, 0.6), (0.2,) * 3, "bgr")),
+    ],
+)  # fmt: skip
+def test_other_peoples_networks_see_their_own_pixels(
+    arch: str, told: PixelSettings, pixels: InputPixels, tmp_path: Path
+) -> None:
+    """Behind our normalisation, in every view: what is still too, and the difference of two frames is that of their pixels."""
+    plain = learned(build(arch, 4))
+    torch.save(plain.state_dict(), tmp_path / "w.pth")
+    trunk, encoder = load_trunk(tmp_path / "w.pth", told), load_encoder(tmp_path / "w.pth", told)
+    assert f"pixels: {trunk.module.pixels}" in trunk.matched and trunk.module.pixels.order == pixels.order
+    assert torch.tensor([trunk.module.pixels.mean, trunk.module.pixels.std]).allclose(torch.tensor([pixels.mean, pixels.std]))
+    assert list(trunk.module.state_dict()) == list(plain.state_dict())
+    colours = torch.rand(2, 3, 4, 32, 32)
+    v = normalise(colours)
+    views = {"v": v, "s": v[:, :, :1].expand(-1, -1, 4, -1, -1), "d": rgb_difference(v)}
+    theirs = own(colours, pixels)
+    with torch.no_grad():
+        expected = {
+            "v": plain(theirs),
+            "s": plain(theirs[:, :, :1].expand(-1, -1, 4, -1, -1)),
+            "d": plain(rgb_difference(theirs)),
+        }
+        close = {"rtol": 1e-5, "atol": 1e-5 * float(max(map(torch.max, expected.values())))}
+        torch.testing.assert_close(trunk.module(v), expected["v"], **close)
+        torch.testing.assert_close(encoder.backbone(v), expected["v"], **close)
+        for statistics in ("shared", "split"):  # of the views together, or each by itself
+            encoder.statistics = Statistics(views=statistics)
+            for name, found in encoder.features(views).items():
+                torch.testing.assert_close(found, expected[name], **close)
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "table"),
+    [
+        ("_orig_mod.", ()),
+        ("module.module.", ("model",)),
+        ("model.", ("state_dict",)),
+        ("module._orig_mod.model.backbone.", ("state_dict", "model")),
+        ("model.encoder_q.", ("model_state",)),
+    ],
+)
+def test_wrapped_weights_are_unwrapped(wrapped: str, table: tuple[str, ...], tmp_path: Path) -> None:
+    trunk = build("r2plus1d_10", 2)
+    state: Any = {f"{wrapped}{name}": x for name, x in trunk.state_dict().items()} | {"model.queue": torch.zeros(3)}
+    for name in table:
+        state = {name: state, "epoch": 3}
+    torch.save(state, tmp_path / "w.pth")
+    found = load_trunk(tmp_path / "w.pth")
+    assert all(torch.equal(x, found.module.state_dict()[name]) for name, x in trunk.state_dict().items())
+
+
+def test_what_is_no_file_of_weights_is_named_as_what_it_is(tmp_path: Path) -> None:
+    pages = {
+        "<!DOCTYPE html>\n<html>sign in</html>": "it is an HTML page, not weights",
+        "\n<HTML><body>404</body>": "it is an HTML page, not weights",
+        '<?xml version="1.0"?><Error><Code>NoSuchKey</Code>': "it is an XML page, not weights",
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 132735423\n": "it is a git-lfs pointer",
+    }
+    for text, what in pages.items():
+        for name in ("w.pth", "w.safetensors"):
+            (tmp_path / name).write_text(text)
+            with pytest.raises(InputError, match=what):
+                load_trunk(tmp_path / name)
+
+
+def test_pixels_that_are_none_and_those_that_contradict_the_file_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    for more, says in (
+        ({"mean": (0.5, 0.5), "std": (1, 1)}, "--mean 0.5,0.5: expected three numbers"),
+        ({"mean": (0.5, 0.5, 0.5)}, "expected both or neither"),
+        ({"mean": (0, 0, 0), "std": (0, 1, 1)}, "--std 0: expected above 0"),
+        ({"order": "gbr"}, "--order gbr: expected one of rgb, bgr"),
+    ):
+        with pytest.raises(InputError, match=says):
+            PixelSettings(**more)
+    with pytest.raises(InputError, match=r"it says its pixels are mean 0\.485,0\.456,0\.406, .* RGB: leave --mean, --std and"):
+        load_trunk(checkpoint, PixelSettings(order="bgr"))
+    assert load_trunk(checkpoint, PixelSettings(mean=MEAN, std=STD)).module.pixels == IMAGENET
+    model = {f"f_q.backbone.{name}": x for name, x in build("r3d_18", 2).state_dict().items()}
+    for mean in ([0.5], [0.5, 0.5, float("nan")], "[" * 10**5, [10**400] * 3):
+        save(tmp_path / "a.pt", {"config": {"arch": "r3d_18", "mean": mean, "std": [1, 1, 1]}, "model": model})
+        with pytest.raises(InputError, match="what it says of its pixels is not readable"):
+            load_trunk(tmp_path / "a.pt")
 
 
 def test_the_baselines_checkpoint_has_one_head(synthetic_set: Path, tmp_path: Path) -> None:

@@ -64,8 +64,8 @@ def test_no_result_at_all_and_no_such_folder_are_mistakes(runs: Path) -> None:
 
 
 def test_what_is_left_out_is_one_line(runs: Path) -> None:
-    from dclr.compare import MOST_NAMED, listed
+    from dclr.compare import LISTED_MOST, listed
 
-    assert listed({f"r{n}": "a pretraining" for n in range(MOST_NAMED + 5)}).endswith(
-        f"r{MOST_NAMED - 1} (a pretraining) and 5 more"
+    assert listed({f"r{n}": "a pretraining" for n in range(LISTED_MOST + 5)}).endswith(
+        f"r{LISTED_MOST - 1} (a pretraining) and 5 more"
     )

@@ -9,15 +9,19 @@ import shlex
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from commands import PAGE, PARSERS
 from commands import page as said
 from conftest import REPOSITORY
 
 import train_eval
+from dclr.checkpoint import load_encoder, load_trunk
 from dclr.errors import InputError
+from dclr.method.views import normalise, to_clip
 
 PAGES = [
     REPOSITORY / "README.md",
@@ -162,6 +166,20 @@ def test_examples_in_docstrings() -> None:
         failed, tried[path.stem] = doctest.testmod(module)
         assert not failed, path.name
     assert {"metrics", "losses", "text", "clips", "plan", "record", "transcode"} <= set(tried) and all(tried.values())
+
+
+def test_the_two_lines_for_pooled_features(checkpoint: Path) -> None:
+    """Those of docs/weights.md, as they stand, on clips as it makes them."""
+    page = (REPOSITORY / "docs" / "weights.md").read_text()
+    (lines,) = [block for language, block in FENCE.findall(page) if language == "python" and "encoder.features(clips)" in block]
+    assert len(lines.splitlines()) == 2 and "normalise(to_clip(frames))" in page
+    frames = torch.randint(256, (3, 4, 32, 32, 3), dtype=torch.uint8)
+    names: dict[str, Any] = {"load_encoder": load_encoder, "clips": normalise(to_clip(frames))}
+    exec(lines.replace("runs/mine/last.pt", str(checkpoint)), names)
+    with torch.no_grad():
+        expected = load_trunk(checkpoint).module(names["clips"]).mean((2, 3, 4))
+    assert names["z"].shape == (3, 32)
+    torch.testing.assert_close(names["z"], expected)
 
 
 def test_ci_and_the_package_say_what_they_should() -> None:

@@ -161,7 +161,7 @@ def test_messages_name_flags_of_the_command_that_was_typed() -> None:
     allowed = {
         "preprocess": flags_of("python -m preprocess") | {"--array"},  # of sbatch
         "dclr/pretraining": flags_of("train_pretrain.py"),
-        "dclr/evaluation": flags_of("train_eval.py"),
+        "dclr/evaluation": set().union(*map(flags_of, ("train_eval.py", "python -m dclr.extract", "python -m dclr.predict"))),
     }
     every = [(path, flags) for top, flags in allowed.items() for path in (REPOSITORY / top).rglob("*.py")]
     for path, own in [*every, *((path, None) for path in shared)]:

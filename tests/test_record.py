@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
 
 import av
 import cv2
@@ -16,7 +17,8 @@ import simplejpeg
 
 from dclr import cues, record
 from dclr.cues import CUES, FLOW_QUALITY, flow_levels
-from dclr.record import FormatError, Record, SampleMeta
+from dclr.data.manifest import ShardSet
+from dclr.record import FormatError, Record, SampleMeta, glance
 from preprocess.transcode import JpegEncoder, PacketEncoder
 
 
@@ -442,3 +444,19 @@ def test_h264_packets_that_are_noise_are_an_error_not_a_crash(seed: int) -> None
 def test_keys_hold_no_dots() -> None:
     with pytest.raises(FormatError, match=r"a\.b"):
         list(record.pack("a.b", *parts()))
+
+
+def test_what_is_no_sample_gives_no_middle_frame(synthetic_set: Path) -> None:
+    shards = ShardSet(synthetic_set)
+    name, offset, size = shards.where(0)
+    data = bytearray((synthetic_set / name).read_bytes()[offset : offset + size])
+
+    def read(start: int, length: int) -> bytes:
+        return bytes(data[start : start + length])
+
+    assert glance(read, size).frames([shards.frames_N[0] // 2]).shape[0] == 1
+    for spoil in (slice(0, 100), slice(size - 9000, size), slice(124, 136)):
+        kept, data[spoil] = data[spoil], b"7" * (spoil.stop - spoil.start)
+        with pytest.raises(FormatError):
+            glance(read, size)
+        data[spoil] = kept

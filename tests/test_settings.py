@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from dclr.errors import InputError
 from dclr.evaluation.config import ALL, EvalConfig, Repeats, evaluation, others
 from dclr.evaluation.modes import MODES
 from dclr.method.objective import Method, Statistics
+from dclr.method.pixels import PixelSettings
 from dclr.pretraining.config import PretrainConfig
 from dclr.settings import (
     Flag,
@@ -52,7 +53,10 @@ LOOKING = (launcher.Verifying, launcher.Describing, launcher.Previewing)
 EVERY = (PretrainConfig, EvalConfig, Repeats, Options, preprocess.run.How, Drawing, *LAUNCHER, *LOOKING)
 NEEDED = {"mode": "linear", "train_split": ("a",), "test_split": ("b",)}  # by EvalConfig, which a command line says otherwise
 # what fits to the change of one setting, where the others' defaults do not
-BESIDE: dict[str, dict[str, Any]] = {"bn_groups": {"bn": "local"}, "patience": {"val": 0.1}, "stabilise": {"cues": ("diff",)}}
+BESIDE: dict[str, dict[str, Any]] = {
+    "bn_groups": {"bn": "local"}, "early_stop": {"val": 0.1}, "stabilise": {"cues": ("diff",)},
+    "mean": {"std": (1.0, 1.0, 1.0)}, "std": {"mean": (0.5, 0.5, 0.5)},
+}  # fmt: skip
 # config.yaml of a run that was made when every setting was written by hand
 KEPT = """
 {shards: shards/mine, out: runs/mine, split: [train01, train02], arch: r3d_18, width: 8, frames: 4, stride: 1, size: 32,
@@ -87,6 +91,8 @@ def other(one: Flag) -> Any:
         return one.read("other")
     if one.said.read is preprocess.run.part:
         return (1, 2)
+    if one.field.name in ("mean", "std"):
+        return (value,) * 3  # a channel
     return (value,) if one.many else value
 
 
@@ -128,7 +134,11 @@ def test_the_launcher_has_the_defaults_of_its_fields(name: str, monkeypatch: pyt
     monkeypatch.setattr("dclr.pretraining.config.PretrainConfig", part)
     monkeypatch.setattr("dclr.pretraining.pretrain.pretrain", begun.append)
     monkeypatch.setattr("train_pretrain.settle", lambda: None)  # it would change this process
-    more = [text for said, one in beside.items() for text in (flag(said), str(one))]
+    more = [
+        text
+        for said, one in beside.items()
+        for text in (flag(said), ",".join(map(str, one)) if isinstance(one, tuple) else str(one))
+    ]
     monkeypatch.setattr(sys, "argv", ["train_pretrain.py", "--shards", "s", "--split", "a", "--out", "o", *more])
     train_pretrain.main()
     assert [getattr(config, name) for config in begun] == [value]
@@ -144,7 +154,7 @@ def test_a_resumed_run_may_change_what_it_could_change() -> None:
     from dclr.evaluation import finetune
     from dclr.evaluation.repeat import HELD
 
-    aside = {"out", "workers", "cache", "cache_size", "save_minutes", "deterministic"}
+    aside = {"out", "workers", "cache", "cache_size", "patience", "save_minutes", "deterministic"}
     assert free(PretrainConfig) == aside | {"epochs", "resume", "keep", "milestone", "knn_split", "knn_every"}
     assert {"epochs", "shards", "pretrained"} == HELD and aside | {"baseline", "features", "force"} | HELD == finetune.FREE
 
@@ -243,10 +253,10 @@ def test_help_is_made_of_the_fields_without_torch(module: str) -> None:
 @pytest.mark.parametrize(
     ("mode", "has", "lacks"),
     [
-        ("linear", {"probe", "features", "val"}, {"lr", "epochs", "shots", "patience", "save-minutes"}),
+        ("linear", {"probe", "features", "val"}, {"lr", "epochs", "shots", "early-stop", "save-minutes"}),
         ("knn", {"features", "batch", "seeds"}, {"lr", "probe", "val", "average", "draws"}),
         ("fewshot", {"shots", "draws"}, {"lr", "probe"}),
-        ("finetune", {"lr", "epochs", "val", "patience", "dropout"}, {"features", "probe", "shots"}),
+        ("finetune", {"lr", "epochs", "val", "early-stop", "dropout"}, {"features", "probe", "shots"}),
         ("all", {flag(name)[2:] for name in flags(EvalConfig)}, set()),
     ],
 )
@@ -296,7 +306,7 @@ def test_a_run_that_was_made_before_starts_again_from_its_file(tmp_path: Path) -
     config = from_flags(PretrainConfig, given(train_pretrain.parser, KEPT, tmp_path))
     kept, table = yaml.safe_load(KEPT), as_table(config)
     assert {name: table[name] for name in kept} == kept and set(table) > set(kept)  # what is newer has its default
-    config.check_resumed(kept)
+    config.check_resumed(kept, [64], 1)
     later = given(train_pretrain.parser, KEPT, tmp_path, "--lr", "0.5", "--knn-split", "")
     assert from_flags(PretrainConfig, later).lr == 0.5 and from_flags(PretrainConfig, later).knn_split == ()
     assert (
@@ -406,13 +416,31 @@ def test_a_checkpoint_that_lacks_a_setting_is_resumed_as_it_was_made() -> None:
     config = from_flags(
         PretrainConfig, made | {"split": ("train01", "train02"), "without": ("static", "mining"), "schedule": ()}
     )
-    config.check_resumed(made)
+    config.check_resumed(made, [64], 1)
     with pytest.raises(InputError, match=r"--clip-grad 1\.0: the run in runs/mine was made with 0\.0"):
-        from_flags(PretrainConfig, vars(config), clip_grad=1.0).check_resumed(made)
+        from_flags(PretrainConfig, vars(config), clip_grad=1.0).check_resumed(made, [64], 1)
     with pytest.raises(InputError, match=r"--split train01: .* was made with train01,train02; give that again"):
-        from_flags(PretrainConfig, vars(config), split=("train01",)).check_resumed(made)
+        from_flags(PretrainConfig, vars(config), split=("train01",)).check_resumed(made, [64], 1)
     with pytest.raises(InputError, match=r"--momentum-end 1\.0: .* was made without it; leave it out to resume it"):
-        from_flags(PretrainConfig, vars(config), momentum_end=1.0).check_resumed(made)
+        from_flags(PretrainConfig, vars(config), momentum_end=1.0).check_resumed(made, [64], 1)
+
+
+def test_what_was_left_open_counts_as_what_it_came_to() -> None:
+    """Of the queue's length, BatchNorm's groups and the shares of sets, whether the run said them or the resumed one does."""
+    small: dict[str, Any] = {"shards": ("a", "b"), "split": ("train",), "out": "runs/mine", "batch": 8}
+    open_, said = PretrainConfig(**small), PretrainConfig(**small, queue=48, weights=(2.0, 1.0))
+    for ours, saved in ((open_, said), (said, open_)):
+        ours.check_resumed(saved.as_dict(), [64, 32], 1)
+    with pytest.raises(InputError, match=r"--queue 40: the run in runs/mine was made with 48; give that again"):
+        replace(said, queue=40).check_resumed(open_.as_dict(), [64, 32], 1)
+    with pytest.raises(InputError, match=r"--queue 48: the run in runs/mine was made with 40; give that again"):
+        open_.check_resumed(replace(said, queue=40).as_dict(), [64, 32], 1)
+    with pytest.raises(InputError, match=r"--weights 1,1: the run in runs/mine was made with 2,1"):
+        replace(open_, weights=(1.0, 1.0)).check_resumed(open_.as_dict(), [64, 32], 1)
+    shuffled = replace(open_, bn="shuffle")
+    replace(shuffled, bn_groups=2).check_resumed(shuffled.as_dict(), [64, 32], 1)
+    with pytest.raises(InputError, match=r"--bn-groups 2: the run in runs/mine was made with 1"):
+        replace(shuffled, bn_groups=2).check_resumed(shuffled.as_dict(), [64, 32], 2)
 
 
 def test_a_newer_setting_says_what_runs_did_before_it() -> None:
@@ -424,7 +452,8 @@ def test_a_newer_setting_says_what_runs_did_before_it() -> None:
 
 
 def test_what_a_result_keeps_is_what_it_kept() -> None:
-    assert set(as_table(EvalConfig(shards="s", out="o", pretrained="x", **NEEDED))) == set(OPTIONS.split()) | set(flags(Choice))  # type: ignore[arg-type]
+    since = {*flags(Choice), *flags(PixelSettings)}
+    assert set(as_table(EvalConfig(shards="s", out="o", pretrained="x", **NEEDED))) == set(OPTIONS.split()) | since  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

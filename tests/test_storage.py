@@ -10,7 +10,7 @@ from conftest import needs, refuse, render, run, succeed, upload
 from servers import Proxy, free_port
 
 from dclr.data.manifest import ShardSet
-from dclr.errors import InputError
+from dclr.errors import AGAIN, InputError
 from dclr.storage import open_folder
 from preprocess.datasets import EMPTY_CLASS, folder
 from preprocess.found import HIDDEN, ONE_FRAME
@@ -108,7 +108,8 @@ def test_a_store_that_says_no_is_one_line(bucket: str, videos: Path, monkeypatch
     assert "s3://there-is-no-such-bucket/set" in absent
     assert "no manifest.json" in refuse("-m", "preprocess", "verify", f"s3://{bucket}/nothing")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
-    assert "AWS_ENDPOINT_URL" in refuse("-m", "preprocess", "verify", f"s3://{bucket}/nothing")
+    nobody = "-m", "preprocess", "verify", f"s3://{bucket}/nothing", "--patience", "0.005"
+    assert "no answer for 0.005 minutes (--patience); check the name and AWS_" in refuse(*nobody, code=AGAIN)
 
 
 def test_a_trainer_reads_samples_where_they_lie(local_set: Path, bucket: str) -> None:

@@ -7,10 +7,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, SMALL, refuse, render, succeed
+from conftest import REPOSITORY, SMALL, refuse, render, run, succeed
 from fsspec.registry import _registry as KNOWN
 
-from dclr.errors import InputError
+from dclr.errors import AGAIN, InputError
 from dclr.storage import STORES, open_folder
 from preprocess.synthetic import encode
 
@@ -42,6 +42,8 @@ class Fake(DirFileSystem):
             file.write(f"{path}\\n")
         if "denied" in path:
             raise Denied("no")
+        if os.environ.get("FAKE_DOWN", "none is") in path:
+            raise ConnectionRefusedError("down")
         fault = next(FAULTS)
         if isinstance(fault, Exception):
             raise fault
@@ -89,12 +91,20 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return packages
 
 
-def test_a_set_made_and_read_in_a_store_that_fails_is_the_local_one(fake: Path, tmp_path: Path) -> None:
+def test_a_set_made_and_read_in_a_store_that_fails_is_the_local_one(
+    fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(4):
         encode(render("left", "dots", (number,))[0], 25, tmp_path / "store/in" / "AB"[number % 2] / f"{number}.mp4")
     made = ("-m", "preprocess", "folder", "--size", "32", "--workers", "1")
     local, place = tmp_path / "local", "gs://out"
     succeed(*made, "--root", tmp_path / "store/in", "--out", local)
+    for lost, at in (("A/2.mp4", "gs://in/A/2.mp4"), ("shard-", "gs://out/shard-000000.tar")):  # one reads, one writes
+        monkeypatch.setenv("FAKE_DOWN", lost)
+        done = run(*made, "--root", "gs://in", "--out", place, "--patience", "0.01", installed=fake)
+        last = done.stderr.strip().splitlines()[-1]
+        assert done.returncode == AGAIN and last.startswith(f"error: {at}: ConnectionRefusedError: down; no answer for 0.01")
+    monkeypatch.delenv("FAKE_DOWN")
     assert "4 videos in 1 shards" in succeed(*made, "--root", "gs://in", "--out", place, installed=fake)
     for name in ("shard-000000.tar", "shard-000000.jsonl", "index.npz", "manifest.json"):
         assert (tmp_path / "store/out" / name).read_bytes() == (local / name).read_bytes()

@@ -504,8 +504,10 @@ def eval_clips(
     names: Collection[str] = ("rgb",),
     seed: int = 0,
     pictures: dict[str, np.ndarray] | None = None,
+    starts: Sequence[int] | None = None,
 ) -> dict[str, np.ndarray]:
-    """``clips`` uniform clips of a video, no flip, each cut ``crops`` times, all of a clip side by side: N = clips * crops.
+    """``clips`` uniform clips of a video, or those that start at ``starts``, no flip, each cut ``crops`` times, all of a clip
+    side by side: N = clips * crops.
 
     Returns, by ``names``, written into ``pictures`` (:func:`eval_shapes`) where given:
         rgb: uint8 (N, T, S, S, 3).
@@ -513,11 +515,12 @@ def eval_clips(
         ground: uint8 (N, S, S, 3), the :func:`background`; with rgb and moving.
         stripes: uint8 (N, S, S, 3), :func:`striped`, drawn from (seed, key, number of the clip).
         noise: uint8 (N, T, S, S, 3), :func:`moved_noise` by the stored flow, drawn from (seed, key, number of the clip).
+    And seconds: float64 (N, 2), when each clip begins and ends in its source.
     Raises:
         FormatError: the sample lacks the cue "diff" of moving, or "flow" of noise.
     """
     clip, total, cuts = clip.of(record.meta.fps), len(record), () if clip.cross_cuts else record.meta.cuts
-    starts = uniform_starts(total, clip, clips, cuts)
+    starts = starts or uniform_starts(total, clip, clips, cuts)
     indices = np.concatenate([frame_indices(start, total, clip) for start in starts])
     frames = record.frames(indices)  # a frame in two clips is decoded once
     if pictures is None:
@@ -546,7 +549,9 @@ def eval_clips(
                 zoom_2 = crop_flow(levels, record.size, box, False, levels_T2SS)
                 flow_T2SS = (levels_T2SS.astype(np.float32) - STILL) * (scale_T[:, None] * zoom_2)[..., None, None]
                 pictures["noise"][row] = moved_noise(flow_T2SS, generator("noise", seed, record.key, row))[clip.offsets]
-    return pictures | identity(record)
+    begin_n = np.repeat(starts, crops)
+    seconds = record.meta.seconds(np.stack([begin_n, np.minimum(begin_n + clip.span, total)], 1))
+    return pictures | {"seconds": seconds} | identity(record)
 
 
 def identity(record: Record) -> dict[str, np.ndarray]:

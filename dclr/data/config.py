@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from dclr.errors import InputError
+from dclr.patience import MINUTES
 from dclr.settings import flag, setting
 
 ON_ERROR = ("stop", "skip")
@@ -81,6 +82,10 @@ class Reading:
         free=True, derived="nothing is kept",
     )  # fmt: skip
     cache_size: float = setting(100.0, "most gigabytes (10^9 bytes) in that cache", metavar="GB", free=True)
+    patience: float = setting(
+        MINUTES, "minutes for which a store that does not answer is waited for", metavar="MINUTES", least=0, free=True,
+        before=MINUTES,
+    )  # fmt: skip
     on_error: str = setting(
         "stop", "at a video that cannot be read: stop, or skip (training takes another, a result names it)", choices=ON_ERROR
     )

@@ -10,15 +10,18 @@ import fcntl
 import os
 import shutil
 import sys
+import time
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from dclr.data.manifest import ShardSet
-from dclr.errors import InputError
+from dclr.errors import InputError, Unreachable
+from dclr.patience import threads
+from dclr.record import Record, glance
 from dclr.storage import RemoteFolder
 
 Row = list[tuple[int, int]]  # one batch: (pass over the set, sample index)
@@ -26,6 +29,7 @@ Row = list[tuple[int, int]]  # one batch: (pass over the set, sample index)
 AHEAD = 64 * 2**20  # bytes of samples that a worker has asked for and not used yet (at least two batches of them)
 MERGED = 8 * 2**20  # the longest request that joins neighbours
 CONNECTIONS = 16  # requests of one worker at a time
+DRAWN = 10.0  # seconds in which the frames of a picture must come
 
 
 class Cache:
@@ -126,6 +130,47 @@ class Cache:
         return sum(bytes_of.values())
 
 
+class MiddleFrames(ShardSet):
+    """A set whose samples are read for a picture: with their middle frames alone. Behind a URL these come from the cache, or
+    else in the few bytes that they take, which are not kept. Threads fetch those that :meth:`begin` names."""
+
+    def __init__(self, shards: ShardSet, cache: Cache | None):
+        self.__dict__ |= vars(shards)
+        self._cache, self._whole = cache, shards
+        self._begun: dict[int, Future[Record]] = {}
+        self._pool = ExitStack()
+
+    def begin(self, samples: Iterable[int]) -> None:
+        """Fetch these while other work goes on, until :meth:`end`."""
+        self.end()
+        pool = self._pool.enter_context(threads(CONNECTIONS, wait=False))
+        self._begun = {sample: pool.submit(self._glance, sample) for sample in samples if _remote(self, [(0, sample)])}
+        self._until = time.monotonic() + DRAWN
+
+    def end(self) -> None:
+        self._pool.close()
+        self._begun = {}
+
+    def read(self, sample: int) -> Record:
+        """Raises InputError as :meth:`ShardSet.read`, and Unreachable for one that does not come within :data:`DRAWN` seconds
+        of :meth:`begin`: no picture is worth a longer wait."""
+        if sample not in self._begun:
+            return self._glance(sample)
+        try:
+            return self._begun[sample].result(max(0.0, self._until - time.monotonic()))
+        except TimeoutError:
+            raise Unreachable(f"{self.folder(sample)}: its frames did not come within {DRAWN:g} seconds") from None
+
+    def _glance(self, sample: int) -> Record:
+        folder = self.folder(sample)
+        if not isinstance(folder, RemoteFolder):
+            return self._whole.read(sample)
+        if self._cache and (kept := self._cache.read(self, sample)) is not None:
+            return self.record(sample, kept)
+        name, offset, size = self.where(sample)
+        return glance(lambda start, length: folder.read(name, offset + start, length), size)
+
+
 Arrivals = dict[int, Future[dict[int, "bytes | memoryview | InputError"]]]  # sample -> the request that brings it
 
 
@@ -134,17 +179,14 @@ def fetch_ahead(shards: ShardSet, rows: Iterable[Row], cache: Cache | None) -> I
 
     Rows are taken in chunks of at most half of :data:`AHEAD` bytes. While one chunk is in use, the next one is requested.
     """
-    pool = ThreadPoolExecutor(CONNECTIONS)
     chunks: deque[list[tuple[Row, Arrivals]]] = deque()
-    try:
+    with threads(CONNECTIONS, wait=False) as pool:
         for chunk in _chunks(shards, rows):
             chunks.append(_request(shards, chunk, cache, pool))
             if len(chunks) > 1:
                 yield from chunks.popleft()
         while chunks:
             yield from chunks.popleft()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _chunks(shards: ShardSet, rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -195,7 +237,8 @@ def _remote(shards: ShardSet, row: Row) -> list[int]:
 def fetch(shards: ShardSet, run: list[int], cache: Cache | None) -> dict[int, bytes | memoryview | InputError]:
     """Fetch neighbouring samples of one shard by one request.
 
-    Returns: sample -> its bytes, whose crc32 is right, or the InputError to raise when the sample is used."""
+    Returns: sample -> its bytes, whose crc32 is right, or the InputError to raise when the sample is used.
+    Raises: Unreachable."""
     folder = shards.folder(run[0])
     assert isinstance(folder, RemoteFolder)
     if cache is not None and len(run) == 1 and (kept := cache.read(shards, run[0])) is not None:

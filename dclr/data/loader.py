@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,11 +30,14 @@ from dclr.data.fetch import Arrivals, Cache, Row, fetch_ahead
 from dclr.data.manifest import ShardSet
 from dclr.data.pages import PREFETCH, Cut, Pages, Sample, Shapes, received, stack
 from dclr.data.plan import Mixture, Permutations, Plan, whole_parts
-from dclr.data.workers import signals_blocked, start_worker, worker_context
-from dclr.errors import InputError
+from dclr.data.workers import signals_blocked, start_worker, stop_workers, worker_context
+from dclr.errors import InputError, Unreachable
+from dclr.patience import MINUTES, Interrupted, interruptible
 from dclr.record import FormatError, Record
+from dclr.storage import open_folder
 
 STATE = 1  # version of TrainLoader.state_dict
+S = TypeVar("S", int, str)
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,7 @@ def _eval_clips(record: Record, epoch: int, names: Sequence[str], **how: Any) ->
 def _batches(
     rows: torch.utils.data.IterableDataset, read: ReadRecords, cut: CutClips, batch: int, workers: int
 ) -> Iterator[Sample]:
-    """The batches of the pipeline, ``batch`` samples each."""
+    """The batches of the pipeline, ``batch`` samples each. Raises Interrupted where a signal ends the wait for one."""
     pages = Pages(workers, batch * sum(math.prod(shape) for shape in cut.shapes.values())) if workers else None
     loader = torch.utils.data.DataLoader(
         wds.DataPipeline(rows, read, replace(cut, pages=pages), stack),
@@ -216,10 +219,19 @@ def _batches(
         worker_init_fn=partial(start_worker, dict(os.environ)),
         multiprocessing_context=worker_context() if workers else None,
         prefetch_factor=PREFETCH if workers else None,
+        generator=torch.Generator(),  # or it would draw from torch's own, whose state checkpoints keep
     )
     with signals_blocked():
         batches = iter(loader)
-    for made in batches:
+    while True:
+        try:
+            with interruptible():
+                made = next(batches, None)
+        except (Interrupted, Unreachable):  # the run ends, and its workers may wait for long
+            stop_workers()
+            raise
+        if made is None:
+            return
         yield received(made, pages)
 
 
@@ -228,13 +240,14 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def open_sets(
-    places: Sequence[str], on_error: str, cache: str | None, cache_size: float
+    places: Sequence[str], on_error: str, cache: str | None, cache_size: float, patience: float = MINUTES
 ) -> tuple[list[ShardSet], Cache | None]:
     """Open the sets that ``--shards`` names, and the cache that ``--cache`` and ``--cache-size`` (GB) name, None without one.
+    Stores that do not answer are waited for ``patience`` minutes, now and by loaders.
 
     With ``on_error="skip"`` a set with damaged shards is opened all the same; they are named on standard error."""
     _check(on_error)
-    sets = [ShardSet(place, keep_damaged=on_error == "skip") for place in places]
+    sets = [ShardSet(open_folder(place, patience), keep_damaged=on_error == "skip") for place in places]
     for said in [said for shards in sets for said in shards.damaged] if os.environ.get("LOCAL_RANK", "0") == "0" else ():
         print(f"damaged: {said}", file=sys.stderr)
     kept = None if cache is None else Cache(Path(cache), int(cache_size * 1e9))
@@ -403,8 +416,8 @@ def eval_loader(
     return _batches(rows, ReadRecords(shards, on_error == "skip", None, cache), cut, 1 + bool(beside.partner), workers)
 
 
-def all_skipped(skipped: set[int], samples: int, percent: float) -> set[int]:
-    """The samples that some rank could not read so far. All ranks must call this at the same step.
+def all_skipped(skipped: set[S], samples: int, percent: float) -> set[S]:
+    """The samples, by number or key, that some rank could not read so far. All ranks must call this at the same step.
 
     Raises InputError on every rank, so that none ends before the others, where they are more than ``percent`` of
     ``samples``."""

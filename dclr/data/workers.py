@@ -14,7 +14,15 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from multiprocessing import context, forkserver, get_context, parent_process, popen_forkserver, resource_tracker
+from multiprocessing import (
+    active_children,
+    context,
+    forkserver,
+    get_context,
+    parent_process,
+    popen_forkserver,
+    resource_tracker,
+)
 from typing import Any
 
 FOR_THE_TRAINER = {signal.SIGTERM, signal.SIGINT}  # it ends a run by them, and needs its workers until then
@@ -87,6 +95,13 @@ class _Process(context.ForkServerProcess):
 
 class _Context(context.ForkServerContext):
     Process = _Process
+
+
+def stop_workers() -> None:
+    """End the loader processes of this one at once: they may wait for a store."""
+    for process in active_children():
+        if isinstance(process, _Process):
+            process.terminate()
 
 
 def start_worker(environment: Mapping[str, str], worker: int) -> None:

@@ -24,11 +24,9 @@ from dclr.evaluation.probe import Labelled, both, fit_and_score, neighbours
 from dclr.evaluation.result import Pictures, overlays, save_result
 from dclr.evaluation.setting import NO_SAMPLES, EvalConfig, Setting, forward, prepare
 from dclr.hardware import peak_memory_gb
-from dclr.method.views import MEAN
 from dclr.metrics import Metric
 from dclr.text import table
 
-FILL = torch.tensor([round(255 * mean) for mean in MEAN], dtype=torch.uint8)  # the colour that normalisation takes to 0
 SWAPPED = "swapped"  # the split of the embedded set whose motions are those of its test split, over other scenes
 AGREEMENT = "neighbours"  # the number that is no share of test videos
 DRAWS = 64  # of a partner, before all are looked at
@@ -56,13 +54,13 @@ def backwards(batch: dict[str, Any]) -> torch.Tensor:
 
 
 def still_part(batch: dict[str, Any]) -> torch.Tensor:
-    """The cells that move (:func:`dclr.data.clips.moving_cells`) are blanked: they get the mean colour."""
-    return torch.where(batch["moving"][0].bool().unsqueeze(-1), FILL, batch["rgb"][0])
+    """The cells that move (:func:`dclr.data.clips.moving_cells`) are blanked: they get the colour that is 0 to the network."""
+    return torch.where(batch["moving"][0].bool().unsqueeze(-1), batch["fill"], batch["rgb"][0])
 
 
 def moving_part(batch: dict[str, Any]) -> torch.Tensor:
     """The cells that do not move, the background, are blanked."""
-    return torch.where(batch["moving"][0].bool().unsqueeze(-1), batch["rgb"][0], FILL)
+    return torch.where(batch["moving"][0].bool().unsqueeze(-1), batch["rgb"][0], batch["fill"])
 
 
 def noise(batch: dict[str, Any]) -> torch.Tensor:
@@ -89,7 +87,8 @@ def over_another(batch: dict[str, Any]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Condition:
-    """``alter`` makes a video's clips, uint8 (N, T, S, S, 3), of its batch, which has the pictures ``of`` beside rgb."""
+    """``alter`` makes a video's clips, uint8 (N, T, S, S, 3), of its batch, which has the pictures ``of`` beside rgb, and
+    ``fill``, the colour (3,) of what is blanked."""
 
     alter: Callable[[dict[str, Any]], torch.Tensor]
     of: tuple[str, ...] = ()
@@ -108,6 +107,12 @@ CONDITIONS = {
     SWAP: Condition(over_another, ("moving", "ground")),
 }
 CUE = {"moving": "diff", "noise": "flow"}  # what a picture is made of
+
+
+def under(name: str, setting: Setting, batch: dict[str, Any]) -> torch.Tensor:
+    """A video's clips under a condition, as its network takes blanked cells."""
+    fill = torch.tensor(setting.trunk.module.pixels.grey, dtype=torch.uint8)
+    return CONDITIONS[name].alter(batch | {"fill": fill})
 
 
 @dataclass(frozen=True)
@@ -219,7 +224,7 @@ def measure(
     config, shards, names = setting.config, setting.shards, asked.conditions
 
     def ask(module: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        return torch.stack([forward(module, setting, CONDITIONS[name].alter(batch)) for name in names])
+        return torch.stack([forward(module, setting, under(name, setting, batch)) for name in names])
 
     what = f"{' '.join(names)} of {' '.join(kinds)}, seed {config.seed}"
     altered = extract(
@@ -279,7 +284,7 @@ def examples(setting: Setting, asked: Asked, out: Path) -> Path:
     )
     rows: list[list[figures.Cell]] = [[] for _ in ("whole", *asked.conditions)]
     for batch in loader:
-        clips = {"whole": batch["rgb"][0], **{name: CONDITIONS[name].alter(batch) for name in asked.conditions}}
+        clips = {"whole": batch["rgb"][0], **{name: under(name, setting, batch) for name in asked.conditions}}
         for row, (name, clip_NTSSC) in zip(rows, clips.items(), strict=True):
             at = np.linspace(0, clip_NTSSC.shape[1] - 1, figures.SHOWN).astype(int)
             row.extend(figures.Cell(clip_NTSSC[0, t].numpy(), f"frame {t}" if t else name) for t in at)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from dclr.data.clips import CROPS, LEARNED, ClipConfig
 from dclr.data.config import Choice, Reading, Shards
-from dclr.errors import InputError
+from dclr.errors import InputError, place
 from dclr.evaluation.modes import MODES
 from dclr.method.objective import Network
+from dclr.method.pixels import PixelSettings
 from dclr.settings import again, check_values, flag, flags, from_flags, setting
 from dclr.text import public
 from dclr.training.config import Checkpoints, Optimisation
 
 ALL = "all"  # of the modes
+ROWS = ("video", "clip", "position")  # of extracted features
 HASHED = {"weights": "pretrained", "set": "shards"}  # what results and checkpoints have the hash of -> its setting
 
 
@@ -47,10 +50,10 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrained:
+class PretrainedNetwork:
     title = "network"
     pretrained: str = setting(  # as its hash
-        help="what is evaluated: a checkpoint, other weights, or random (with -a)",
+        help="what is evaluated: a checkpoint, other weights, a folder of dclr.export, or random (with -a)",
         metavar="FILE",
         place=True,
         free=True,
@@ -59,6 +62,16 @@ class Pretrained:
         Network, "arch", None, help="the network of --pretrained random", derived="what the checkpoint holds"
     )
     width: int = again(Network, "width", help="channels of the first stage of --pretrained random; else the checkpoint says it")
+
+    def check_network(self) -> None:
+        """Raises InputError where random weights are asked for and nothing says of which network."""
+        if self.pretrained == "random" and self.arch is None:
+            raise InputError("--pretrained random says nothing of the network: name it with -a, such as -a r2plus1d_10")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained(PretrainedNetwork):
+    title = "network"
     precise_bn: int = setting(
         0,
         "batches of RGB clips on which BatchNorm's statistics are estimated anew first; 0: none",
@@ -72,21 +85,37 @@ def _learned(otherwise: float) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalClips:
+class UniformClips:
     title = "clips"
     frames: int | None = again(ClipConfig, "frames", None, derived=_learned(ClipConfig.frames))
     stride: int | None = again(ClipConfig, "stride", None, least=1, above=None, derived=_learned(ClipConfig.stride))
     clip_fps: float | None = again(ClipConfig, "clip_fps", instead="stride", derived="the checkpoint's, or by the stride")
     size: int | None = again(ClipConfig, "size", None, derived=_learned(ClipConfig.size))
+    test_clips: int = setting(10, "uniform clips of a test video, of which the mean is taken", metavar="N", least=1)
+    crops: int = setting(1, "crops of each test clip: the middle, or three along the long side", choices=CROPS)
+    cross_cuts: bool = again(ClipConfig, "cross_cuts")
+
+    def clip(self, learned: Mapping[str, Any]) -> ClipConfig:
+        """The clips to evaluate on, given those that the checkpoint learned on."""
+        given = {name: value for name in LEARNED if (value := getattr(self, name)) is not None}
+        if given.keys() & {"stride", "clip_fps"}:
+            learned = {name: value for name, value in learned.items() if name not in ("stride", "clip_fps")}
+        more: dict[str, Any] = {**learned, **given}
+        return ClipConfig(cross_cuts=self.cross_cuts, **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalClips(UniformClips):
+    title = UniformClips.title
     cpv: int = setting(
         10, "clips of a training video: in each epoch of finetune, in all otherwise", short="-cpv", metavar="N", least=1
     )
-    test_clips: int = setting(10, "uniform clips of a test video, of which the mean is taken", metavar="N", least=1)
-    crops: int = setting(1, "crops of each test clip: the middle, or three along the long side", choices=CROPS)
     average: str = setting("probabilities", "what of a test video's clips is averaged", choices=("probabilities", "logits"))
     min_scale: float = again(ClipConfig, "min_scale")
     flip: float = again(ClipConfig, "flip")
-    cross_cuts: bool = again(ClipConfig, "cross_cuts")
+
+    def clip(self, learned: Mapping[str, Any]) -> ClipConfig:
+        return replace(super().clip(learned), min_scale=self.min_scale, flip=self.flip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,14 +162,14 @@ class Tuning:
         "sync", "what normalises: statistics of all processes' clips, of each process's, or of the pretraining",
         choices=("sync", "local", "frozen"),
     )  # fmt: skip
-    patience: int = setting(
-        0, "epochs without a better one on --val after which it stops; 0: it never does", metavar="EPOCHS", least=0
+    early_stop: int = setting(
+        0, "epochs without a better one on --val after which it stops; 0: it never does", metavar="EPOCHS", least=0, before=0
     )
     save_minutes: float = again(Checkpoints, "save_minutes", group="run")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(Tuning, Computing, Frozen, EvalClips, Pretrained, Reading, Choice, Data):
+class EvalConfig(Tuning, Computing, Frozen, EvalClips, PixelSettings, Pretrained, Reading, Choice, Data):
     """Everything that decides an evaluation; saved in its result.json. Raises InputError for values that do not fit.
 
     ``frames``, ``stride`` (or ``clip_fps``) and ``size`` of None are those of the checkpoint (16, 2, 112 for random weights);
@@ -148,19 +177,21 @@ class EvalConfig(Tuning, Computing, Frozen, EvalClips, Pretrained, Reading, Choi
     clips of a test video, each cut ``crops`` times, of which ``average`` is taken. ``head`` ``bn`` has a BatchNorm before the
     linear layer. In finetuning, BatchNorm normalises by the batch of all processes (``bn`` ``sync``) or of each (``local``), or
     as it was pretrained to (``frozen``). ``val`` is the share of the training videos that is held out, by which finetuning
-    chooses its epoch (and stops after ``patience`` without a better one, 0 for never) and ``probe`` ``sgd`` its learning rate.
+    chooses its epoch (and stops after ``early_stop`` without a better one, 0: never) and ``probe`` ``sgd`` its learning rate.
+    ``mean``, ``std`` and ``order`` are those that the weights learned from, where their file does not say it.
     """
 
     mode: str
 
     def __post_init__(self) -> None:
         check_values(self)
+        self.check_pixels()
         if self.mode not in MODES:
             raise InputError(f"mode {self.mode!r}: expected one of {', '.join(MODES)}")
         if not self.train_split or not self.test_split:
             raise InputError("expected --train-split and --test-split, or --folds in the place of both")
-        if self.patience and not self.val:
-            raise InputError(f"--patience {self.patience}: --patience needs --val, such as 0.1, to have a result to watch")
+        if self.early_stop and not self.val:
+            raise InputError(f"--early-stop {self.early_stop}: it needs --val, such as 0.1, to have a result to watch")
         if len(self.probe_lr) != 1 and not self.val:
             raise InputError(
                 f"--probe-lr {' '.join(map(str, self.probe_lr))}: expected one learning rate; of several one is chosen on "
@@ -168,17 +199,61 @@ class EvalConfig(Tuning, Computing, Frozen, EvalClips, Pretrained, Reading, Choi
             )
         if not self.shots:
             raise InputError("--shots: expected numbers of videos a class, such as 1 5 10")
-        if self.pretrained == "random" and self.arch is None:
-            raise InputError("--pretrained random says nothing of the network: name it with -a, such as -a r2plus1d_10")
+        self.check_network()
         self.clip({})
 
-    def clip(self, learned: Mapping[str, Any]) -> ClipConfig:
-        """The clips to evaluate on, given those that the checkpoint learned on."""
-        given = {name: value for name in LEARNED if (value := getattr(self, name)) is not None}
-        if given.keys() & {"stride", "clip_fps"}:
-            learned = {name: value for name, value in learned.items() if name not in ("stride", "clip_fps")}
-        more: dict[str, Any] = {**learned, **given}
-        return ClipConfig(min_scale=self.min_scale, flip=self.flip, cross_cuts=self.cross_cuts, **more)
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction(UniformClips, PixelSettings, PretrainedNetwork, Reading):
+    """Everything that decides what python -m dclr.extract writes. Raises InputError for values that do not fit."""
+
+    title = "features"
+    shards: str
+    split: tuple[str, ...] = setting((), "splits whose videos are taken", metavar="SPLIT", derived="all videos")
+    out: str = again(Data, "out", help="folder for features-00000.npz and so on", metavar="DIR")
+    per: str = setting("video", "what a row is; a position is one of the feature map", choices=ROWS)
+    format: str = setting("npz", "of the files; parquet needs pip install 'dclr[parquet]'", choices=("npz", "parquet"))
+    plot: bool = setting(False, "draw features.png, the rows by t-SNE; needs pip install 'dclr[plot]'", free=True)
+    label: str | None = again(Data, "label", help="kind of label that colours the picture", free=True)
+    force: bool = again(Data, "force", help="extract anew, and write over the features that --out holds")
+    test_clips: int = again(UniformClips, "test_clips", help="uniform clips of a video")
+    crops: int = again(UniformClips, "crops", help="crops of each clip: the middle, or three along the long side")
+    seed: int = again(Optimisation, "seed", help="seed of the picture, and of --pretrained random")
+    precision: str = again(Optimisation, "precision")
+    deterministic: bool = again(Optimisation, "deterministic")
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        object.__setattr__(self, "shards", place(self.shards, "SET"))
+        self.check_pixels()
+        self.check_network()
+        self.clip({})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What python -m dclr.predict does. Raises InputError for values that do not fit."""
+
+    title = "prediction"
+    pretrained: str = again(
+        PretrainedNetwork, "pretrained", help="folder of train_eval.py finetune, or a checkpoint in it", metavar="RUN"
+    )
+    top: int = setting(5, "classes of a line, the most probable first", metavar="K", least=1)
+    json: str | None = setting(
+        None, "file for all probabilities, a line of JSON a video", metavar="FILE", place=True, derived="none"
+    )
+    overlay: str | None = setting(
+        None, "file for one video with activation map and probabilities", metavar="OUT.mp4", place=True, derived="none"
+    )
+    precision: str | None = again(Optimisation, "precision", None, help="number format", derived="as it was tested")
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if self.overlay and not self.overlay.endswith(".mp4"):
+            raise InputError(f"--overlay {self.overlay}: expected a name that ends in .mp4")
+        for name in ("json", "overlay"):
+            if (path := getattr(self, name)) and Path(path).exists():
+                raise InputError(f"--{name} {path}: it exists; name another file or remove it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +290,11 @@ def _own(mode: str) -> set[str]:
 def others(mode: str) -> set[str]:
     """The settings that only other modes have."""
     return set() if mode == ALL else set().union(*map(_own, MODES)) - _own(mode)
+
+
+def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an evaluation by their names of today: an older version called --early-stop --patience."""
+    return {"early_stop": options.get("patience", 0), **options}
 
 
 def made_otherwise(config: EvalConfig, name: str, ours: Any, theirs: Any, what: str) -> InputError:

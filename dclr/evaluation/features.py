@@ -20,9 +20,10 @@ from dclr import distributed
 from dclr.data.loader import RGB_ALONE, Beside
 from dclr.errors import InputError, make_folder
 from dclr.evaluation.pieces import Pieces
-from dclr.evaluation.setting import Pooled, Setting, forward, over_videos
+from dclr.evaluation.setting import Opened, Pooled, Setting, forward, over_videos
 from dclr.files import LOCK, held, whole
 from dclr.hardware import place
+from dclr.method.pixels import IMAGENET
 
 FEATURES_VERSION = 2  # of the arithmetic from stored frames to features: another one where that changes
 Found = Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor]  # a network and a video's batch -> features
@@ -102,9 +103,15 @@ def read(path: Path) -> Features:
 
 
 def name(setting: Setting, samples_N: np.ndarray, clips: int, crops: int, what: str) -> str:
-    """The hash of what decides the features: weights, set, samples, clips, number format, torch, :data:`FEATURES_VERSION`."""
-    config, clip = setting.config, setting.clip
-    decides = {
+    """The hash of :func:`decides`."""
+    return hashlib.sha256(json.dumps(decides(setting, samples_N, clips, crops, what)).encode()).hexdigest()[:32]
+
+
+def decides(setting: Opened, samples_N: np.ndarray, clips: int, crops: int, what: str) -> dict[str, Any]:
+    """What decides the features: weights and their pixels, set, samples, clips, number format, torch,
+    :data:`FEATURES_VERSION`."""
+    clip, bn = setting.clip, setting.config if isinstance(setting, Setting) and setting.config.precise_bn else None
+    return {
         "version": [FEATURES_VERSION, torch.__version__], "weights": setting.weights, "set": setting.shards.digest,
         "samples": hashlib.sha256(samples_N.astype("<i8").tobytes()).hexdigest(), "what": [what, clips, crops],
         "clip": [
@@ -112,9 +119,9 @@ def name(setting: Setting, samples_N: np.ndarray, clips: int, crops: int, what: 
             *([clip.clip_fps] if clip.clip_fps else []),
         ],
         "precision": str(setting.dtype),
-        "bn": 0 if not config.precise_bn else [
-            config.precise_bn, config.batch, config.seed, config.train_split, config.val, clip.min_scale, clip.flip,
-            *([config.chosen_by] if config.chosen_by else []),
+        **({} if setting.trunk.module.pixels == IMAGENET else setting.trunk.module.pixels.said),
+        "bn": 0 if bn is None else [
+            bn.precise_bn, bn.batch, bn.seed, bn.train_split, bn.val, clip.min_scale, clip.flip,
+            *([bn.chosen_by] if bn.chosen_by else []),
         ],
     }  # fmt: skip
-    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]

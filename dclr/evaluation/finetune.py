@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,24 @@ import torch.nn.functional as F
 from torch import nn
 
 from dclr import checkpoint, distributed, figures, metrics
+from dclr.data.clips import ClipConfig
 from dclr.data.loader import TrainLoader, all_skipped
 from dclr.draws import generator
 from dclr.errors import InputError, spared
-from dclr.evaluation.config import EvalConfig, made_otherwise
+from dclr.evaluation.config import EvalClips, EvalConfig, made_otherwise, renamed
 from dclr.evaluation.pieces import Pieces
 from dclr.evaluation.probe import averaged
 from dclr.evaluation.result import Pictures, options, overlays, own, save_scores
 from dclr.evaluation.setting import Setting, forward, over_videos, prepare
-from dclr.hardware import peak_memory_gb, place, sent
+from dclr.hardware import peak_memory_gb, place, precision_name, sent
 from dclr.method import norm
 from dclr.method.backbones.layers import Backbone
 from dclr.method.views import normalise, to_clip
-from dclr.settings import completed, free
+from dclr.settings import check_values, completed, free
+from dclr.text import plain
 from dclr.training.curves import Curves
 from dclr.training.lines import read_lines
-from dclr.training.loop import Learner, diverged, train
+from dclr.training.loop import DUE, Learner, diverged, train
 from dclr.training.optimiser import build_optimiser
 from dclr.training.rate import learning_rate
 from dclr.training.saver import LAST, Saver, found, resume
@@ -37,6 +40,7 @@ from dclr.training.state import FINETUNING, TrainState
 
 FREE = free(EvalConfig)
 BEST = "best.pt"
+STORED = ("size", "codec", "quality", "sar", "deinterlace", "fps", "segment")  # of a set's options: what decides its pixels
 
 
 class Classifier(nn.Module):
@@ -93,9 +97,10 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
         first_step = learner.restore(saved)
         if first:
             print(f"resumed after step {first_step} of {last_step}")
-    if not learner.patience_is_over(first_step // len(loader)):
+    due = saved is not None and DUE in saved
+    if due or not learner.stops_early(first_step // len(loader)):
         curves = Curves(out, first_step, own(options(setting))) if first else None
-        train(learner, Saver(out, 1, last_step), curves, first_step, last_step, config.save_minutes)
+        train(learner, Saver(out, 1, last_step), curves, first_step, last_step, config.save_minutes, due)
     if config.on_error == "skip":
         absent = all_skipped(loader.skipped, len(setting.train_N), config.max_skipped)
         setting.skipped.extend(setting.shards.keys[sample] for sample in absent)
@@ -160,7 +165,7 @@ class Finetuning(Learner):
         return {"finetune/loss": loss, "finetune/top1": right, "finetune/lr": rate}
 
     def epoch(self, done: int, curves: Curves | None) -> bool:
-        """Test what --val holds out; ends the training when --patience is over."""
+        """Test what --val holds out; ends the training where --early-stop says so."""
         setting, number = self.setting, done // len(self.loader)
         if len(setting.val_N):
             scores, samples = score(self.model, setting, setting.val_N, "validation")
@@ -169,12 +174,12 @@ class Finetuning(Learner):
                 self.best = {"epoch": number, "top1": top1, "model": copy.deepcopy(self.model.state_dict())}
             if curves:
                 curves.log(done, {"val/top1": top1})
-        return self.patience_is_over(number)
+        return self.stops_early(number)
 
-    def patience_is_over(self, epochs: int) -> bool:
-        """Whether --patience epochs have passed without a better one on what --val holds out."""
-        patience = self.setting.config.patience
-        return bool(patience) and self.best["epoch"] > 0 and epochs - self.best["epoch"] >= patience
+    def stops_early(self, epochs: int) -> bool:
+        """Whether --early-stop epochs have passed without a better one on what --val holds out."""
+        most = self.setting.config.early_stop
+        return bool(most) and self.best["epoch"] > 0 and epochs - self.best["epoch"] >= most
 
     def choose(self) -> dict[str, Any]:
         """Take the weights of the best epoch on --val, if any, and keep them; returns what the result says of it."""
@@ -184,18 +189,18 @@ class Finetuning(Learner):
         self.model.load_state_dict(best["model"])
         if distributed.rank() == 0:
             with spared(setting.out):
-                state = {"config": _decides(setting), "classes": _outputs(setting), "model": best["model"]}
+                state = {"config": _decides(setting), **_named(setting), "model": best["model"]}
                 checkpoint.save(setting.out / BEST, state)
         return {"val": {"epoch": best["epoch"], "top1": best["top1"], "videos": len(setting.val_N)}}
 
     def state(self) -> TrainState:
         parts = self.model, self.optimiser, self.scaler, self.loader
-        return TrainState.of(FINETUNING, _decides(self.setting), *parts, best=self.best, classes=_outputs(self.setting))
+        return TrainState.of(FINETUNING, _decides(self.setting), *parts, best=self.best, **_named(self.setting))
 
     def restore(self, saved: dict[str, Any]) -> int:
         """Go on after a checkpoint; returns the steps that are done. Raises InputError for another finetuning's."""
         setting, state = self.setting, TrainState.read(saved, FINETUNING)
-        made = completed(EvalConfig, state.config)
+        made = completed(EvalConfig, _older(setting, state.config))
         for name, ours in _decides(setting).items():
             theirs = made.get(name)
             if theirs != ours:
@@ -234,10 +239,62 @@ def _remove(out: Path) -> None:
 def _decides(setting: Setting) -> dict[str, Any]:
     """The options, weights and set that a finetuning which goes on must have again."""
     network = {"arch": setting.trunk.arch, "width": setting.trunk.width, "weights": setting.weights}
-    options = dataclasses.asdict(setting.config) | setting.clip.said | network | {"set": setting.shards.digest}
+    came_to = {"set": setting.shards.digest, "label": setting.kind, "precision": precision_name(setting.dtype)}
+    came_to |= setting.trunk.module.pixels.said
+    options = dataclasses.asdict(setting.config) | setting.clip.said | network | came_to
     return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items() if name not in FREE}
+
+
+def _older(setting: Setting, made: dict[str, Any]) -> dict[str, Any]:
+    """The options of a finetuning that an older version began, as this one keeps them: it kept what was left open."""
+    came_to = {"label": made.get("label") or setting.shards.kind()}
+    if made.get("precision") == "auto":  # nobody knows what that came to
+        came_to["precision"] = precision_name(setting.dtype)
+    return renamed(made) | came_to
 
 
 def _outputs(setting: Setting) -> list[str]:
     """The classes that the classifier's outputs stand for."""
     return setting.classes.names[: setting.classes.known]
+
+
+def _named(setting: Setting) -> dict[str, Any]:
+    """What a checkpoint says beside its settings, so that :func:`finetuned` can name the classes of any video: these, and how
+    the set's frames were made."""
+    made = setting.shards.manifest.options
+    return {"classes": _outputs(setting), "stored": {name: made[name] for name in STORED if name in made}}
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A finetuned network as it was tested: on which clips, and of frames that were ``stored`` how (some of :data:`STORED`)."""
+
+    model: Classifier
+    classes: list[str]
+    stored: dict[str, Any]
+    clip: ClipConfig
+    how: EvalClips
+    precision: str
+
+
+def finetuned(path: Path) -> Finetuned:
+    """The network in a checkpoint of train_eval.py finetune, or in the folder of one, where it is the one that was tested; in
+    evaluation mode. Raises InputError for any other file."""
+    if path.is_dir():
+        path = path / (BEST if (path / BEST).exists() else LAST)
+    trunk, state = checkpoint.load_trunk(path), checkpoint.read(path)
+    if not isinstance(state, dict) or not {"classes", "stored", "config", "model"} <= set(state):
+        raise InputError(
+            f"{path}: it names no classes, expected the folder of train_eval.py finetune: "
+            f"python train_eval.py finetune --pretrained {path} trains a classifier"
+        )
+    try:
+        config, classes = completed(EvalConfig, state["config"]), [str(name) for name in state["classes"]]
+        how = EvalClips(**{name: config[name] for name in ("test_clips", "crops", "average", "cross_cuts")})
+        check_values(how)
+        model = Classifier(trunk.module, len(classes), config["head"], "local")
+        model.load_state_dict(state["model"])
+        return Finetuned(model.eval(), classes, dict(state["stored"]), how.clip(trunk.clip), how, str(config["precision"]))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = plain(str(error).splitlines()[-1].strip(), 200)
+        raise InputError(f"{path}: not a checkpoint of train_eval.py finetune ({reason}); finetune again") from None

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dclr import figures, metrics
+from dclr.data.fetch import MiddleFrames
 from dclr.draws import generator
 from dclr.errors import InputError
 from dclr.evaluation.features import Features, extract
@@ -132,10 +133,11 @@ def neighbours(setting: Setting, train: Features, test: Features, out: Path) -> 
     """Write a PNG: some test videos, and the training videos nearest to each by cosine of mean features."""
     rows_m = np.unique(np.linspace(0, len(test.sample) - 1, figures.SHOWN).astype(int))
     place_mk, _ = metrics.nearest(test.value[rows_m].mean(1), train.value.mean(1), NEIGHBOURS)
-    rows = []
-    for row, place_k in zip(rows_m, place_mk, strict=True):
-        samples = np.array([test.sample[row], *train.sample[place_k]])
-        rows.append(figures.beside(setting.shards, samples.tolist(), setting.label(samples).tolist(), setting.classes.names))
+    shown = [np.array([test.sample[row], *train.sample[place_k]]) for row, place_k in zip(rows_m, place_mk, strict=True)]
+    frames = MiddleFrames(setting.shards, setting.cache)
+    frames.begin(set(np.concatenate(shown).tolist()))
+    rows = [figures.beside(frames, of.tolist(), setting.label(of).tolist(), setting.classes.names) for of in shown]
+    frames.end()
     return figures.neighbours(rows, out, "Test videos and the training videos nearest to each")
 
 

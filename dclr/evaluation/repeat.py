@@ -15,18 +15,19 @@ from typing import Any
 import numpy as np
 
 from dclr import distributed
+from dclr.checkpoint import digest
 from dclr.compare import GUESSES, RESULT, compare, headline, measured, read_result
 from dclr.data.clips import LEARNED
 from dclr.data.manifest import MANIFEST, ShardSet
 from dclr.data.sets import choose
 from dclr.errors import InputError, dispensable
 from dclr.evaluation import baseline, page
-from dclr.evaluation.config import EvalConfig, made_otherwise
+from dclr.evaluation.config import EvalConfig, made_otherwise, renamed
 from dclr.evaluation.modes import MODES
 from dclr.evaluation.result import circumstances, events, write
-from dclr.evaluation.setting import digest
 from dclr.files import run_folder
 from dclr.hardware import pick_device
+from dclr.method.pixels import IMAGENET, recorded
 from dclr.settings import completed, free
 from dclr.storage import open_folder
 from dclr.text import public
@@ -114,9 +115,10 @@ def finished(config: EvalConfig, folds: Sequence[int] = (), seeds: Sequence[int]
         return None
     result = read_result(path.parent)
     wanted = json.loads(json.dumps(asdict(config)))
-    made = completed(type(config), result["options"]) | {
+    made = completed(type(config), renamed(result["options"])) | {
         name: result[name] for name in NETWORK if name in result
     }  # an older version kept those that were asked for
+    wanted |= config.pixels(recorded(made) or IMAGENET).said  # as they are recorded, where they are not given
     if config.pretrained != "random":
         del wanted["width"]  # the checkpoint's
     if "folds" in made or folds or len(seeds) > 1:  # a mean
@@ -144,7 +146,7 @@ def _hashes(config: EvalConfig) -> dict[str, str]:
     found = {}
     if config.pretrained != "random":
         with suppress(OSError):
-            found["weights"] = digest(config.pretrained)
+            found["weights"] = digest(Path(config.pretrained))
     with suppress(OSError, InputError):
         found["set"] = hashlib.sha256(open_folder(config.shards).read(MANIFEST)).hexdigest()
     return found

@@ -185,7 +185,7 @@ def _made(
 
 def options(setting: Setting) -> dict[str, Any]:
     """Every option of an evaluation, and what those came to that the checkpoint decides."""
-    used = {"arch": setting.trunk.arch, "width": setting.trunk.width} | setting.clip.said
+    used = {"arch": setting.trunk.arch, "width": setting.trunk.width} | setting.clip.said | setting.trunk.module.pixels.said
     given = {name: public(value) if isinstance(value, str) else value for name, value in vars(setting.config).items()}
     return given | used
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import re
 import sys
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,13 +26,15 @@ from dclr.data.loader import RGB_ALONE, Beside, TrainLoader, all_skipped, eval_l
 from dclr.data.manifest import ShardSet, require_size
 from dclr.data.sets import choose, leaks, pace_warnings
 from dclr.draws import generator
-from dclr.errors import InputError, make_folder
+from dclr.errors import InputError, Unreachable, make_folder
 from dclr.evaluation.baseline import Each, require_same
-from dclr.evaluation.config import EvalConfig
+from dclr.evaluation.config import EvalConfig, Extraction
 from dclr.evaluation.pieces import Pieces
 from dclr.hardware import pick_device, place, resolve_precision, sent
 from dclr.method import norm
+from dclr.method.pixels import IMAGENET, InputPixels
 from dclr.method.views import normalise, to_clip
+from dclr.patience import Interrupted
 
 UCF_GROUP = re.compile(r".*_g\d+(?=_c\d+)")  # UCF101's groups: clips cut out of one longer video
 NO_SAMPLES = np.array([], np.int64)
@@ -81,22 +82,33 @@ class Classes:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """An evaluation ready to run: checked files, samples, device and number format."""
+class Opened:
+    """A network and a set to ask it about: checked files, device and number format."""
 
-    config: EvalConfig
+    config: EvalConfig | Extraction
     trunk: Trunk
     weights: str  # the sha256 of the file they are from, or what else they are
     shards: ShardSet
     cache: Cache | None
     clip: ClipConfig
+    device: torch.device
+    dtype: torch.dtype
+    skipped: list[str] = field(default_factory=list, kw_only=True)  # keys of what could not be read so far
+
+    @property
+    def out(self) -> Path:
+        return Path(self.config.out)
+
+
+@dataclass(frozen=True)
+class Setting(Opened):
+    """An evaluation ready to run: also its samples."""
+
+    config: EvalConfig
     kind: str
     train_N: np.ndarray
     val_N: np.ndarray  # held out of the training split, maybe none
     test_N: np.ndarray
-    device: torch.device
-    dtype: torch.dtype
-    skipped: list[str] = field(default_factory=list)  # keys of what could not be read so far
     began: float = field(default_factory=time.monotonic)  # seconds
 
     @cached_property
@@ -106,10 +118,6 @@ class Setting:
     def classes_of(self, kind: str) -> Classes:
         """The classes of another kind of label."""
         return Classes(self.shards, kind, np.union1d(self.train_N, self.val_N), self.test_N)
-
-    @property
-    def out(self) -> Path:
-        return Path(self.config.out)
 
     def label(self, sample_N: np.ndarray) -> np.ndarray:
         """The classes of these samples, int64 (N,)."""
@@ -131,40 +139,42 @@ class Setting:
 
     def with_random_weights(self) -> Setting:
         """The same evaluation of the same network before it learned anything."""
-        trunk, named = random_weights(self.trunk.arch, self.trunk.width, self.config.seed)
+        trunk, named = random_weights(self.trunk.arch, self.trunk.width, self.config.seed, self.trunk.module.pixels)
         return prepared(dataclasses.replace(self, trunk=trunk, weights=named))
+
+
+def opened(config: EvalConfig | Extraction) -> Opened:
+    """Check the checkpoint, then the shard set; raises InputError naming the first thing that is wrong."""
+    device = pick_device(config.deterministic)
+    dtype = resolve_precision(config.precision, device)
+    if config.pretrained == "random":
+        assert config.arch is not None  # its configuration checked it
+        trunk, weights = random_weights(config.arch, config.width, config.seed, config.pixels())
+    else:
+        trunk = checkpoint.load_trunk(config.pretrained, config)
+        weights = checkpoint.digest(Path(config.pretrained))
+        if config.arch not in (None, trunk.arch):
+            raise InputError(f"{config.pretrained} holds a {trunk.arch}, not the {config.arch} of -a: leave -a out")
+    clip = config.clip(trunk.clip)
+    (shards,), cache = open_sets([config.shards], config.on_error, config.cache, config.cache_size, config.patience)
+    require_size(shards, clip.size)
+    return Opened(config, trunk, weights, shards, cache, clip, device, dtype)
 
 
 def prepare(config: EvalConfig) -> Setting:
     """Check flags, then the checkpoint, then the shard set; raises InputError naming the first thing that is wrong."""
-    began, device = time.monotonic(), pick_device(config.deterministic)
-    dtype = resolve_precision(config.precision, device)
-    if config.pretrained == "random":
-        assert config.arch is not None  # EvalConfig checked it
-        trunk, weights = random_weights(config.arch, config.width, config.seed)
-    else:
-        trunk = checkpoint.load_trunk(Path(config.pretrained))
-        weights = digest(config.pretrained)
-        if config.arch not in (None, trunk.arch):
-            raise InputError(f"{config.pretrained} holds a {trunk.arch}, not the {config.arch} of -a: leave -a out")
-    clip = config.clip(trunk.clip)
-    (shards,), cache = open_sets([config.shards], config.on_error, config.cache, config.cache_size)
-    require_size(shards, clip.size)
-    setting = dataclasses.replace(labelled(config, trunk, weights, shards, cache, clip, device, dtype), began=began)
+    began = time.monotonic()
+    one = opened(config)
+    setting = labelled(config, one.trunk, one.weights, one.shards, one.cache, one.clip, one.device, one.dtype)
+    setting = dataclasses.replace(setting, began=began)
     if config.baseline:
         require_same(setting.tested(), Path(config.baseline))
     make_folder(Path(config.out), "--out")
-    distributed.setup(device)
+    distributed.setup(one.device)
     if distributed.rank() == 0:
-        _say_weights(config.pretrained, trunk.matched)
+        _say_weights(config.pretrained, one.trunk.matched)
         _introduce(setting)
     return prepared(setting)
-
-
-def digest(path: str) -> str:
-    """The sha256 of a file, as hex digits."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @cache
@@ -187,9 +197,9 @@ def _introduce(setting: Setting) -> None:
         print(line, file=sys.stderr)
 
 
-def random_weights(arch: str, width: int, seed: int) -> tuple[Trunk, str]:
+def random_weights(arch: str, width: int, seed: int, pixels: InputPixels = IMAGENET) -> tuple[Trunk, str]:
     """A trunk that has learned nothing, and what its weights are called."""
-    return checkpoint.random_trunk(arch, width, seed), f"random {arch} of width {width}, seed {seed}"
+    return checkpoint.random_trunk(arch, width, seed, pixels), f"random {arch} of width {width}, seed {seed}"
 
 
 def prepared(setting: Setting) -> Setting:
@@ -221,7 +231,7 @@ def labelled(
             f"{unlabelled[0]}: choose splits that are labelled"
         )
     train_N, val_N = held_out(shards, kind, choose(shards, train_N, config), config.val, config.seed)
-    return Setting(config, trunk, weights, shards, cache, clip, kind, train_N, val_N, test_N, device, dtype)
+    return Setting(config, trunk, weights, shards, cache, clip, device, dtype, kind, train_N, val_N, test_N)
 
 
 def held_out(shards: ShardSet, kind: str, samples_N: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -277,25 +287,41 @@ class Pooled(nn.Module):
         return self.trunk(clip_BCTHW).float().mean((2, 3, 4))
 
 
+class Computes(Protocol):
+    """Where a network computes, and in which number format."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
 @torch.no_grad()
-def forward(module: nn.Module, setting: Setting, rgb_NTSSC: torch.Tensor) -> torch.Tensor:
+def forward(module: nn.Module, setting: Computes, rgb_NTSSC: torch.Tensor) -> torch.Tensor:
     """One video's clips in one pass: uint8 (N, T, S, S, 3) -> float32 (N, ...)."""
     clips = normalise(to_clip(sent(rgb_NTSSC, setting.device)))
     with torch.autocast(setting.device.type, setting.dtype, enabled=setting.dtype != torch.float32):
         return module(clips.contiguous(memory_format=torch.channels_last_3d)).float()
 
 
+def mean_of(segments: list[np.ndarray]) -> np.ndarray:
+    return np.mean(segments, axis=0)
+
+
 def over_videos(
-    setting: Setting, samples_N: np.ndarray, clips: int, crops: int, title: str,
+    setting: Opened, samples_N: np.ndarray, clips: int, crops: int, title: str,
     found: Callable[[dict[str, Any]], torch.Tensor], kept: Path | None = None, beside: Beside = RGB_ALONE,
+    join: Callable[[list[np.ndarray]], np.ndarray] | None = mean_of,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """What ``found`` says of every video, each asked exactly once over all ranks, in ascending sample order; the segments of a
     cut video count as one, with the mean of their results. What cannot be read is left out and named in ``setting.skipped``
-    where ``--on-error skip`` says so.
+    where ``--on-error skip`` says so. Raises Unreachable or Interrupted on every rank where one of them could not go on.
 
     Args:
         found: a batch of :func:`dclr.data.loader.eval_loader` (one video, and what is ``beside`` it) -> a tensor.
         kept: a folder for what is found as it is found, so that a killed evaluation goes on; the caller removes it.
+        join: the results of a cut video's segments -> the video's; None: each is one.
     Returns:
         the stacked results (N, ...) float32 and each video's first sample int64 (N,), the same on every rank.
     """
@@ -308,18 +334,26 @@ def over_videos(
         workers=config.workers, cache=setting.cache, on_error=config.on_error,
     )  # fmt: skip
     mine: dict[int, np.ndarray] = {}
-    for batch in bars.bar(loader, total=-(-len(rest_N) // world), desc=title, unit="video", disable=rank != 0):
-        sample = int(batch["sample"][0])
-        mine[sample] = result = found(batch).cpu().numpy()
-        pieces.add(sample, result)
+    ended: BaseException | None = None
+    try:
+        for batch in bars.bar(loader, total=-(-len(rest_N) // world), desc=title, unit="video", disable=rank != 0):
+            sample = int(batch["sample"][0])
+            mine[sample] = result = found(batch).cpu().numpy()
+            pieces.add(sample, result)
+    except (Interrupted, Unreachable) as error:
+        ended = error
+    distributed.unanimous(ended)
     results = before | {sample: value for part in distributed.joined_objects(mine) for sample, value in part.items()}
     absent = set(samples_N.tolist()) - set(results)
     if absent and config.on_error != "skip":
         raise RuntimeError(f"{len(results)} of {len(samples_N)} videos were evaluated")
     all_skipped(absent, len(samples_N), config.max_skipped)
     setting.skipped.extend(setting.shards.keys[sample] for sample in sorted(absent))
+    if not results:
+        raise InputError(f"none of {len(samples_N)} videos could be read: python -m preprocess verify names the faults")
     videos: dict[int, list[int]] = {}
     for sample in sorted(results):
-        videos.setdefault(int(setting.shards.video_N[sample]), []).append(sample)
+        videos.setdefault(int(setting.shards.video_N[sample]) if join else sample, []).append(sample)
     rows = list(videos.values())
-    return np.stack([np.mean([results[n] for n in row], axis=0) for row in rows]), np.array([row[0] for row in rows])
+    joined = [join([results[n] for n in row]) if join else results[row[0]] for row in rows]
+    return np.stack(joined), np.array([row[0] for row in rows])

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -60,12 +60,21 @@ class Encoder(nn.Module):
                 nn.init.normal_(layer.weight, 0, 0.01)
                 nn.init.zeros_(layer.bias)
 
-    def features(self, views: Views, track: bool = True) -> dict[str, torch.Tensor]:
-        """F(x), (B, C', T', H', W'), of every view. ``track`` says whether BatchNorm's running statistics are updated."""
+    @overload
+    def features(self, views: torch.Tensor, track: bool = ...) -> torch.Tensor: ...
+
+    @overload
+    def features(self, views: Views, track: bool = ...) -> dict[str, torch.Tensor]: ...
+
+    def features(self, views: torch.Tensor | Views, track: bool = True) -> torch.Tensor | dict[str, torch.Tensor]:
+        """F(x), (B, C', T', H', W'), of every view, or of RGB clips alone, (B, 3, T, H, W). ``track`` says whether BatchNorm's
+        running statistics are updated."""
+        if isinstance(views, torch.Tensor):
+            return self.features({"v": views}, track)["v"]
         if self.statistics.views == "split":
             return {name: self._run(clip, name, track) for name, clip in views.items()}
         together = torch.stack(list(views.values()), 1).flatten(0, 1)  # video by video, so that a group has whole ones
-        found = self._run(together.contiguous(memory_format=torch.channels_last_3d), "v", track)
+        found = self._run(together.contiguous(memory_format=torch.channels_last_3d), "".join(views), track)
         return dict(zip(views, found.unflatten(0, (-1, len(views))).unbind(1), strict=True))
 
     def _run(self, clip_BCTHW: torch.Tensor, view: str, track: bool) -> torch.Tensor:
@@ -74,7 +83,7 @@ class Encoder(nn.Module):
         norm.use_view(self, view, track)
         again = self.checkpointed and torch.is_grad_enabled()
         alike = still.is_still(clip_BCTHW)
-        if alike and self.distinct and type(self.backbone) is VideoResNet:
+        if alike and self.distinct and self.backbone.kind is VideoResNet:
             frames = still.compact(clip_BCTHW)
             for stage in self.backbone.children():
                 frames = self._again(partial(still.run, stage), frames, view) if again else still.run(stage, frames)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dclr.distributed import joined, total, world
+from dclr.method.backbones.layers import Front
 from dclr.method.objective import Statistics
 
 VIEWS = ("v", "s", "d")
@@ -142,18 +143,21 @@ def convert(module: M, statistics: Statistics) -> M:
 
 
 def use_view(module: nn.Module, name: str, track: bool = True) -> None:
-    """From now on every BatchNorm of ``module`` treats its input as view ``name``. ``track`` also updates the view's running
-    statistics."""
-    for layer in module.modules():
-        if isinstance(layer, ViewBatchNorm):
-            layer.view, layer.track = name, track
+    """From now on every BatchNorm of ``module``, and its front, treat their input as view ``name``. ``track`` also updates the
+    view's running statistics."""
+    for layer in _by_view(module):
+        layer.view, layer.track = name, track
+
+
+def _by_view(module: nn.Module) -> list[ViewBatchNorm | Front]:
+    return [layer for layer in module.modules() if isinstance(layer, ViewBatchNorm | Front)]
 
 
 @contextmanager
 def again(module: nn.Module, name: str) -> Iterator[None]:
     """Inside, a part of ``module`` is computed a second time (gradient checkpointing): as view ``name``, without updating the
     running statistics a second time."""
-    layers = [layer for layer in module.modules() if isinstance(layer, ViewBatchNorm)]
+    layers = _by_view(module)
     before = [(layer.view, layer.track) for layer in layers]
     use_view(module, name, track=False)
     try:

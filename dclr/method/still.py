@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from dclr.method.backbones.layers import Conv3d
+from dclr.method.backbones.layers import Conv3d, Front
 from dclr.method.backbones.resnet import BasicBlock
 from dclr.method.norm import ViewBatchNorm
 
@@ -62,7 +62,7 @@ def run(module: nn.Module, clip: Frames) -> Frames:
             return convolve(module, clip)
         case ViewBatchNorm():
             return clip._replace(x_BCNHW=module(*clip))
-        case nn.ReLU():
+        case nn.ReLU() | Front():
             return clip._replace(x_BCNHW=module(clip.x_BCNHW))
         case BasicBlock():
             shortcut = clip if module.downsample is None else run(module.downsample, clip)

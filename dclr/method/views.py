@@ -16,9 +16,8 @@ import torch
 
 from dclr.cues import DYNAMICS, STILL
 from dclr.hardware import sent
+from dclr.method.pixels import MEAN, STD
 
-MEAN = (0.485, 0.456, 0.406)  # ImageNet's, in RGB
-STD = (0.229, 0.224, 0.225)
 GREY = (0.299, 0.587, 0.114)  # red's, green's and blue's part in it: ITU-R BT.601
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # as draw_colours numbers them
 NEUTRAL = (1, 1, 1, 0)  # their factors that change nothing

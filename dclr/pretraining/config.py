@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 from dclr.cues import DYNAMICS
@@ -12,12 +13,30 @@ from dclr.data.config import Choice, Reading, Shards
 from dclr.data.plan import LAST_BATCH, whole_parts
 from dclr.errors import InputError
 from dclr.method.objective import Method, Network, Statistics, default_length
-from dclr.settings import again, as_table, check_values, differences, flag, setting
+from dclr.method.pixels import PixelSettings
+from dclr.settings import again, as_table, check_values, differences, flag, flags, setting
 from dclr.training.config import Checkpoints, Optimisation
 
 OBJECTIVES = ("dclr", "moco")
 MOMENTA = {"v": "momentum", "s": "static_momentum", "d": "dynamic_momentum", "m": "mining_momentum"}  # see Method.momenta
 PARTS = ("static", "dynamic", "decoupling", "mining", "alignment")  # of dclr, each can be left out
+
+
+def default_groups(bn: str, world: int) -> int:
+    """The ``bn_groups`` of a process that is left open."""
+    return 2 if bn == "shuffle" and world == 1 else 1
+
+
+def came_to(table: Mapping[str, Any], videos_S: Sequence[int], world: int) -> dict[str, Any]:
+    """The settings of a run with what those that it left open came to."""
+    open_: dict[str, Any] = {}
+    if table.get("queue") is None:
+        open_["queue"] = default_length(sum(videos_S), table["batch"])
+    if table.get("bn_groups") is None:
+        open_["bn_groups"] = default_groups(table["bn"], world)
+    if len(weights := table.get("weights") or ()) in (0, len(videos_S)):
+        open_["weights"] = list(whole_parts(weights, videos_S))
+    return {**table, **open_}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +50,17 @@ class Split:
     )
     last_batch: str = setting(
         "drop", "what becomes of an epoch's last, partial batch: drop, or wrap (fill up from its beginning)", choices=LAST_BATCH
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beginning(PixelSettings):
+    pretrained: str | None = setting(
+        None,
+        "weights to begin from, of the same --arch and --width: as train_eval.py's",
+        metavar="FILE",
+        place=True,
+        before=None,
     )
 
 
@@ -105,10 +135,11 @@ class Watching:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(
-    Checkpoints, Watching, Optimisation, Levers, Ablations, Network, Clips, Reading, Choice, Split, Shards
+    Checkpoints, Watching, Optimisation, Levers, Ablations, Beginning, Network, Clips, Reading, Choice, Split, Shards
 ):  # fmt: skip
     """Everything that decides a pretraining run; kept in its checkpoints and its config.yaml, with ``precision`` as what
-    ``auto`` came to on its hardware and ``resume`` as the file that it began from, if any. ``queue`` of None is
+    ``auto`` came to on its hardware, ``resume`` as the file that it began from, if any, and ``mean``, ``std`` and ``order`` as
+    the pixels that its network sees. ``queue`` of None is
     :func:`dclr.method.objective.default_length` entries, ``bn_groups`` of None 2 for shuffle on one process, else 1. Raises
     InputError for values that do not fit."""
 
@@ -116,6 +147,7 @@ class PretrainConfig(
         if isinstance(self.shards, str):
             object.__setattr__(self, "shards", (self.shards,))
         check_values(self)
+        self.check_pixels()
         if self.stride is None and self.clip_fps is None:
             object.__setattr__(self, "stride", ClipConfig.stride)
         if self.weights:
@@ -185,7 +217,7 @@ class PretrainConfig(
 
     def statistics(self, world: int) -> Statistics:
         """Over what BatchNorm's statistics are taken, on one of ``world`` processes."""
-        groups = (2 if self.bn == "shuffle" and world == 1 else 1) if self.bn_groups is None else self.bn_groups
+        groups = default_groups(self.bn, world) if self.bn_groups is None else self.bn_groups
         if groups >= 1 and self.batch % (groups * world * self.accumulate):
             raise InputError(
                 f"--batch {self.batch} does not divide into {world} process(es), {self.accumulate} part(s) (--accumulate) "
@@ -193,17 +225,20 @@ class PretrainConfig(
             )
         return Statistics(self.bn, groups, self.bn_views)
 
-    def check_resumed(self, saved: Mapping[str, Any]) -> None:
-        """Raises InputError naming what differs from the run that is to be resumed, but for what is free to change."""
+    def check_resumed(self, saved: Mapping[str, Any], videos_S: Sequence[int], world: int) -> None:
+        """Raises InputError naming what differs from the run that is to be resumed, but for what is free to change. What was
+        left open counts as what it comes to for so many videos of each set, on so many processes."""
         for name, what in (("cos", "learning rate"), ("momentum_end", "momentum"), ("flow_weight_end", "weight")):
             if getattr(self, name) and saved.get(name) and saved.get("epochs", self.epochs) != self.epochs:
                 raise InputError(
                     f"--epochs {self.epochs}: the run in {self.out} was made with {flag(name)} over {saved['epochs']}, which "
                     f"decide its {what}; give that again to resume it, or name another --out"
                 )
-        for name, ours, theirs in differences(self, saved):
+        for name, ours, theirs in differences(self, saved, partial(came_to, videos_S=videos_S, world=world)):
             if name == "precision" and theirs == "auto":
                 continue  # an older version kept what was given, and nobody knows what that came to
+            if name in flags(PixelSettings) and not getattr(self, name):
+                continue  # those of the run
             made = "without it; leave it out" if theirs == str(None) else f"with {theirs}; give that again"
             raise InputError(f"{flag(name)} {ours}: the run in {self.out} was made {made} to resume it, or name another --out")
 

@@ -1,4 +1,4 @@
-"""Pretraining: shards in, checkpoints and curves out, the same on one process or many."""
+"""Pretraining: shards in, checkpoints and curves out, on one process or many: they differ by rounding (benchmarks/ranks.py)."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ import yaml
 from torch import nn
 
 from dclr import bars, distributed, figures
+from dclr.checkpoint import Trunk, load_trunk
 from dclr.data.fetch import Cache
 from dclr.data.loader import TrainLoader, open_sets
 from dclr.data.manifest import require_cue, require_size
 from dclr.data.sets import Selection, pace_warnings
-from dclr.errors import spared
+from dclr.errors import InputError, spared
 from dclr.files import run_folder
 from dclr.hardware import peak_memory_gb, pick_device, place, precision_name, resolve_precision
 from dclr.method.backbones import build
+from dclr.method.backbones.layers import fronted
 from dclr.method.model import DCLR, Output
 from dclr.method.objective import Method
+from dclr.method.pixels import IMAGENET, recorded
 from dclr.method.views import make_views
 from dclr.pretraining.config import MOMENTA, PretrainConfig
 from dclr.pretraining.watch import Videos, knn_setting, online_knn
 from dclr.settings import flag
 from dclr.training.curves import Curves
-from dclr.training.loop import Learner, diverged, train
+from dclr.training.loop import DUE, Learner, diverged, train
 from dclr.training.optimiser import build_optimiser
 from dclr.training.rate import learning_rate
 from dclr.training.saver import LAST, Saver, resume
@@ -93,11 +96,31 @@ def guessing(scalars: Mapping[str, float], method: Method, entries: int) -> dict
     return {name: (loss, guess) for name, loss in losses.items() if loss >= 0.95 * guess}
 
 
-def make_model(config: PretrainConfig, length: int, dtype: torch.dtype) -> DCLR:
-    """The network of a run before its first step, with a queue of so many entries: its weights are drawn from the seed, and
-    everything else of the run from (seed, epoch, sample)."""
+def begun(config: PretrainConfig, saved: Mapping[str, Any] | None) -> tuple[PretrainConfig, Trunk | None]:
+    """The configuration with the pixels that the network sees, and the weights that it begins from, if any. A run that goes on
+    from ``saved`` does not need them again. Raises InputError where they are of another network."""
+    learned, pixels = None, IMAGENET
+    if saved is not None:
+        pixels = recorded(saved["config"]) or IMAGENET
+    elif config.pretrained is not None:
+        learned = load_trunk(config.pretrained, config)
+        pixels = learned.module.pixels
+        if (learned.arch, learned.width) != (config.arch, config.width):
+            raise InputError(
+                f"--pretrained {config.pretrained}: it is {learned.arch} of width {learned.width}, not {config.arch} of width "
+                f"{config.width}: give -a {learned.arch} --width {learned.width}"
+            )
+    pixels = config.pixels(pixels)
+    return replace(config, mean=pixels.mean, std=pixels.std, order=pixels.order), learned
+
+
+def make_model(config: PretrainConfig, length: int, dtype: torch.dtype, learned: Trunk | None = None) -> DCLR:
+    """The network of a run before its first step, with a queue of so many entries: its weights are those of the trunk
+    ``learned``, the rest is drawn from the seed, and everything else of the run from (seed, epoch, sample)."""
     torch.manual_seed(config.seed)
-    trunk = build(config.arch, config.width)
+    trunk = fronted(build(config.arch, config.width), config.pixels())
+    if learned is not None:
+        trunk.load_state_dict(learned.module.state_dict())
     cells = cells_of(trunk, config) if config.method.cue else (1, 1, 1)
     return DCLR(trunk, length, config.method, config.statistics(distributed.world()), dtype, cells)
 
@@ -162,7 +185,7 @@ def pretrain(config: PretrainConfig) -> Path:
     device = pick_device(config.deterministic)
     dtype = resolve_precision(config.precision, device)
     config = replace(config, precision=precision_name(dtype))  # so that it is kept, and compared where the run is resumed
-    sets, cache = open_sets(config.shards, config.on_error, config.cache, config.cache_size)
+    sets, cache = open_sets(config.shards, config.on_error, config.cache, config.cache_size, config.patience)
     for shards in sets:
         require_size(shards, config.size)
         if config.clip.cue:
@@ -186,28 +209,31 @@ def _train(
         last=config.last_batch, weights=config.weights, rank=distributed.rank(), world=distributed.world(),
         workers=config.workers, cache=cache, on_error=config.on_error,
     )  # fmt: skip
-    first_step, last_step = 0, len(loader) * config.epochs
+    first_step, last_step, due = 0, len(loader) * config.epochs, False
     saved = distributed.from_first(resume(out, config.resume) if first else None)
-    learner = Pretraining(config, data, cache, length, loader, device, dtype)
+    config, learned = begun(config, saved)
+    learner = Pretraining(config, data, cache, length, loader, device, dtype, learned)
     if saved is not None:
         state = TrainState.read(saved, PRETRAINING)
-        config.check_resumed(state.config)
+        config.check_resumed(state.config, [len(of) for of in data.chosen_S], distributed.world())
         if config.resume == "auto":
             learner.config = config = replace(config, resume=state.config.get("resume", "auto"))
         state.restore(learner.model, learner.optimiser, learner.scaler, loader)
-        first_step = state.step
+        first_step, due = state.step, DUE in state.more
         if first:
             over = ": it is finished; a larger --epochs goes on" if first_step >= last_step else ""
             print(f"resumed after step {first_step} of {last_step}{over}")
-    if first_step >= last_step:
+    if first_step >= last_step and not due:
         return out / LAST
     saver = Saver(out, config.keep, config.milestone * len(loader))
     if first:
         with spared(out):
             (out / "config.yaml").write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
+        if learned:
+            print(f"{config.pretrained}\n{learned.matched}")
         _introduce(config, data, loader, length, dtype, device)
     curves = Curves(out, first_step, {"mode": learner.title, **config.as_dict()}) if first else None
-    train(learner, saver, curves, first_step, last_step, config.save_minutes)
+    train(learner, saver, curves, first_step, last_step, config.save_minutes, due)
     if first:
         saver.require(last_step)
         print(f"peak memory {peak_memory_gb():.2f} GB a process; {out / LAST}, {out / 'maps.png'}")
@@ -221,17 +247,18 @@ class Pretraining(Learner):
 
     def __init__(
         self, config: PretrainConfig, data: Selection, cache: Cache | None, length: int, loader: TrainLoader,
-        device: torch.device, dtype: torch.dtype,
+        device: torch.device, dtype: torch.dtype, learned: Trunk | None = None,
     ):  # fmt: skip
         self.config, self.loader, self.clips = config, loader, 2 * config.batch
         self.max_skipped = config.max_skipped if config.on_error == "skip" else None
-        self.model: DCLR = place(make_model(config, length, dtype), device).train()
+        self.model: DCLR = place(make_model(config, length, dtype, learned), device).train()
         self.model.f_q.checkpointed = config.checkpoint_gradients
         self.optimiser = make_optimiser(self.model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self._parallel = distributed.parallel(self.model)
         self._neighbours = knn_setting(config, self.model, data.sets, cache, device, dtype) if config.knn_split else None
-        self._videos = Videos(data.shards, data.samples_N)
+        self._videos = Videos(data.shards, data.samples_N, cache)
+        self._outputs: list[Output] = []
         self._step, self._judged = 0, False  # whether its contrasts were looked at after a tenth of the run
         self._bad, self._shown = (
             torch.zeros((), dtype=torch.int64, device=device),
@@ -280,21 +307,26 @@ class Pretraining(Learner):
 
     def epoch(self, done: int, curves: Curves | None) -> bool:
         """The k-NN where it is due, and pictures."""
-        config, f_q, mined = self.config, self.model.f_q, self._outputs[-1].mined
+        config, f_q = self.config, self.model.f_q
         number = done // len(self.loader)
+        drawn = curves is not None and bool(self._outputs)  # of the last step, which another start may have made
+        mined = self._outputs[-1].mined if drawn else torch.zeros(0)
+        if mined.any():
+            self._videos.fetch(mined, *self._mined)
         if self._neighbours and (number % config.knn_every == 0 or number == config.epochs):
             found = online_knn(self.model, self._neighbours)
             if curves:
                 curves.log(done, found)
                 bars.write(f"epoch {number}: k-NN top-1 {found['knn/top1']:.1%}")
-        if curves:
+        if curves and drawn:
             f_q.eval()
             names = self._videos.names(self._mined[0])
             curves.picture(done, "maps", partial(figures.activation_maps, f_q.map, self._views, names))
             f_q.train()
             if mined.any():
-                rows, what = self._videos.pictures(mined, *self._mined), "Videos and those mined for each as positives of vv"
-                curves.picture(done, "neighbours", partial(figures.neighbours, rows, what=what))
+                rows, what = self._videos.pictures, "Videos and those mined for each as positives of vv"
+                draw = lambda path: figures.neighbours(rows(mined, *self._mined), path, what)  # noqa: E731
+                curves.picture(done, "neighbours", draw)
         return False
 
     def state(self) -> TrainState:

@@ -11,7 +11,7 @@ import torch
 from dclr import distributed, metrics
 from dclr.checkpoint import Trunk
 from dclr.data.config import Choice
-from dclr.data.fetch import Cache
+from dclr.data.fetch import Cache, MiddleFrames
 from dclr.data.manifest import ShardSet
 from dclr.evaluation.setting import EvalConfig, Pooled, Setting, forward, labelled, over_videos
 from dclr.figures import MOST_BESIDE, SHOWN, Cell, beside, called
@@ -23,9 +23,10 @@ from dclr.pretraining.config import PretrainConfig
 class Videos:
     """The labels and frames of the videos whose ids are in a queue: do mined videos resemble their query? Never trained on."""
 
-    def __init__(self, shards: ShardSet, samples_N: np.ndarray):
+    def __init__(self, shards: ShardSet, samples_N: np.ndarray, cache: Cache | None = None):
         order = np.argsort(shards.video_N[samples_N], kind="stable")
         self._shards, self._samples = shards, samples_N[order]
+        self._frames = MiddleFrames(shards, cache)
         self._ids = shards.video_N[self._samples]
         kinds = list(shards.classes)
         self._label = shards.labels[kinds[0]] if kinds else np.full(len(shards.video_N), -1)
@@ -46,17 +47,27 @@ class Videos:
         sums = np.sum(distributed.joined_objects(counts), axis=0).tolist()
         return {f"contrast/mined_same_{kind}": same / total for kind, (same, total) in zip(labels, sums, strict=True) if total}
 
+    def fetch(self, mined_BK: torch.Tensor, query_B: np.ndarray, entry_K: np.ndarray) -> None:
+        """Begin to fetch what :meth:`pictures` will draw."""
+        self._frames.begin({sample for row in _shown(mined_BK, query_B, entry_K) for sample in row})
+
     def pictures(self, mined_BK: torch.Tensor, query_B: np.ndarray, entry_K: np.ndarray) -> list[list[Cell]]:
         """A row for each of up to four queries: its middle frame and those of the videos mined for it, with their classes."""
-        rows = []
-        for query, mined_K in list(zip(query_B, mined_BK.cpu().numpy(), strict=True))[:SHOWN]:
-            samples = np.array([query, *entry_K[mined_K][:MOST_BESIDE]])
-            rows.append(beside(self._shards, samples.tolist(), self._label[samples].tolist(), self._names))
-        return rows
+        rows = _shown(mined_BK, query_B, entry_K)
+        try:
+            return [beside(self._frames, row, self._label[row].tolist(), self._names) for row in rows]
+        finally:
+            self._frames.end()
 
     def names(self, samples_N: np.ndarray) -> list[str]:
         """What pictures call these samples: their classes, or their keys where they have no label."""
         return [called(self._shards, sample, self._label[sample], self._names) for sample in samples_N.tolist()]
+
+
+def _shown(mined_BK: torch.Tensor, query_B: np.ndarray, entry_K: np.ndarray) -> list[list[int]]:
+    """The samples of each row of the picture of neighbours: a query, and those mined for it."""
+    pairs = list(zip(query_B, mined_BK.cpu().numpy(), strict=True))[:SHOWN]
+    return [[int(query), *entry_K[mined_K][:MOST_BESIDE].tolist()] for query, mined_K in pairs]
 
 
 def knn_setting(

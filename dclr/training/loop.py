@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -13,14 +13,18 @@ from torch import nn
 
 from dclr import bars, distributed
 from dclr.data.loader import TrainLoader, all_skipped
+from dclr.data.workers import stop_workers
+from dclr.errors import Unreachable
 from dclr.hardware import peak_memory_gb
 from dclr.method import norm
+from dclr.patience import Interrupted
 from dclr.training.curves import Curves
 from dclr.training.saver import LAST, Saver
 from dclr.training.signals import PREEMPTED, Preemption
 from dclr.training.state import TrainState
 
 LOG_EVERY = 10  # steps
+DUE = "epoch_due"  # in a checkpoint: what Learner.epoch does at its step was broken off, and comes first in the next start
 SAVE, STOP = 1, 2  # what a rank may ask for after a step; the ranks do the largest
 
 
@@ -68,50 +72,84 @@ class Learner(ABC):
         """Everything that the next step depends on."""
 
 
-def train(learner: Learner, saver: Saver, curves: Curves | None, first_step: int, last_step: int, save_minutes: float) -> None:
-    """The steps from ``first_step`` on. A checkpoint comes after each epoch, every ``save_minutes`` and after a signal, which
-    ends the run by SystemExit with :data:`PREEMPTED`."""
-    loader, clock, due = learner.loader, Clock(learner.clips, first_step), time.monotonic() + 60 * save_minutes
+def train(
+    learner: Learner, saver: Saver, curves: Curves | None, first_step: int, last_step: int, save_minutes: float,
+    due: bool = False,
+) -> None:  # fmt: skip
+    """The steps from ``first_step`` on. A checkpoint comes after each epoch, every ``save_minutes``, after a signal, which ends
+    the run by SystemExit with :data:`PREEMPTED`, and before Unreachable is raised where a store did not answer.
+
+    With ``due`` what is due at the end of the epoch before ``first_step`` was not done (:data:`DUE`), and comes first."""
+    loader, clock, next_save = learner.loader, Clock(learner.clips, first_step), time.monotonic() + 60 * save_minutes
     epochs = last_step // len(loader)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
     bar = bars.bar(total=last_step, initial=first_step, unit="step", desc=learner.title, disable=distributed.rank() != 0)
+    done, saved, over, look = first_step, first_step, False, True
     with Preemption() as preemption, bar:
-        for step in range(first_step, last_step):
-            with clock:
-                batch = next(batches)
-            rate, done = learner.rate(step), step + 1
-            bar.set_description(f"{learner.title}, epoch {step // len(loader) + 1}/{epochs}", refresh=False)
-            for group in learner.optimiser.param_groups:
-                group["lr"] = rate
-            ends = done % len(loader) == 0
-            look = ends or done % LOG_EVERY == 0
-            learner.step(batch, step, look)
-            bar.update()
-            if look:
-                learner.check(done, saver)
-                scalars = learner.scalars(rate) | clock.speed(done) | _skipped(learner)
-                if curves:
-                    curves.log(done, scalars)
-                    bar.set_postfix(_short(curves.means(), scalars), refresh=False)
-            if ends:
-                norm.average(learner.model)
-            over = ends and learner.epoch(done, curves)
-            wish = distributed.agree(STOP if preemption.asked else SAVE if ends or time.monotonic() >= due else 0)
-            if wish:
-                if not look:
-                    learner.check(done, saver)
-                if not ends:
-                    norm.average(learner.model)
-                due = time.monotonic() + 60 * save_minutes
+        try:
+            if due:
+                over, due = learner.epoch(done, curves), False
                 if distributed.rank() == 0:
-                    saver.save(done, learner.state().table())
-            if wish == STOP and not (learner.ends_here and done == last_step):
-                _leave(done, saver)
-            if over:
-                break
+                    saver.save(done, learner.state().table(), again=True)
+            for step in range(first_step, last_step):
+                if over:
+                    break
+                batch = _next(batches, clock)
+                rate = learner.rate(step)
+                bar.set_description(f"{learner.title}, epoch {step // len(loader) + 1}/{epochs}", refresh=False)
+                for group in learner.optimiser.param_groups:
+                    group["lr"] = rate
+                ends = (step + 1) % len(loader) == 0
+                look = ends or (step + 1) % LOG_EVERY == 0
+                learner.step(batch, step, look)
+                bar.update()
+                done = step + 1
+                if look:
+                    learner.check(done, saver)
+                    scalars = learner.scalars(rate) | clock.speed(done) | _skipped(learner)
+                    if curves:
+                        curves.log(done, scalars)
+                        bar.set_postfix(_short(curves.means(), scalars), refresh=False)
+                if ends:
+                    norm.average(learner.model)
+                    due = True
+                    over, due = learner.epoch(done, curves), False
+                wish = distributed.agree(STOP if preemption.asked else SAVE if ends or time.monotonic() >= next_save else 0)
+                if wish:
+                    next_save, saved = time.monotonic() + 60 * save_minutes, done
+                    _save(learner, saver, done, look)
+                if wish == STOP and not (learner.ends_here and done == last_step):
+                    _leave(done, saver)
+        except (Interrupted, Unreachable) as ended:
+            stop_workers()
+            if done > saved:
+                loader.load_state_dict(loader.state_dict() | {"step": done})  # this rank may have had its next batch
+                _save(learner, saver, done, look, due)
+            _leave(done, saver, ended, done > first_step)
     saver.wait()
     if curves:
         curves.close()
+
+
+def _save(learner: Learner, saver: Saver, done: int, looked: bool, due: bool = False) -> None:
+    if not looked:
+        learner.check(done, saver)
+    if done % len(learner.loader):
+        norm.average(learner.model)
+    if distributed.rank() == 0:
+        saver.save(done, learner.state().table() | ({DUE: True} if due else {}))
+
+
+def _next(batches: Iterator[dict[str, Any]], clock: Clock) -> dict[str, Any]:
+    """The next batch. Where a rank cannot have its own, every rank raises why, and none is left alone in a step."""
+    batch, ended = dict[str, Any](), None
+    with clock:
+        try:
+            batch = next(batches)
+        except (Interrupted, Unreachable) as error:
+            ended = error
+        distributed.unanimous(ended)
+    return batch
 
 
 class Clock:
@@ -155,14 +193,22 @@ def _short(means: Mapping[str, float], scalars: Mapping[str, float]) -> dict[str
     return dict([first, *speed, *others])
 
 
-def _leave(done: int, saver: Saver) -> NoReturn:
-    """End the run after a signal, when its checkpoint is written."""
+def _leave(done: int, saver: Saver, ended: BaseException | None = None, made: bool = True) -> NoReturn:
+    """End the run after a signal, or because a store did not answer, when its checkpoint is written; ``made``: there is one of
+    this start."""
+    stop_workers()  # they may wait for long
     saver.wait()
-    if saver.kept == done:
-        print(f"stopped by a signal after step {done}; the same command goes on from {saver.folder / LAST}", flush=True)
+    on = f"the same command goes on from {saver.folder / LAST}" if done else "start the same command again"
+    if saver.kept == done or not made:
+        if isinstance(ended, Unreachable):
+            ended.args = (f"{ended}; {f'saved after step {done}: ' if done else ''}{on}",)
+        elif distributed.rank() == 0:
+            print(f"stopped by a signal after step {done}; {on}", flush=True)
     distributed.wait()  # until rank 0 has written: torchrun ends it as soon as another one leaves
-    if distributed.rank() == 0:
+    if made and distributed.rank() == 0:
         saver.require(done)
+    if isinstance(ended, Unreachable):
+        raise ended
     raise SystemExit(PREEMPTED)
 
 

@@ -46,10 +46,11 @@ class Saver:
         self._pool = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
-    def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Copy ``state`` and write it in the background. Waits first until the checkpoint before is written."""
+    def save(self, step: int, state: Mapping[str, Any], again: bool = False) -> None:
+        """Copy ``state`` and write it in the background, with ``again`` over the one of this step that the run went on from.
+        Waits first until the checkpoint before is written."""
         self.wait()
-        self._pending = self._pool.submit(self._write, step, on_cpu(state))
+        self._pending = self._pool.submit(self._write, step, on_cpu(state), again)
 
     def wait(self) -> None:
         """Wait until the checkpoint that :meth:`save` began is on the disk."""
@@ -69,11 +70,11 @@ class Saver:
     def _newest(self) -> str:
         return next((path.name for path in found(self.folder)), "none")
 
-    def _write(self, step: int, state: Mapping[str, Any]) -> None:
+    def _write(self, step: int, state: Mapping[str, Any], again: bool) -> None:
         path = self.folder / f"step-{step:09d}.pt"
         try:
             for left in found(self.folder):
-                if number(left) >= step:
+                if number(left) >= step + again:
                     left.rename(left.with_name(left.name + ABANDONED))
                     print(f"{left} is set aside as {left.name}{ABANDONED}: the run went back to before it", file=sys.stderr)
             checkpoint.save(path, state)

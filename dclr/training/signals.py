@@ -6,18 +6,22 @@ import os
 import signal
 import time
 
-PREEMPTED = 75  # exit code after a signal: EX_TEMPFAIL, try again
+from dclr import patience
+from dclr.errors import AGAIN
+
+PREEMPTED = AGAIN  # exit code after a signal
 ONE_SIGNAL = 5.0  # seconds in which signals are one: torchrun sends on to its ranks what Slurm has sent them already
 
 
 class Preemption:
-    """SIGTERM or SIGINT ends the run after the step it is in, with a checkpoint; one that comes more than :data:`ONE_SIGNAL`
-    after the first ends it at once."""
+    """SIGTERM or SIGINT ends the run after the step it is in, or at once where it waits for data, with a checkpoint; one that
+    comes more than :data:`ONE_SIGNAL` after the first ends it without one."""
 
     def __init__(self) -> None:
         self.asked, self._since = False, 0.0
 
     def __enter__(self) -> Preemption:
+        patience.begin()
         self._before = {number: signal.signal(number, self._caught) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
@@ -29,5 +33,6 @@ class Preemption:
     def _caught(self, number: int, _: object) -> None:
         if not self.asked:
             self.asked, self._since = True, time.monotonic()
+            patience.interrupt()
         elif time.monotonic() - self._since > ONE_SIGNAL:
             os._exit(PREEMPTED)

@@ -11,7 +11,6 @@ import re
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from dclr.bars import bar
-from dclr.errors import InputError
+from dclr.errors import InputError, Unreachable
+from dclr.patience import threads
 from dclr.record import BLOCK
 from dclr.storage import Folder, RemoteFolder
 from dclr.text import plain
@@ -86,7 +86,7 @@ class TarFolder(Folder):
             compressed = re.search(r"\.(tgz|tar\.(gz|bz2|xz|zst))\Z", path, re.I)
             others[path] = COMPRESSED if compressed else no_video(path) or IN_NO_TAR
         self._members, self.texts = {}, {}
-        with ThreadPoolExecutor(LISTED) as pool:
+        with threads(LISTED) as pool:
             looks = pool.map(self._look, tars, [found[tar] for tar in tars])
             for look in bar(looks, "listing", len(tars), unit="tar", leave=False):
                 for path in look.members.keys() & self._members.keys():
@@ -118,7 +118,7 @@ class TarFolder(Folder):
                     look.others[name] = NO_FILE
         except OSError as error:
             look.others[tar] = f"cannot be read ({error.strerror})"
-        except InputError:  # the store's
+        except (InputError, Unreachable):  # the store's
             raise
         except Exception as error:  # a hostile header may make tarfile raise anything
             look.others[tar] = f"damaged ({plain(str(error), 100)}): what stands before that is taken"

@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SMALL, needs, refuse, succeed, upload
-from servers import FileServer, Proxy, free_port, serving
+from servers import FileServer, Proxy, for_a_while, free_port, serving
 from test_loader import CLIP, assert_same, loader, take
 
 from dclr.data import fetch
-from dclr.data.fetch import Cache
+from dclr.data.fetch import Cache, MiddleFrames
 from dclr.data.loader import eval_loader
 from dclr.data.manifest import ShardSet
-from dclr.errors import InputError
+from dclr.errors import AGAIN, InputError, Unreachable
 from dclr.storage import open_folder
 
 pytestmark = needs("aiohttp")
@@ -91,6 +92,62 @@ def test_what_the_network_does_changes_no_byte(
     assert handler.served.count(fault) >= 10
 
 
+@pytest.mark.parametrize("fault", ["503", "408", "429", "reset", "hang up"])
+def test_an_outage_is_waited_for(copied: Path, web: tuple[type[FileServer], str], fault: str) -> None:
+    handler, url = web
+    some = loader(url)
+    handler.faults, handler.more = for_a_while(fault, 0.4), {"Retry-After": "0"}
+    assert_same(list(loader(copied)), list(some))
+    assert handler.served.count(fault) >= 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_server_that_is_gone_for_a_while_is_waited_for(copied: Path, workers: int) -> None:
+    with serving(FileServer, folder=copied) as (_, port):
+        some = loader(f"http://127.0.0.1:{port}", workers=workers)
+
+    def later() -> None:
+        time.sleep(0.5)
+        with serving(FileServer, port=port, folder=copied):
+            seen.wait()
+
+    seen = threading.Event()
+    back = threading.Thread(target=later)
+    back.start()
+    try:
+        assert_same(list(loader(copied)), list(some))
+    finally:
+        seen.set()
+        back.join()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_patience_ends(web: tuple[type[FileServer], str], workers: int) -> None:
+    """With the URL and the last error; --on-error skip is for damage, not for an outage."""
+    handler, url = web
+    some = loader(url, workers=workers, on_error="skip")
+    some._stages[0].shards.root.patience = 0.01
+    handler.faults = itertools.repeat("503")
+    said = rf"^{url}/shard-\d+.tar: ClientResponseError: 503, .*; no answer for 0.01 minutes \(--patience\); check the name"
+    with pytest.raises(Unreachable, match=said):
+        list(some)
+
+
+@pytest.mark.parametrize("fault", ["403", "404", "400"])
+def test_what_will_not_pass_is_asked_once(web: tuple[type[FileServer], str], fault: str) -> None:
+    handler, url = web
+    handler.faults = itertools.repeat(fault)
+    with pytest.raises(InputError, match=f"{url}.*(no manifest|{fault})"):
+        ShardSet(url)
+    assert handler.served == [fault]
+
+
+def test_a_server_that_packs_what_it_sends_is_asked_not_to(copied: Path, web: tuple[type[FileServer], str]) -> None:
+    handler, url = web
+    handler.packs = True
+    assert_same(take(loader(copied), 2), take(loader(url), 2))
+
+
 def test_a_changed_object_is_named_with_what_was_found_and_expected(copied: Path, web: tuple[type[FileServer], str]) -> None:
     _, url = web
     shards = ShardSet(url)
@@ -122,7 +179,11 @@ def test_servers_that_cannot_serve_are_told_in_one_line(
     handler, url = web
     common = ("train_pretrain.py", "--split", "train", *SMALL, "-b", "8", "--out", tmp_path / "no", "--shards")
     assert f"{url}/nothing: no manifest.json there" in refuse(*common, f"{url}/nothing")
-    assert "check the name and that the server runs" in refuse(*common, f"http://127.0.0.1:{free_port()}/set")
+    nobody = f"http://127.0.0.1:{free_port()}/set"
+    said = refuse(*common, nobody, "--patience", "0.005", code=AGAIN)
+    assert re.search(
+        rf"error: {nobody}/manifest.json: ClientConnectorError: .* no answer for 0.005 minutes \(--patience\)", said
+    )
     handler.ranges = False
     assert "the server sends whole files where byte ranges are asked for" in refuse(*common, url)
     assert "a web server cannot say what it holds" in refuse(
@@ -209,6 +270,35 @@ def test_a_full_cache_keeps_its_share_and_gives_way_to_another_set(
         list(loader(f"http://127.0.0.1:{port}", cache=Cache(tmp_path / "cache", limit)))
     kept = {path.parent.name for path in (tmp_path / "cache").glob("*/*")}
     assert {shard.sha256[:32] for shard in ShardSet(other).manifest.shards} & kept and files(tmp_path / "cache") <= limit
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "h264"])
+def test_a_picture_takes_few_bytes_of_each_video(codec: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """The middle frame of each is that of the whole sample. What the cache has is not fetched."""
+    folder = request.getfixturevalue({"jpeg": "synthetic_set", "h264": "h264_set"}[codec])
+    local, some = ShardSet(folder), range(0, 60, 5)
+    with serving(FileServer, folder=folder) as (handler, port):
+        shards, cache = ShardSet(f"http://127.0.0.1:{port}"), Cache(tmp_path / "cache", 10**9)
+        frames = MiddleFrames(shards, cache)
+        for ahead in (True, False):
+            handler.sent.clear()
+            if ahead:
+                frames.begin(some)
+            for sample in some:
+                expected = local.read(sample)
+                middle = len(expected) // 2
+                np.testing.assert_array_equal(frames.read(sample).frames([middle]), expected.frames([middle]))
+            frames.end()
+            assert 0 < tars(handler)[1] < 0.5 * local.size_N[list(some)].sum()  # of 2 s of 32 pixels; of 128 a hundredth
+        fetch.fetch(shards, [5], cache)
+        handler.sent.clear()
+        assert len(frames.read(5)) == local.frames_N[5] and not handler.sent
+        handler.faults = itertools.repeat("503")
+        frames.begin(some)
+        frames._until = 0.0
+        with pytest.raises(Unreachable, match="its frames did not come within 10 seconds"):
+            frames.read(0)
+        frames.end()
 
 
 def read_all(url: str, cache: Path, limit: int) -> None:

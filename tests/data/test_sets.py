@@ -147,7 +147,7 @@ def test_videos_of_two_sets_have_ids_of_their_own_and_classes_of_one_name_are_on
     seen = TrainLoader(both, np.arange(150), CLIP, clips=1, batch=150, seed=0).plan.rows(0)[1]
     orders = [tuple(seen[seen // 50 == number] % 50) for number in range(3)]
     assert len(set(orders)) == 3 and all(sorted(order) == list(range(50)) for order in orders)
-    with pytest.raises(InputError, match=rf"--shards {tmp_path}/a: the same set twice; --weights says how much"):
+    with pytest.raises(InputError, match=rf"--shards {tmp_path}/a: the same set twice; name it once"):
         JoinedSets([sets[0], sets[1], ShardSet(tmp_path / "a", keep_damaged=True)])
 
 

@@ -31,6 +31,7 @@ def batch() -> dict:
         "ground": ground,
         "stripes": stripes,
         "noise": 255 - rgb,
+        "fill": torch.tensor([1, 2, 3], dtype=torch.uint8),
         "key": ["a_video", "another"],
     }
 
@@ -40,10 +41,10 @@ def test_what_is_taken_out_of_clips(batch: dict) -> None:
     assert torch.equal(bias.static(batch), rgb[:, 2:3].expand_as(rgb))
     assert torch.equal(bias.backwards(batch).flip(1), rgb)
     corner, rest = bias.moving_part(batch), bias.still_part(batch)
-    assert (corner[:, 3] == bias.FILL).all() and torch.equal(rest[:, 3], rgb[:, 3])
+    assert (corner[:, 3] == batch["fill"]).all() and torch.equal(rest[:, 3], rgb[:, 3])
     corner, rest, rgb = (clip[:, [0, 1, 2, 4]] for clip in (corner, rest, rgb))
     assert torch.equal(corner[..., :2, :2, :], rgb[..., :2, :2, :]) and torch.equal(rest[..., 2:, :, :], rgb[..., 2:, :, :])
-    assert (corner[..., 2:, :, :] == bias.FILL).all() and (rest[..., :2, :2, :] == bias.FILL).all()
+    assert (corner[..., 2:, :, :] == batch["fill"]).all() and (rest[..., :2, :2, :] == batch["fill"]).all()
     assert rgb.dtype == corner.dtype == rest.dtype == torch.uint8
 
 

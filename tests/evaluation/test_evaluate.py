@@ -326,7 +326,7 @@ def test_the_probe_separates_what_is_separable() -> None:
         ({"average": "votes"}, "expected one of probabilities, logits"),
         ({"head": "mlp"}, "expected one of linear, bn"),
         ({"bn": "shuffle"}, "expected one of sync, local, frozen"),
-        ({"patience": 2}, "--patience needs --val"),
+        ({"early_stop": 2}, "--early-stop 2: it needs --val"),
         ({"probe_lr": (1.0, 5.0)}, "of several one is chosen on --val"),
         ({"val": 1.0}, "--val 1.0: expected at least 0 and below 1"),
     ],

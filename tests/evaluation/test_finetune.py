@@ -95,10 +95,12 @@ def test_killed_and_stopped_it_ends_with_the_same_scores(synthetic_set: Path, tm
 
 
 def test_the_epoch_that_is_tested_is_chosen_on_what_is_held_out(synthetic_set: Path, tmp_path: Path) -> None:
-    """At a rate of 0 no epoch is better than the first: patience stops after two more, and its weights are those tested; a
+    """At a rate of 0 no epoch is better than the first: --early-stop ends after two more, and its weights are those tested; a
     later evaluation reads them."""
     out = tmp_path / "run"
-    succeed(*command(synthetic_set, out, "--epochs", "9", "--val", "0.25", "--patience", "2", "--lr", "1e-9", "--bn", "frozen"))
+    succeed(
+        *command(synthetic_set, out, "--epochs", "9", "--val", "0.25", "--early-stop", "2", "--lr", "1e-9", "--bn", "frozen")
+    )
     result = json.loads((out / "result.json").read_text())
     assert result["val"]["epoch"] == 1 and 10 <= result["val"]["videos"] < 20
     assert len(scalars(out)["val/top1"]) == 3  # of nine epochs

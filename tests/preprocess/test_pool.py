@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dclr import patience
+from dclr.errors import Unreachable
 from preprocess.pool import Lost, Pool
 
 
@@ -18,6 +20,10 @@ def work(task: tuple[str, int]) -> object:
         time.sleep(3600)
     if what == "raise":
         raise RuntimeError("a bug")
+    if what == "wait":
+        patience._pause(4.5)
+    if what == "outage":
+        raise Unreachable("http://host/a.mp4: gone")
     if what == "large":
         return bytes(number)
     time.sleep(0.002 * (number % 3))
@@ -62,3 +68,11 @@ def test_no_worker_outlives_the_pool(tmp_path: Path) -> None:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     assert sorted(p.name for p in tmp_path.iterdir()) == list("abcdef")
+
+
+def test_an_outage_costs_no_task() -> None:
+    """The time of a wait for a store is not the task's; a wait that was too long ends the work."""
+    with Pool(work, 2, timeout=4) as pool:
+        assert list(pool.map([("wait", 1), ("say", 2)])) == [1, 2]
+        with pytest.raises(Unreachable, match="gone"):
+            list(pool.map([("say", 0), ("outage", 1)]))

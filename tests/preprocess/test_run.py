@@ -819,7 +819,7 @@ def test_a_second_preprocess_is_refused_and_the_first_goes_on(tmp_path: Path) ->
         assert process.poll() is None
         time.sleep(0.01)
     for command in (make, ("-m", "preprocess", "merge", out), (*make, "--part", "1/2")):
-        assert f"--out {out}: process {process.pid} on " in refuse(*command)
+        assert f"error: {out}: process {process.pid} on " in refuse(*command)
     said = process.communicate()[0]
     assert process.returncode == 0 and "12 videos in 1 shards" in said, said
     assert "no faults" in succeed("-m", "preprocess", "verify", out) and not list(out.glob(".*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -10,14 +11,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, SMALL, refuse, run, scalars, succeed
+from conftest import REPOSITORY, SMALL, needs, refuse, run, scalars, succeed
+from servers import FileServer, for_a_while, serving
 
 from dclr.checkpoint import load
-from dclr.errors import NOT_KEPT
+from dclr.errors import AGAIN, NOT_KEPT
+from dclr.pretraining.config import PretrainConfig
+from dclr.settings import free
 from dclr.training import saver
 from dclr.training.signals import PREEMPTED
 
@@ -25,7 +31,7 @@ FLAGS = ("--split", "train", *SMALL, "-b", "8", "--queue", "16", "--epochs", "3"
 
 
 def start(
-    shards: Path, out: Path, ranks: int = 0, *more: str, launcher: Path = REPOSITORY / "train_pretrain.py"
+    shards: Path | str, out: Path, ranks: int = 0, *more: str, launcher: Path = REPOSITORY / "train_pretrain.py"
 ) -> subprocess.Popen[str]:
     """A run in a session of its own, so that its processes can be killed together."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
@@ -55,12 +61,24 @@ def reached(out: Path, step: int, process: subprocess.Popen[str]) -> bool:
     return False
 
 
-def assert_same_weights(one: Path, other: Path, step: int = 24) -> None:
-    a, b = load(one), load(other)
-    assert a["step"] == b["step"] == step and a["loader"] == b["loader"]
-    assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
-    for p, q in zip(a["optimiser"]["state"].values(), b["optimiser"]["state"].values(), strict=True):
-        assert p and p.keys() == q.keys() and all(torch.equal(p[name], q[name]) for name in p)
+def entries(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """All that a checkpoint holds, by its path; of the settings those that decide what comes next."""
+    if isinstance(value, dict | list):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if not (at == "/config" and name in {"shards"} | free(PretrainConfig)):
+                yield from entries(item, f"{at}/{name}")
+    else:
+        yield at, value
+
+
+def assert_same(one: Path, other: Path, step: int = 24) -> None:
+    """In every entry, bit for bit."""
+    a, b = dict(entries(load(one))), dict(entries(load(other)))
+    assert a.keys() == b.keys() and a["/step"] == b["/step"] == a["/loader/step"] == step
+    assert len([name for name in a if name.startswith("/optimiser/state/")]) > 10 and "/generator" in a
+    for name, found in a.items():
+        same = torch.equal(found, b[name]) if isinstance(found, torch.Tensor) else found == b[name]
+        assert same, name
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +111,7 @@ def test_killed_at_random_steps_it_ends_with_the_same_bits(
             break
     assert process.returncode == 0, said
     assert kills >= 3 and "resumed after step" in said
-    assert_same_weights(expected / "last.pt", out / "last.pt")
+    assert_same(expected / "last.pt", out / "last.pt")
     assert not list(out.glob(".*")) or all(path.name.endswith(".tmp") for path in out.glob(".*"))
     curve, cut = scalars(expected)["loss/total"], scalars(out)["loss/total"]
     assert curve[-1] == pytest.approx(cut[-1], rel=1e-6)
@@ -112,7 +130,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(straight: Path, synthetic_s
     assert 3 <= stopped < 24
     said = succeed("train_pretrain.py", "--shards", synthetic_set, *FLAGS, "--out", out)
     assert f"resumed after step {stopped} of 24" in said
-    assert_same_weights(straight / "last.pt", out / "last.pt")
+    assert_same(straight / "last.pt", out / "last.pt")
 
 
 def script(folder: Path, changes: str) -> Path:
@@ -262,7 +280,65 @@ def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(
     said = process.communicate()[0]
     assert process.returncode == 0, said
     assert "abandoned" not in said and not list(out.glob("*.abandoned")) and not (out / ".lock").exists()
-    assert_same_weights(straight / "last.pt", out / "last.pt")
+    assert_same(straight / "last.pt", out / "last.pt")
+
+
+AHEAD = "from dclr.data import fetch\nfetch.AHEAD = 1"  # a batch in use, and the next one
+
+
+@needs("aiohttp")
+def test_an_outage_is_waited_for_and_then_costs_nothing_that_was_done(
+    straight: Path, synthetic_set: Path, tmp_path: Path
+) -> None:
+    """One that passes, one that is longer than --patience, and one in which a signal comes; then the run ends with the bits of
+    a run from the disk that was never disturbed."""
+    out, little = tmp_path / "run", script(tmp_path, AHEAD)
+    with serving(FileServer, folder=synthetic_set) as (handler, port):
+        url = f"http://127.0.0.1:{port}"
+        handler.faults = itertools.chain(itertools.islice(for_a_while("reset", 1, after=30), 100), itertools.repeat("503"))
+        done = run(little, "--shards", url, *FLAGS, "--out", out, "--patience", "0.02")
+        (said,) = [line for line in done.stderr.splitlines() if "error" in line]
+        stopped = load(out / "last.pt")["step"]
+        assert done.returncode == AGAIN and 4 <= stopped < 24 and "Traceback" not in done.stderr
+        assert said.startswith(f"error: {url}/shard-") and "ClientResponseError: 503" in said
+        assert "no answer for 0.02 minutes (--patience)" in said and "reset" in handler.served
+        assert said.endswith(f"saved after step {stopped}: the same command goes on from {out / 'last.pt'}")
+
+        handler.served.clear()
+        handler.faults = for_a_while("503", 600, after=30)
+        process = start(url, out, 0, "-j", "1", launcher=little)
+        while handler.served.count("503") < 6:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+        signalled = process.communicate(timeout=300)[0]
+        again = load(out / "last.pt")["step"]
+        assert process.returncode == AGAIN and again > stopped
+        assert f"stopped by a signal after step {again}; the same command goes on" in signalled
+
+        handler.faults = itertools.repeat("")
+        assert f"resumed after step {again} of 24" in succeed("train_pretrain.py", "--shards", url, *FLAGS, "--out", out)
+    assert_same(straight / "last.pt", out / "last.pt")
+
+
+@needs("aiohttp")
+def test_ranks_end_together_where_one_gets_no_data(synthetic_set: Path, tmp_path: Path) -> None:
+    """With one line and a checkpoint, though the requests that fail are of rank 1 alone."""
+    out = tmp_path / "run"
+    alone = script(
+        tmp_path,
+        f"{AHEAD}\nfrom dclr import storage\nask = storage.RemoteFolder.read\ncalls = []\n"
+        "def read(*args):\n    calls.append(1)\n"
+        "    name = 'none' if os.environ.get('RANK') == '1' and len(calls) > 30 else args[1]\n"
+        "    return ask(args[0], name, *args[2:])\nstorage.RemoteFolder.read = read",
+    )
+    with serving(FileServer, folder=synthetic_set) as (handler, port):
+        url = f"http://127.0.0.1:{port}"
+        handler.missing = 503
+        done = run(alone, "--shards", url, *FLAGS, "--out", out, "--patience", "0.01", ranks=2)
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    step = load(out / "last.pt")["step"]
+    assert 0 < step < 24 and f"{url}/none: ClientResponseError: 503" in said and f"saved after step {step}" in said
 
 
 FULL = """
@@ -321,7 +397,7 @@ def test_a_run_with_every_lever_goes_on_with_the_same_bits(synthetic_set: Path, 
     for path in ("last.pt", "step-000000024.pt"):
         (tmp_path / "cut" / path).unlink()
     assert "resumed after step 16 of 24" in succeed(*command, tmp_path / "cut")
-    assert_same_weights(tmp_path / "straight/last.pt", tmp_path / "cut/last.pt")
+    assert_same(tmp_path / "straight/last.pt", tmp_path / "cut/last.pt")
     kept = load(tmp_path / "cut/last.pt")
     assert kept["model"]["queue.keys_RKD"].shape[::2] == (6, 16) and kept["config"]["momentum_end"] == 1
     assert kept["model"]["queue.cue_KE"].shape == (16, 2 * 1 * 2 * 2) and kept["model"]["queue.cue_KE"].any()
@@ -348,7 +424,7 @@ def test_a_run_of_two_sets_goes_on_within_an_epoch_with_the_same_bits(
     (tmp_path / "cut/last.pt").unlink()
     went_on = max(map(saver.number, saver.found(tmp_path / "cut")))
     assert 6 < went_on <= 9 and f"resumed after step {went_on} of 12" in succeed(*command, tmp_path / "cut")
-    assert_same_weights(tmp_path / "straight/last.pt", tmp_path / "cut/last.pt", 12)
+    assert_same(tmp_path / "straight/last.pt", tmp_path / "cut/last.pt", 12)
     kept = load(tmp_path / "cut/last.pt")
     assert kept["config"]["shards"] == [str(synthetic_set), str(h264_set)] and kept["config"]["weights"] == [0.7, 0.3]
     assert kept["config"]["share"] == 0.5 and kept["loader"]["parts"] == [7, 3]

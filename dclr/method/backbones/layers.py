@@ -12,19 +12,92 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dclr.method.pixels import IMAGENET, InputPixels
+
 Triple = tuple[int, int, int]
 
 
 class Backbone(nn.Module):
-    """What every trunk is: clips (B, 3, T, H, W) -> feature map (B, C', T', H', W'), with C' as ``channels``."""
+    """What every trunk is: clips (B, 3, T, H, W) -> feature map (B, C', T', H', W'), with C' as ``channels``.
+
+    It takes clips in our pixels (:func:`dclr.method.views.normalise`). ``pixels`` are those that its weights learned from."""
 
     channels: int
+    pixels: InputPixels = IMAGENET
+
+    @property
+    def kind(self) -> type:
+        """The class that says what its stages are."""
+        return type(self)
 
     def initialise(self) -> None:
         """Convolutions as He et al. (2015) draw them, by the fan out."""
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+class Front(nn.Module):
+    """Our pixels -> ``pixels``: clips (B, 3, T, H, W), float32, scaled and shifted channel by channel.
+
+    It is a step of its own. Folded into the first convolution it would be wrong along the picture's edges: that pads with
+    zeros, the mean colour of its own pixels, which is another number in ours.
+
+    :func:`dclr.method.norm.use_view` sets ``view``. Clips of d are changes, which are scaled and not shifted: the difference of
+    two frames in our pixels is then that of the same frames in the network's own. A ``view`` of several letters says what the
+    clips of a batch are in turn."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, pixels: InputPixels):
+        super().__init__()
+        self.bgr, self.view, self.track = pixels.order == "bgr", "v", True
+        our_mean, our_std, mean, std = torch.tensor([IMAGENET.mean, IMAGENET.std, pixels.mean, pixels.std], dtype=torch.float64)
+        if self.bgr:
+            our_mean, our_std = our_mean.flip(0), our_std.flip(0)
+        for name, value in (("scale", our_std / std), ("shift", (our_mean - mean) / std)):
+            self.register_buffer(name, value.float(), persistent=False)  # checkpoints have the pixels
+
+    def forward(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
+        scale, shift = self.scale.view(3, 1, 1, 1), self.shift.view(3, 1, 1, 1)
+        out_BCTHW = (clip_BCTHW.flip(1) if self.bgr else clip_BCTHW) * scale
+        for place, view in enumerate(self.view):
+            if view != "d":
+                out_BCTHW[place :: len(self.view)] += shift
+        return out_BCTHW
+
+
+class Fronted(Backbone):
+    """A trunk behind its :class:`Front`. Its tensors keep their names, and the front has none."""
+
+    def __init__(self, trunk: Backbone, pixels: InputPixels):
+        super().__init__()
+        self.channels, self.pixels, self._kind = trunk.channels, pixels, trunk.kind
+        self.front = Front(pixels)
+        for name, stage in trunk.named_children():
+            self.add_module(name, stage)
+
+    @property
+    def kind(self) -> type:
+        return self._kind
+
+    def forward(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
+        for stage in self.children():  # every trunk is its children, one after the other
+            clip_BCTHW = stage(clip_BCTHW)
+        return clip_BCTHW
+
+
+def fronted(trunk: Backbone, pixels: InputPixels) -> Backbone:
+    """A trunk that learned from ``pixels`` as one that takes ours."""
+    return trunk if pixels == IMAGENET else Fronted(trunk, pixels)
+
+
+def bare(trunk: Backbone) -> nn.Module:
+    """The trunk without a front: the same tensors, and it takes clips in its own pixels."""
+    if trunk.pixels == IMAGENET:
+        return trunk
+    return nn.Sequential(*(stage for stage in trunk.children() if not isinstance(stage, Front)))
 
 
 class Conv3d(nn.Conv3d):
