@@ -259,7 +259,10 @@ def measure(
             for said, share in shares.items():
                 found[f"{kind}: {said}"] = np.full(len(place), np.nan)
                 found[f"{kind}: {said}"][[place[sample] for sample in of.sample.tolist()]] = share
-        found[f"{kind}: {AGREEMENT}"] = (label_N[train.sample][place_Mk] == label_N[test.sample][:, None]).mean(1)
+        found[f"{kind}: {AGREEMENT}"] = np.full(len(place), np.nan)
+        found[f"{kind}: {AGREEMENT}"][: len(test.sample)] = (
+            label_N[train.sample][place_Mk] == label_N[test.sample][:, None]
+        ).mean(1)
     return found
 
 

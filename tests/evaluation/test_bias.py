@@ -145,6 +145,10 @@ def test_the_report_of_a_checkpoint_beside_random_weights(checkpoint: Path, tmp_
             moving, still, by_motion = (numbers[f"{kind}: {name}"] for name in stripes)
             assert moving - still <= by_motion + 1e-9 and by_motion <= min(moving, 1 - still) + 1e-9
     assert "left out: appearance removed: " in said and "no cue flow" in said
+    apart = result["random_paired"]
+    assert list(apart["difference"]) == names == list(apart["interval"])
+    for name in names:
+        assert apart["difference"][name] == pytest.approx(result[name] - result["random"][name])
     assert result["random"] != {name: result[name] for name in names}
     assert result["chance"] == {"motion: chance": 0.125, "scene: chance": 0.125}
     assert result["majority"].keys() == {"motion: majority", "scene: majority"}
