@@ -128,7 +128,8 @@ class Trunk:
     the pixels that it learned from.
 
     ``module`` takes clips in our pixels; its ``pixels`` are its own. ``classes`` are those that a finetuned file names, and
-    ``head`` what it classifies by: ``fc.weight`` and so on. ``config`` is what the file says of how it was made."""
+    ``head`` what it classifies by: ``fc.weight`` and so on. ``config`` is what the file says of how it was made,
+    and ``stored`` how the frames were stored that a finetuned one was tested on."""
 
     module: Backbone
     arch: str
@@ -138,6 +139,7 @@ class Trunk:
     classes: list[str] = field(default_factory=list)
     head: Tensors = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    stored: dict[str, Any] = field(default_factory=dict)
 
 
 def load_trunk(path: Path | str, pixels: PixelSettings | None = None) -> Trunk:
@@ -196,13 +198,15 @@ def digest(path: Path) -> str:
 class Weights:
     """The encoder's ``tensors`` by the trunk's names; the ``config``, what the file says of the network and its clips, maybe
     nothing; the names of the tensors that lie beside the encoder (``aside``); whether they are the trained one of a pair
-    (``paired``), as MoCo's are; and the ``classes`` that it names."""
+    (``paired``), as MoCo's are; the ``classes`` that it names; and how the frames were
+    ``stored`` that it was tested on."""
 
     tensors: Tensors
     config: dict[str, Any]
     aside: list[str]
     paired: bool
     classes: list[str]
+    stored: dict[str, Any]
 
 
 def _folder(path: Path) -> dict[str, Any]:
@@ -222,7 +226,7 @@ def _folder(path: Path) -> dict[str, Any]:
 
 def _weights(path: Path) -> Weights:
     """What is in a file, or in a folder that dclr.export wrote; raises InputError for what is no table of plain tensors."""
-    config, said, classes = dict[str, Any](), dict[str, Any](), list[str]()
+    config, said, classes, stored = dict[str, Any](), dict[str, Any](), list[str](), dict[str, Any]()
     if path.is_dir():
         if not (path / WEIGHTS).is_file():
             raise InputError(f"{path}: a folder without {WEIGHTS}: name one that dclr.export wrote, or a file, such as last.pt")
@@ -239,7 +243,7 @@ def _weights(path: Path) -> Weights:
         state = read(path)
     if isinstance(state, dict) and {"version", "config", "model"} <= set(state):
         config, weights = _checked(path, state)["config"], state["model"]
-        classes = state.get("classes", [])
+        classes, stored = state.get("classes", []), state.get("stored", {})
         ours = {name.removeprefix(OURS): x for name, x in weights.items() if str(name).startswith(OURS)}
         state = ours or weights  # train_eval.py finetune writes its classifier as it is
     for _ in range(MOST_WRAPPED):
@@ -262,7 +266,7 @@ def _weights(path: Path) -> Weights:
         raise InputError(f"{path}: its classes are no list of names")
     state, aside, paired = _unwrapped(state)
     tensors = {AUTHORS_HEAD.sub(r"heads.\1.", name): value for name, value in state.items()}
-    return Weights(tensors, config, aside, paired, classes)
+    return Weights(tensors, config, aside, paired, classes, stored if isinstance(stored, dict) else {})
 
 
 def _unwrapped(state: Tensors) -> tuple[Tensors, list[str], bool]:
@@ -350,7 +354,7 @@ def _trunk(path: Path, found: Weights, told: PixelSettings) -> Trunk:
         ["unexpected", str(len(rest)), f"left aside: {beside}"],
     ]
     matched = f"{table(rows)}\npixels: {seen}"
-    return Trunk(fronted(module, pixels).eval(), best, width, clip, matched, found.classes, head, config)
+    return Trunk(fronted(module, pixels).eval(), best, width, clip, matched, found.classes, head, config, found.stored)
 
 
 def _group(name: str) -> str:

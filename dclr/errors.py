@@ -6,6 +6,7 @@ import argparse
 import errno
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,12 @@ class Unreachable(Exception):
     shared = False
 
     def __str__(self) -> str:
-        return super().__str__().strip().splitlines()[-1]  # a loader worker puts its traceback in front
+        return last_line(super().__str__())
+
+
+def last_line(text: str) -> str:
+    """What an error says: a loader worker puts its traceback in front, and the error's class before the last line."""
+    return re.sub(r"^dclr\.[\w.]+: ", "", text.strip().splitlines()[-1] if text.strip() else "")
 
 
 @contextmanager
@@ -52,8 +58,7 @@ def exit_on_input_error() -> Iterator[None]:
         met = getattr(sys.modules.get("dclr.distributed"), "met", False)  # not imported here: preprocess runs without torch
         alone = met and not (isinstance(error, Unreachable) and error.shared)
         if alone or os.environ.get("RANK" if met else "LOCAL_RANK", "0") == "0":
-            said = str(error).strip().splitlines()[-1]  # a loader worker puts its traceback in front
-            print(f"error: {public(said)}", file=sys.stderr)
+            print(f"error: {public(last_line(str(error)))}", file=sys.stderr)
         codes = {InputError: 2, NotKept: NOT_KEPT, Unreachable: AGAIN, FloatingPointError: 1}
         raise SystemExit(next(code for kind, code in codes.items() if isinstance(error, kind))) from None
     except OSError as error:

@@ -39,7 +39,7 @@ from dclr.settings import Parser, from_flags, setting
 from dclr.text import public
 
 USAGE, CARD = "usage.py", "README.md"
-STORED = 128  # short side of the stored frames, where the clip asks for no more
+SHORT_SIDE, TEST_CLIPS = 128, 10  # of the stored frames, in pixels, and of a video, where the file does not say it
 MAX_RESULT = 1 << 25  # bytes
 
 
@@ -103,7 +103,9 @@ def _folder(trunk: Trunk, checkpoint: Path, out: Path) -> None:
     clip = ClipConfig(**learned)
     network = {"architecture": trunk.arch, "width": trunk.width} | ({"classes": trunk.classes} if trunk.classes else {})
     preprocessing = {name: value for name, value in clip.said.items() if value is not None}
-    preprocessing |= {"short_side": max(STORED, round(clip.size / CENTRE)), **trunk.module.pixels.said}
+    stored = {name: value for name, value in trunk.stored.items() if name != "segment"}  # whole videos are asked
+    preprocessing |= {"stored": {"size": max(SHORT_SIDE, round(clip.size / CENTRE)), **stored}}
+    preprocessing |= {"test_clips": trunk.config.get("test_clips", TEST_CLIPS), **trunk.module.pixels.said}
     unfinished = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
@@ -144,7 +146,9 @@ def card(trunk: Trunk, checkpoint: Path, name: str, preprocessing: Mapping[str, 
     classes = f"It names {len(trunk.classes)} classes, which config.json lists.\n" if trunk.classes else ""
     task = "video-classification" if trunk.classes else "feature-extraction"
     splits = made.get("split") or made.get("train_split") or []
-    data = f"`{made['shards']}`, of it {', '.join(splits)}" if made.get("shards") else "not recorded in the checkpoint"
+    beside = [compare.read_result(folder)["options"] for folder in results(checkpoint)[:1]] if trunk.classes else []
+    made = {name: value for one in beside for name, value in one.items() if name in ("shards", "pretrained")} | made
+    data = f"`{made['shards']}`, of it {', '.join(splits)}" if made.get("shards") else "data that its file does not name"
     begun = f", from `{made['pretrained']}`" if made.get("pretrained") else ""
     tables = []
     for folder in results(checkpoint):
@@ -171,8 +175,9 @@ python usage.py VIDEO
 |---|---|
 {rows}
 
-A clip is `frames` frames, `stride` of them apart (or `clip_fps` a second), cut out of the middle of frames whose short side is
-`short_side`: a square of 112/128 of that, resized to `size`. Colours are in 0..1, in `order`, less `mean`, divided by `std`.
+A clip is `frames` frames, `stride` of them apart (or `clip_fps` a second), cut out of the middle of frames that were `stored`
+so (there `size` is their short side, in pixels): a square of 112/128 of that, resized to `size`. Colours are in 0..1, in
+`order`, less `mean`, divided by `std`.
 `dclr.checkpoint.load_encoder` takes what `dclr.method.views.normalise` makes, whatever these are.
 
 ## How it was made
@@ -226,7 +231,7 @@ def parser() -> Parser:
         "a model folder": "--pretrained runs/mine/last.pt --out models/mine/",
     }
     made = Parser(prog="python -m dclr.export", description=__doc__, examples=examples)
-    made.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="what --pretrained says")
+    made.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="the same as --pretrained (default: none)")
     return made.add(Exporting)
 
 

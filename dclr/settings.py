@@ -480,9 +480,10 @@ def differences(
 ) -> Iterator[tuple[str, str, str]]:
     """What a run that is to be resumed was made with, by its ``table``, and these settings have otherwise: name, ours and
     theirs as the command line has them; not what is ``free``. ``resolved`` says what settings that were left open came to, in
-    either table."""
-    theirs, ours = resolved(completed(type(settings), table)), resolved(as_table(settings))
+    either table; what was given is shown as it was given."""
+    given = as_table(settings), completed(type(settings), table)
+    ours, theirs = map(resolved, given)
     for name, one in flags(type(settings)).items():
-        found = _kept(theirs.get(name), one.said.place)
-        if not one.said.free and ours[name] != found:
-            yield name, one.text(ours[name]), one.text(found)
+        if not one.said.free and ours[name] != _kept(theirs.get(name), one.said.place):
+            shown = [raw.get(name) or found.get(name) for raw, found in zip(given, (ours, theirs), strict=True)]
+            yield name, one.text(shown[0]), one.text(_kept(shown[1], one.said.place))

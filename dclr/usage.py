@@ -14,18 +14,18 @@ from dclr.checkpoint import load_encoder
 from dclr.data.clips import ClipConfig, eval_clips
 from dclr.method.views import normalise, to_clip
 from dclr.record import pack, unpack
-from preprocess.transcode import Options, transcode
+from preprocess.transcode import Options, TranscodeError, transcode
 
 HERE = Path(__file__).parent
 
 
-def clips_of(video: Path, clips: int = 10) -> torch.Tensor:
-    """So many uniform clips of a video, RGB, uint8 (N, T, S, S, 3)."""
+def clips_of(video: Path) -> torch.Tensor:
+    """The uniform clips of a video, RGB, uint8 (N, T, S, S, 3)."""
     said = json.loads((HERE / "preprocessing.json").read_text(encoding="utf-8"))
     clip = ClipConfig(**{name: said[name] for name in ("frames", "stride", "clip_fps", "size") if name in said})
-    (done,) = transcode(video, Options(size=said["short_side"]))
+    (done,) = transcode(video, Options(cues=(), **said["stored"]))
     record = unpack(b"".join(pack("video", done.members, done.meta)))
-    return torch.from_numpy(eval_clips(record, clip, clips)["rgb"])
+    return torch.from_numpy(eval_clips(record, clip, said["test_clips"])["rgb"])
 
 
 def classify(features_NC: torch.Tensor) -> torch.Tensor:
@@ -38,9 +38,15 @@ def classify(features_NC: torch.Tensor) -> torch.Tensor:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    try:
+        clips_NTSS3 = clips_of(Path(sys.argv[1]))
+    except (TranscodeError, OSError) as error:
+        sys.exit(f"error: {sys.argv[1]}: {error}")
     model = load_encoder(HERE)
     with torch.no_grad():
-        map_NCTHW = model.features({"v": normalise(to_clip(clips_of(Path(sys.argv[1]))))})["v"]
+        map_NCTHW = model.features(normalise(to_clip(clips_NTSS3)))
         features = map_NCTHW.mean((2, 3, 4))
     print(f"feature ({features.shape[1]},):", *(f"{value:.4f}" for value in features.mean(0)[:5].tolist()), "...")
     if names := json.loads((HERE / "config.json").read_text(encoding="utf-8")).get("classes"):

@@ -66,7 +66,7 @@ ORDERS: dict[str, Callable[[ShardSet], np.ndarray]] = {  # samples with the leas
     "shortest": lambda shards: shards.seconds_N,
     "most cuts": lambda shards: -shards.cuts_N,
 }
-POLICY = "default-src 'none'; img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+SERVED_POLICY = "default-src 'none'; img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 LOOPBACK = frozenset(["localhost", "127.0.0.1", "::1"])
 
 
@@ -334,7 +334,7 @@ class Server(socketserver.ThreadingTCPServer):
             for kind in ("style", "script")
             if (found := re.search(rf"<{kind}>(.*?)</{kind}>".encode(), self.page, re.S))
         }
-        self.policy = "; ".join([POLICY, *(f"{kind}-src 'sha256-{digest}'" for kind, digest in hashes.items())])
+        self.policy = "; ".join([SERVED_POLICY, *(f"{kind}-src 'sha256-{digest}'" for kind, digest in hashes.items())])
         super().__init__(address, Handler)
 
     @property

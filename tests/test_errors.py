@@ -46,7 +46,7 @@ MAKE = ("-m", "preprocess", "synthetic")
         (MAKE, "--size", str(10**21), "--size 1000000000000000000000: expected at most"),
         (MAKE, "--out", "", "argument --out: the folder '': it is empty"),
         (("-m", "preprocess", "stats", "set"), "--out", "", "argument --out: '': it is empty"),
-        (("-m", "dclr.export", "last.pt"), "--out", "", "argument --out: '': it is empty"),
+        (("-m", "dclr.export", "last.pt"), "--out", "", "--out '': it is empty"),
     ],
 )
 def test_a_value_that_cannot_be_meant_is_one_line(

@@ -105,7 +105,8 @@ def test_a_model_folder_says_what_it_is_and_where_it_came_from(checkpoint: Path,
     }  # fmt: skip
     assert json.loads((out / "config.json").read_text()) == {"architecture": "r2plus1d_10", "width": 4}
     assert json.loads((out / "preprocessing.json").read_text()) == {
-        "frames": 4, "stride": 2, "size": 32, "short_side": 128, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
+        "frames": 4, "stride": 2, "size": 32, "stored": {"size": 128}, "test_clips": 10,
+        "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
         "order": "rgb",
     }  # fmt: skip
     card = (out / "README.md").read_text()
@@ -130,12 +131,20 @@ def test_usage_of_a_finetuned_model_names_a_video(tmp_path: Path) -> None:
             layer.running_var.uniform_(0.5, 2)
     torch.nn.init.normal_(model.fc.weight)
     config = {"arch": "r2plus1d_10", "width": 4, **clip, "mean": [0.5] * 3, "std": [0.25] * 3, "order": "rgb"}
-    save(tmp_path / "best.pt", {"config": config, "classes": names, "model": model.state_dict()})
+    save(
+        tmp_path / "best.pt",
+        {
+            "config": config | {"test_clips": 3},
+            "classes": names,
+            "model": model.state_dict(),
+            "stored": {"size": 64, "codec": "jpeg"},
+        },
+    )
     export(tmp_path / "best.pt", tmp_path / "model")
     frames, rate = render("left", "checks", (0,))
     encode(frames, rate, tmp_path / "video.mp4")
     said = succeed(tmp_path / "model" / "usage.py", tmp_path / "video.mp4").splitlines()
-    clips = torch.from_numpy(eval_clips(stored(tmp_path / "video.mp4"), ClipConfig(**clip), 10)["rgb"])
+    clips = torch.from_numpy(eval_clips(stored(tmp_path / "video.mp4", size=64), ClipConfig(**clip), 3)["rgb"])
     with torch.no_grad():
         shares = model((to_clip(clips) - 0.5) / 0.25).softmax(1).mean(0)
     assert said[0].startswith("feature (32,):")

@@ -452,7 +452,7 @@ def test_a_newer_setting_says_what_runs_did_before_it() -> None:
 
 
 def test_what_a_result_keeps_is_what_it_kept() -> None:
-    since = {*flags(Choice), *flags(PixelSettings)}
+    since = {*flags(Choice), *flags(PixelSettings), "baseline", "early_stop"}
     assert set(as_table(EvalConfig(shards="s", out="o", pretrained="x", **NEEDED))) == set(OPTIONS.split()) | since  # type: ignore[arg-type]
 
 

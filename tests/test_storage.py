@@ -82,7 +82,8 @@ def test_errors_stalls_and_dropped_connections_change_no_byte(
     videos: Path, local_set: Path, bucket: str, unreliable: type[Proxy]
 ) -> None:
     upload(videos, f"s3://{bucket}/in")
-    unreliable.faults = itertools.cycle(["", "500", "", "late", "hang up", ""])
+    faults = ["", "500", "", "", "late", "hang up", "", "", "", "", ""]  # a listing of several begins anew with each
+    unreliable.faults = itertools.cycle(faults)
     succeed("-m", "preprocess", "folder", "--root", f"s3://{bucket}/in", "--out", f"s3://{bucket}/set", *OPTIONS)
     assert {"500", "late", "hang up"} <= set(unreliable.served)
     unreliable.faults = itertools.cycle([""])

@@ -29,7 +29,7 @@ Row = list[tuple[int, int]]  # one batch: (pass over the set, sample index)
 AHEAD = 64 * 2**20  # bytes of samples that a worker has asked for and not used yet (at least two batches of them)
 MERGED = 8 * 2**20  # the longest request that joins neighbours
 CONNECTIONS = 16  # requests of one worker at a time
-DRAWN = 10.0  # seconds in which the frames of a picture must come
+PICTURE_SECONDS = 10.0  # seconds in which the frames of a picture must come
 
 
 class Cache:
@@ -145,21 +145,21 @@ class MiddleFrames(ShardSet):
         self.end()
         pool = self._pool.enter_context(threads(CONNECTIONS, wait=False))
         self._begun = {sample: pool.submit(self._glance, sample) for sample in samples if _remote(self, [(0, sample)])}
-        self._until = time.monotonic() + DRAWN
+        self._until = time.monotonic() + PICTURE_SECONDS
 
     def end(self) -> None:
         self._pool.close()
         self._begun = {}
 
     def read(self, sample: int) -> Record:
-        """Raises InputError as :meth:`ShardSet.read`, and Unreachable for one that does not come within :data:`DRAWN` seconds
+        """Raises InputError as :meth:`ShardSet.read`, and Unreachable for one that does not come within :data:`PICTURE_SECONDS`
         of :meth:`begin`: no picture is worth a longer wait."""
         if sample not in self._begun:
             return self._glance(sample)
         try:
             return self._begun[sample].result(max(0.0, self._until - time.monotonic()))
         except TimeoutError:
-            raise Unreachable(f"{self.folder(sample)}: its frames did not come within {DRAWN:g} seconds") from None
+            raise Unreachable(f"{self.folder(sample)}: its frames did not come within {PICTURE_SECONDS:g} seconds") from None
 
     def _glance(self, sample: int) -> Record:
         folder = self.folder(sample)

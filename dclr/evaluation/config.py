@@ -18,7 +18,7 @@ from dclr.text import public
 from dclr.training.config import Checkpoints, Optimisation
 
 ALL = "all"  # of the modes
-ROWS = ("video", "clip", "position")  # of extracted features
+ROW_KINDS = ("video", "clip", "position")  # of extracted features
 HASHED = {"weights": "pretrained", "set": "shards"}  # what results and checkpoints have the hash of -> its setting
 
 
@@ -211,7 +211,7 @@ class Extraction(UniformClips, PixelSettings, PretrainedNetwork, Reading):
     shards: str
     split: tuple[str, ...] = setting((), "splits whose videos are taken", metavar="SPLIT", derived="all videos")
     out: str = again(Data, "out", help="folder for features-00000.npz and so on", metavar="DIR")
-    per: str = setting("video", "what a row is; a position is one of the feature map", choices=ROWS)
+    per: str = setting("video", "what a row is; a position is one of the feature map", choices=ROW_KINDS)
     format: str = setting("npz", "of the files; parquet needs pip install 'dclr[parquet]'", choices=("npz", "parquet"))
     plot: bool = setting(False, "draw features.png, the rows by t-SNE; needs pip install 'dclr[plot]'", free=True)
     label: str | None = again(Data, "label", help="kind of label that colours the picture", free=True)

@@ -118,7 +118,8 @@ def finished(config: EvalConfig, folds: Sequence[int] = (), seeds: Sequence[int]
     made = completed(type(config), renamed(result["options"])) | {
         name: result[name] for name in NETWORK if name in result
     }  # an older version kept those that were asked for
-    wanted |= config.pixels(recorded(made) or IMAGENET).said  # as they are recorded, where they are not given
+    pixels = recorded(made) or IMAGENET  # those of the weights, where none were given
+    made, wanted = made | pixels.said, wanted | config.pixels(pixels).said
     if config.pretrained != "random":
         del wanted["width"]  # the checkpoint's
     if "folds" in made or folds or len(seeds) > 1:  # a mean

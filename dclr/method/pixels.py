@@ -89,7 +89,7 @@ class PixelSettings:
 def recorded(config: Mapping[str, Any]) -> InputPixels | None:
     """The pixels that a checkpoint's settings or an export's metadata (text) say, None where they say none. Raises ValueError
     for what are no pixels."""
-    if config.get("mean") is None or config.get("std") is None:
+    if not config.get("mean") or not config.get("std"):
         return None
     found = []
     for name in ("mean", "std"):

@@ -234,7 +234,8 @@ class PretrainConfig(
                     f"--epochs {self.epochs}: the run in {self.out} was made with {flag(name)} over {saved['epochs']}, which "
                     f"decide its {what}; give that again to resume it, or name another --out"
                 )
-        for name, ours, theirs in differences(self, saved, partial(came_to, videos_S=videos_S, world=world)):
+        found = differences(self, saved, partial(came_to, videos_S=videos_S, world=world))
+        for name, ours, theirs in sorted(found, key=lambda one: one[0] in ("queue", "bn_groups")):  # they follow from others
             if name == "precision" and theirs == "auto":
                 continue  # an older version kept what was given, and nobody knows what that came to
             if name in flags(PixelSettings) and not getattr(self, name):

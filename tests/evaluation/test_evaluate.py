@@ -277,7 +277,7 @@ def test_an_evaluation_trains_on_the_videos_that_are_chosen(copies: Path, tmp_pa
     assert load(tmp_path / "some/last.pt")["loader"]["samples"] == 9
     (tmp_path / "some/result.json").unlink()
     other = refuse(*one_epoch, "--share", "50%")
-    assert "--share 0.5: the run in" in other and "was made with 0.75" in other
+    assert "--share 0.5: the run in" in other and "was made with --share 0.75" in other
     none = refuse("train_eval.py", "knn", *small, "--min-motion", "200", "--out", tmp_path / "none")
     assert "--min-motion 200 leaves none of 12 videos of" in none
 

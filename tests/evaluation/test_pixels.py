@@ -88,7 +88,7 @@ def test_finetuned_weights_record_them(plain: Backbone, weights: Path, synthetic
         torch.testing.assert_close(bare(trunk.module)(clip), plain(clip))  # lr is next to nothing
         assert len(trunk.classes) == len(trunk.head["fc.weight"]) and set(trunk.head) == {"fc.weight", "fc.bias"}
     (tmp_path / "ft" / "result.json").unlink()
-    with pytest.raises(InputError, match=r"--order rgb: the run in .* was made with bgr"):
+    with pytest.raises(InputError, match=r"--order rgb: the run in .* was made with --order bgr"):
         finetune(replace(config, order=None))
 
 

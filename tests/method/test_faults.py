@@ -25,6 +25,7 @@ from dclr.method import losses, norm, views
 from dclr.method.backbones import ARCHITECTURES, build
 from dclr.method.model import DCLR, Output
 from dclr.method.objective import BN_MODES, FORMS, RINGS, Method
+from dclr.method.pixels import PixelSettings
 from dclr.method.queue import Queue
 from dclr.pretraining.config import Levers, PretrainConfig
 
@@ -253,8 +254,9 @@ def test_fault_10_no_flag_is_dead_and_blur_is_drawn_for_every_clip(synthetic_set
     code = "".join(path.read_text() for path in (REPOSITORY / "dclr" / "pretraining").glob("*.py"))
     code = re.sub(r"def __post_init__.*?\n    @property", "", code, flags=re.S)  # to check a flag is not to use it
     levers = set(Levers.__dataclass_fields__) & set(Method.__dataclass_fields__)  # these go to Method by their names
+    pixels = set(PixelSettings.__dataclass_fields__)  # config.pixels() has them
     choices = set(Choice.__dataclass_fields__)  # what they choose is chosen in evaluations too
-    assert not [flag for flag in flags - levers - choices if not re.search(rf"\b(config|self)\.{flag}\b", code)]
+    assert not [flag for flag in flags - levers - choices - pixels if not re.search(rf"\b(config|self)\.{flag}\b", code)]
     chosen = (REPOSITORY / "dclr" / "data" / "sets.py").read_text()
     assert not [flag for flag in choices if not re.search(rf"\bchoice\.{flag}\b", chosen)]
     method = (REPOSITORY / "dclr" / "method" / "model.py").read_text() + (REPOSITORY / "dclr/method/objective.py").read_text()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -136,6 +137,7 @@ def test_runs_are_compared_by_settings_and_final_numbers(tmp_path: Path) -> None
         out = tmp_path / f"lr{lr}"
         out.mkdir()
         for epochs, after in ((1, 0), (2, 20)):
+            time.sleep(1.01)  # TensorBoard reads the files of a folder by their names, which begin with seconds
             watched = Curves(out, after, first | {"lr": lr, "epochs": epochs})
             for step in range(after + 1, after + 21):
                 watched.log(step, {"loss/total": step * lr, "contrast/top1_vv": step / 40, "contrast/top5_vv": 0.5})
