@@ -66,7 +66,9 @@ ORDERS: dict[str, Callable[[ShardSet], np.ndarray]] = {  # samples with the leas
     "shortest": lambda shards: shards.seconds_N,
     "most cuts": lambda shards: -shards.cuts_N,
 }
-SERVED_POLICY = "default-src 'none'; img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+SERVED_POLICY = (
+    "default-src 'none'; img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 LOOPBACK = frozenset(["localhost", "127.0.0.1", "::1"])
 
 
