@@ -82,6 +82,8 @@ def read(path: Path) -> Any:
         if other:
             raise InputError(f"{path}: it holds {other[1]}, and only tensors are read: save its state_dict alone") from None
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        if reason.startswith("Weights only load failed"):  # torch's advice is to read pickled code
+            reason = "neither a file of torch.save, or a damaged one, nor safetensors"
         raise InputError(f"{path}: not a readable checkpoint ({reason})") from None
 
 

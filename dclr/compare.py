@@ -29,6 +29,9 @@ LISTED_MOST = 10  # of the folders that are left out
 def read_result(folder: Path) -> dict[str, Any]:
     """The result.json of one evaluation; raises InputError naming what is wrong with it."""
     path = folder / "result.json"
+    if not path.is_file():
+        what = "it holds no result.json" if folder.is_dir() else "no such folder"
+        raise InputError(f"{folder}: {what}; expected an --out of train_eval.py")
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         said = {name: result["options"][name] for name in ("mode", "pretrained")}

@@ -41,7 +41,7 @@ def main() -> None:
     from dclr.evaluation.rows import extract
 
     try:
-        with run_folder(config.out):
+        with run_folder(config.out, "extract.json"):
             extract(config)
     finally:
         shutdown()

@@ -73,8 +73,21 @@ def held(lock: Path, what: str, shared: bool = False, wait: bool = False) -> Ite
         os.close(file)
 
 
-def run_folder(out: str) -> AbstractContextManager[None]:
-    """The lock of a run's folder. The first of the run's processes holds it; the others do nothing."""
+OWNERS = {  # a file that only one kind of command writes into its --out
+    "config.yaml": "a pretraining",
+    "result.json": "an evaluation",
+    "extract.json": "extracted features",
+    "manifest.json": "a set of shards",
+}
+
+
+def run_folder(out: str, owner: str) -> AbstractContextManager[None]:
+    """The lock of a run's folder. The first of the run's processes holds it; the others do nothing.
+
+    Raises InputError where the folder holds what another kind of command made, than the one of the file ``owner``."""
+    for name, what in OWNERS.items():
+        if name != owner and Path(out, name).exists():
+            raise InputError(f"--out {out}: it holds {what} ({name}), which is not written over; name another folder")
     return held(Path(out, LOCK), f"--out {out}") if os.environ.get("RANK", "0") == "0" else nullcontext()
 
 

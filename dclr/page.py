@@ -215,6 +215,8 @@ def curves(title: str, lines: Mapping[str, Sequence[Point]], along: str, percent
     every_x = np.concatenate([x for x, _ in drawn.values()])
     every_y = np.concatenate([*means.values(), *(np.percentile(y, (2, 98)) for _, y in drawn.values())])
     (left, right), (low, high) = ((every.min(), every.max()) for every in (every_x, every_y))
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # a constant, whose running mean is rounded
+        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
 
     def place(x: np.ndarray, y: np.ndarray) -> list[tuple[str, str]]:
         across = 46 + 306 * (x - left) / (right - left or 1)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from dclr.errors import InputError, exit_on_input_error, path_flag
 from dclr.evaluation import page as evaluation
 from dclr.pretraining import page as training
+from dclr.settings import Parser
 
 
 def report(run: Path, baseline: Path | None = None) -> Path:
@@ -21,12 +21,21 @@ def report(run: Path, baseline: Path | None = None) -> Path:
     return training.write(run)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m dclr.report", description=__doc__)
-    parser.add_argument("run", type=path_flag, metavar="RUN", help="--out folder of train_pretrain.py or train_eval.py")
-    parser.add_argument(
-        "--baseline", type=path_flag, metavar="RUN", help="an evaluation of the same test videos, to stand beside this one"
+def parser() -> Parser:
+    examples = {
+        "a pretraining, also while it runs": "runs/mine",
+        "an evaluation anew, beside random weights": "runs/linear --baseline runs/random",
+    }
+    made = Parser(prog="python -m dclr.report", description=__doc__, examples=examples)
+    made.add_argument(
+        "run", type=path_flag, metavar="RUN", help="--out folder of train_pretrain.py or train_eval.py (required)"
     )
-    args = parser.parse_args()
+    beside = "an evaluation of the same test videos, to stand beside this one (default: none)"
+    made.add_argument("--baseline", type=path_flag, metavar="RUN", help=beside)
+    return made
+
+
+if __name__ == "__main__":
     with exit_on_input_error():
+        args = parser().parse_args()
         print(report(args.run, args.baseline))

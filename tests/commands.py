@@ -12,6 +12,7 @@ import dclr.compare
 import dclr.export
 import dclr.extract
 import dclr.predict
+import dclr.report
 import preprocess.__main__
 import train_eval
 import train_pretrain
@@ -26,6 +27,7 @@ PARSERS: dict[str, Callable[[], Parser]] = {  # as a command line begins, after 
     "-m dclr.export": dclr.export.parser,
     "-m dclr.extract": dclr.extract.parser,
     "-m dclr.predict": dclr.predict.parser,
+    "-m dclr.report": dclr.report.parser,
 }
 HEAD = """# Commands
 

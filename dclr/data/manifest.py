@@ -582,8 +582,9 @@ class ShardSet:
         if wanted is None and kinds:
             return kinds[0]
         if wanted not in kinds:
-            have = ", ".join(kinds) or "none: it is unlabelled"
-            raise InputError(f"no label {wanted or 'at all'!r} in {self}; it has: {have}")
+            if not kinds:
+                raise InputError(f"{self} has no labels: make a set with labels, such as of class folders (preprocess folder)")
+            raise InputError(f"no label {wanted!r} in {self}; it has: {', '.join(kinds)}")
         return wanted
 
 

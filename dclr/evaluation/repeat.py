@@ -46,7 +46,7 @@ def everything(configs: Sequence[EvalConfig], folds: Sequence[int], seeds: Seque
     Modes that are done already are kept. ``report.html`` has all of them."""
     out = Path(configs[0].out)
     folders = [out / config.mode for config in configs]
-    with run_folder(str(out)):
+    with run_folder(str(out), RESULT):
         for config, folder in zip(configs, folders, strict=True):
             kept = config.features or str(out / "features")
             one = replace(config, out=str(folder), features=kept, baseline=_within(config.baseline, config.mode))
@@ -66,7 +66,7 @@ def repeat(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], evalu
 
     Started again, it keeps the results that are there. Raises InputError for one of other options.
     """
-    with run_folder(config.out):
+    with run_folder(config.out, RESULT):
         once = not folds and len(seeds) == 1
         one = replace(config, seed=seeds[0]) if once else config
         if (kept := finished(one, folds, seeds)) is not None:
@@ -100,7 +100,7 @@ def _several(config: EvalConfig, folds: Sequence[int], seeds: Sequence[int], eva
     results = []
     for run, result in zip(runs, kept, strict=True):
         if result is None:
-            with run_folder(run.out):
+            with run_folder(run.out, RESULT):
                 result = evaluate(run)
         results.append(result)
         distributed.wait()

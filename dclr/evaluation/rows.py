@@ -98,7 +98,7 @@ def _begin(setting: Opened, made: Mapping[str, Any]) -> None:
     """Make the folder and say in it what is made; with ``--force`` remove what it held."""
     config, out = setting.config, setting.out
     make_folder(out)
-    for path in sorted(out.glob("features-*")) if config.force else ():
+    for path in sorted([*out.glob("features-*"), *out.glob("features.png")]) if config.force else ():
         path.unlink() if path.is_file() else Pieces.remove(path)
     used = setting.clip.said | {"arch": setting.trunk.arch, "width": setting.trunk.width, "shards": str(setting.shards)}
     with whole(out / MADE) as unfinished:

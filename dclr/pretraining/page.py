@@ -92,7 +92,7 @@ def _said(out: Path, config: dict[str, Any], lines: Lines) -> dict[str, str]:
     """What is trained, on what, and how far it is."""
 
     def text(*names: str) -> str:
-        shown = {name: config[name] for name in names if config.get(name) not in (None, [], False, "")}
+        shown = {name: config[name] for name in names if config.get(name) not in (None, [], "") and config[name] is not False}
         return ", ".join(f"{name.replace('_', ' ')} {_plain(value)}" for name, value in shown.items())
 
     written = datetime.datetime.fromtimestamp((out / LINES).stat().st_mtime).astimezone().isoformat(" ", "seconds")

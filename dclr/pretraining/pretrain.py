@@ -195,7 +195,7 @@ def pretrain(config: PretrainConfig) -> Path:
     data = Selection.of(sets, config.split, config)
     length = config.queue_length(len(data.samples_N))
     distributed.setup(device)
-    with run_folder(config.out):
+    with run_folder(config.out, "config.yaml"):
         return _train(config, data, cache, length, device, dtype)
 
 
