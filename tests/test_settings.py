@@ -435,7 +435,7 @@ def test_what_was_left_open_counts_as_what_it_came_to() -> None:
         replace(said, queue=40).check_resumed(open_.as_dict(), [64, 32], 1)
     with pytest.raises(InputError, match=r"--queue 48: the run in runs/mine was made with 40; give that again"):
         open_.check_resumed(replace(said, queue=40).as_dict(), [64, 32], 1)
-    with pytest.raises(InputError, match=r"--weights 1,1: the run in runs/mine was made with 2,1"):
+    with pytest.raises(InputError, match=r"--weights 1.0,1.0: the run in runs/mine was made with 2,1"):
         replace(open_, weights=(1.0, 1.0)).check_resumed(open_.as_dict(), [64, 32], 1)
     shuffled = replace(open_, bn="shuffle")
     replace(shuffled, bn_groups=2).check_resumed(shuffled.as_dict(), [64, 32], 1)

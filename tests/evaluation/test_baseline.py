@@ -89,7 +89,7 @@ def test_another_baseline_is_refused_by_name(tmp_path: Path) -> None:
     (skipping / "scores.safetensors").unlink()
     with pytest.raises(InputError, match="it is not there; make the evaluation anew with --force"):
         against(ours, KINDS, skipping)
-    with pytest.raises(InputError, match=r"not a result of train_eval.py"):
+    with pytest.raises(InputError, match=r"nowhere: no such folder"):
         against(ours, KINDS, tmp_path / "nowhere")
 
 
@@ -140,7 +140,7 @@ def test_an_evaluation_beside_a_baseline(synthetic_set: Path, checkpoint: Path, 
         "train_eval.py", "knn", *common, *fewer, "--out", tmp_path / "three"
     )
     shutil.rmtree(tmp_path / "one")
-    assert "one/result.json: not a result" in refuse("train_eval.py", "knn", *common, *label)
+    assert "one: no such folder" in refuse("train_eval.py", "knn", *common, *label)
 
 
 def test_a_table_of_numbers_beside_a_baseline(tmp_path: Path) -> None:
