@@ -145,13 +145,15 @@ def card(trunk: Trunk, checkpoint: Path, name: str, preprocessing: Mapping[str, 
     made = {key: public(value) if isinstance(value, str) else value for key, value in plain.items()}
     classes = f"It names {len(trunk.classes)} classes, which config.json lists.\n" if trunk.classes else ""
     task = "video-classification" if trunk.classes else "feature-extraction"
-    splits = made.get("split") or made.get("train_split") or []
-    beside = [compare.read_result(folder)["options"] for folder in results(checkpoint)[:1]] if trunk.classes else []
-    made = {name: value for one in beside for name, value in one.items() if name in ("shards", "pretrained")} | made
+    splits, beside = made.get("split") or made.get("train_split") or [], results(checkpoint)
+    if trunk.classes and beside:  # a finetuning's checkpoint leaves out what another start may say otherwise
+        with contextlib.suppress(InputError):
+            options = compare.read_result(beside[0])["options"]
+            made = {name: options[name] for name in ("shards", "pretrained") if name in options} | made
     data = f"`{made['shards']}`, of it {', '.join(splits)}" if made.get("shards") else "data that its file does not name"
     begun = f", from `{made['pretrained']}`" if made.get("pretrained") else ""
     tables = []
-    for folder in results(checkpoint):
+    for folder in beside:
         with contextlib.suppress(InputError):
             tables.append(compare.compare([folder]))
     found = "\n\n".join(f"```\n{text}\n```" for text in tables) or "None lies beside the checkpoint."

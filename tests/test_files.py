@@ -17,7 +17,7 @@ import pytest
 from conftest import REPOSITORY
 
 from dclr.errors import InputError
-from dclr.files import held, whole
+from dclr.files import held, run_folder, whole
 from dclr.storage import open_folder
 
 
@@ -137,3 +137,11 @@ def test_parts_of_a_set_are_made_side_by_side(place: str, tmp_path: Path, monkey
 def test_a_place_that_cannot_be_written_is_refused() -> None:
     with pytest.raises(InputError, match=r"--out /proc/sys: cannot be written to \("):
         held(Path("/proc/sys/.lock"), "--out /proc/sys").__enter__()
+
+
+def test_a_folder_is_of_one_kind_of_command(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(InputError, match=r"--out .*: it holds a pretraining \(config.yaml\).*name another folder"):
+        run_folder(str(tmp_path), "result.json")
+    with run_folder(str(tmp_path), "config.yaml"):
+        assert (tmp_path / ".lock").exists()

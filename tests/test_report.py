@@ -142,3 +142,5 @@ def test_a_chart_is_bounded_and_its_running_mean_is_one() -> None:
     xs = [float(x) for x in re.findall(r"([\d.]+),[\d.]+", chart)]
     assert min(xs) == 46 and max(xs) == 352
     assert 3 <= len(page.ticks(0, 0.07)) <= 6 and page.ticks(3, 3) == [3]
+    flat = page.curves("a constant", {"x": [(n, 0.03) for n in range(400)]}, "step")
+    assert len(set(re.findall(r"[\d.]+,([\d.]+)", flat))) == 1  # its running mean is rounded
