@@ -7,6 +7,7 @@ slot of its own shared memory. The trainer copies the slot out and frees it. Whe
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,7 +43,7 @@ class Pages:
 
     def __init__(self, workers: int, size: int):
         self._size = size
-        self._memory = torch.UntypedStorage._new_shared(workers * SLOTS * size)
+        self._memory = _shared(workers * SLOTS * size)
         self._free = [torch.multiprocessing.get_context("spawn").Semaphore(SLOTS) for _ in range(workers)]
         self._used = 0  # by this worker
 
@@ -71,6 +72,17 @@ class Pages:
         """In the worker: free the slot that it lent last, because no batch came of it."""
         self._used -= 1
         self._free[worker].release()
+
+
+def _shared(size: int) -> torch.UntypedStorage:
+    """Memory that processes started later share. None of it lies in /dev/shm, which is small in a container: a write to a page
+    for which that has no room is SIGBUS, and ends the process."""
+    file = os.memfd_create("dclr-pages")
+    try:
+        os.ftruncate(file, size)
+        return torch.UntypedStorage._new_shared_fd_cpu(file, size)  # with a descriptor of its own
+    finally:
+        os.close(file)
 
 
 @dataclass
