@@ -80,7 +80,7 @@ def _shared(size: int) -> torch.UntypedStorage:
     file = os.memfd_create("dclr-pages")
     try:
         os.ftruncate(file, size)
-        return torch.UntypedStorage._new_shared_fd_cpu(file, size)  # with a descriptor of its own
+        return torch.UntypedStorage._new_shared_fd_cpu(file, size)  # type: ignore[attr-defined]  # it keeps a copy of the number
     finally:
         os.close(file)
 
