@@ -28,8 +28,8 @@ class NotKept(Exception):
     """The disk did not take what was made. The message names the place, and what is kept."""
 
 
-class Unreachable(Exception):
-    """A store did not answer for as long as ``--patience`` says. The message names the URL and the last error.
+class Lost(Exception):
+    """What feeds the run is gone. The same command goes on later.
 
     Attributes:
         shared: every process of the run raises it, so that one of them prints it.
@@ -41,6 +41,15 @@ class Unreachable(Exception):
         return last_line(super().__str__())
 
 
+class Unreachable(Lost):
+    """A store did not answer for as long as ``--patience`` says. The message names the URL and the last error."""
+
+
+class WorkerLost(Lost):
+    """A loader process was killed, or makes nothing for as long as ``--stall-minutes`` says. The message names it and the
+    shard that it was at."""
+
+
 def last_line(text: str) -> str:
     """What an error says: a loader worker puts its traceback in front, and the error's class before the last line."""
     return re.sub(r"^dclr\.[\w.]+: ", "", text.strip().splitlines()[-1] if text.strip() else "")
@@ -49,17 +58,17 @@ def last_line(text: str) -> str:
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
     """Turn errors for a user into one line on standard error and an exit code: 2 for an :class:`InputError`, :data:`NOT_KEPT`
-    for a full or read-only disk, :data:`AGAIN` for a store that did not answer, 1 for a training that diverged. Any other error
+    for a full or read-only disk, :data:`AGAIN` for a store or a loader process that is gone, 1 for a training that diverged. Any other error
     is a bug and keeps its traceback. However it ends, nothing waits for a store any more."""
     try:
         yield
-    except (InputError, NotKept, Unreachable, FloatingPointError) as error:
+    except (InputError, NotKept, Lost, FloatingPointError) as error:
         # before torchrun's ranks have met, each finds the same mistake; later a damaged shard is met by one of them alone
         met = getattr(sys.modules.get("dclr.distributed"), "met", False)  # not imported here: preprocess runs without torch
-        alone = met and not (isinstance(error, Unreachable) and error.shared)
+        alone = met and not (isinstance(error, Lost) and error.shared)
         if alone or os.environ.get("RANK" if met else "LOCAL_RANK", "0") == "0":
             print(f"error: {public(last_line(str(error)))}", file=sys.stderr)
-        codes = {InputError: 2, NotKept: NOT_KEPT, Unreachable: AGAIN, FloatingPointError: 1}
+        codes = {InputError: 2, NotKept: NOT_KEPT, Lost: AGAIN, FloatingPointError: 1}
         raise SystemExit(next(code for kind, code in codes.items() if isinstance(error, kind))) from None
     except OSError as error:
         if error.errno not in FULL:
