@@ -17,7 +17,11 @@ from dclr.text import plain, public
 
 NOT_KEPT = 74  # exit code where the disk did not take what was made: EX_IOERR
 AGAIN = 75  # exit code where the same command goes on later: EX_TEMPFAIL
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+WAYS_OUT = {  # errors of the machine -> what a user does
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), "free some space, or name another folder"),
+    errno.EIO: "its disk fails, name another folder",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n)"),
+}
 
 
 class InputError(ValueError):
@@ -58,8 +62,9 @@ def last_line(text: str) -> str:
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
     """Turn errors for a user into one line on standard error and an exit code: 2 for an :class:`InputError`, :data:`NOT_KEPT`
-    for a full or read-only disk, :data:`AGAIN` for a store or a loader process that is gone, 1 for a training that diverged. Any other error
-    is a bug and keeps its traceback. However it ends, nothing waits for a store any more."""
+    for a full, read-only or failing disk or too many open files, :data:`AGAIN` for a store or a loader process that is gone, 1
+    for a training that diverged. Any other error is a bug and keeps its traceback. However it ends, nothing waits for a store
+    any more."""
     try:
         yield
     except (InputError, NotKept, Lost, FloatingPointError) as error:
@@ -71,11 +76,11 @@ def exit_on_input_error() -> Iterator[None]:
         codes = {InputError: 2, NotKept: NOT_KEPT, Lost: AGAIN, FloatingPointError: 1}
         raise SystemExit(next(code for kind, code in codes.items() if isinstance(error, kind))) from None
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in WAYS_OUT:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}; what is finished is kept: free some space, or name another folder, and start "
-              "the same command again", file=sys.stderr)  # fmt: skip
+        print(f"error: {where}{error.strerror}; what is finished is kept: {WAYS_OUT[error.errno]}, and start the same command "
+              "again", file=sys.stderr)  # fmt: skip
         raise SystemExit(NOT_KEPT) from None
     finally:
         if waits := sys.modules.get("dclr.patience"):  # which imports this module

@@ -420,16 +420,17 @@ class ShardSet:
 
     def __init__(self, root: str | Path | Folder, keep_damaged: bool = False):
         self.root = root if isinstance(root, Folder) else open_folder(root)
-        path = f"{self.root}/{MANIFEST}"
-        try:
-            text = self.root.read(MANIFEST)
-        except (FileNotFoundError, NotADirectoryError):
-            raise InputError(f"{self.root}: no {MANIFEST} there; make a shard set with python -m preprocess") from None
-        self.manifest = Manifest.loads(text.decode(errors="replace"), path)
+        data, before = None, b""
+        while data is None:
+            text = self._manifest_text()
+            self.manifest = Manifest.loads(text.decode(errors="replace"), f"{self.root}/{MANIFEST}")
+            data = self._index(again=text != before)
+            before = text
         self.digest = hashlib.sha256(text).hexdigest()
         self.tars, self.classes = self.manifest.shards, self.manifest.classes
         self.first_S, self.roots = np.zeros(1, np.int64), [self.root]
-        columns = self._columns()
+        counts = len(self.manifest.splits), len(self.manifest.classes)
+        columns = parse_columns(data, self.manifest.samples, *counts, f"{self.root}/{INDEX}")
         self.keys = Names(columns["keys"], columns["key_ends"])
         self.size_N, self.frames_N, self.fps_N = columns["size"], columns["frames"], columns["fps"]
         self.crc32_N, self.video_N = columns["crc32"], columns["video"]
@@ -448,8 +449,15 @@ class ShardSet:
             without = "train_pretrain.py and train_eval.py go on without it by --on-error skip"
             raise InputError(f"{self.damaged[0]}: copy the shard again; {without}")
 
-    def _columns(self) -> dict[str, np.ndarray]:
-        """The columns of ``index.npz``, in memory: a file that is mapped and then cut short by a copy ends the process."""
+    def _manifest_text(self) -> bytes:
+        try:
+            return self.root.read(MANIFEST)
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(f"{self.root}: no {MANIFEST} there; make a shard set with python -m preprocess") from None
+
+    def _index(self, again: bool) -> bytes | None:
+        """``index.npz``, in memory: a file that is mapped and then cut short by a copy ends the process. With ``again`` None
+        where it is another than the manifest says: both may just have been written anew."""
         name, wanted = f"{self.root}/{INDEX}", self.manifest.index_sha256
         try:
             data = self.root.read(INDEX)
@@ -460,14 +468,14 @@ class ShardSet:
             with suppress(FileNotFoundError):  # a change of the set was stopped between its two files
                 data = self.root.read(old_index(wanted))
                 digest = hashlib.sha256(data).hexdigest()
-        if digest != wanted:
-            raise InputError(
-                f"{name}: sha256 is {digest}, {MANIFEST} says {wanted}: copy both again, or "
-                "write both anew with python -m preprocess merge"
-            )
-        if not data:
-            raise FormatError(f"{name}: empty, expected a zip of columns: write it anew with python -m preprocess merge")
-        return parse_columns(data, self.manifest.samples, len(self.manifest.splits), len(self.manifest.classes), name)
+        if digest == wanted:
+            return data
+        if again:
+            return None
+        raise InputError(
+            f"{name}: sha256 is {digest}, {MANIFEST} says {wanted}: copy both again, or write both anew with "
+            "python -m preprocess merge"
+        )
 
     def _check(self) -> list[str]:
         """The errors of shards that are missing or have another size, so that they are named now and not in the middle of an

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.numpy import load_file
 
 from dclr.checkpoint import load
 from dclr.training.signals import PREEMPTED
@@ -68,7 +69,9 @@ def log(out: Path) -> Path:
 def files(out: Path) -> Bits:
     """A set: every file but the place of the source and how long failures took."""
     untold = {"plan.json", "failures.jsonl"}
-    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name not in untold}
+    return {
+        str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name not in untold
+    }
 
 
 def checkpoint(out: Path) -> Bits:
@@ -85,7 +88,8 @@ def checkpoint(out: Path) -> Bits:
 
 
 def scores(out: Path) -> Bits:
-    return checkpoint(out) | {"scores": (out / "scores.safetensors").read_bytes()}
+    """A finetuning: its checkpoint and the arrays of its test; safetensors writes text beside these in any order."""
+    return checkpoint(out) | {name: array.tolist() for name, array in load_file(out / "scores.safetensors").items()}
 
 
 def features(out: Path) -> Bits:
@@ -99,11 +103,14 @@ def commands(shards: Path, weights: Path, folder: Path) -> dict[str, Command]:
     read = ("--shards", shards, *TINY, "-b", "16", "--save-minutes", "0.0001")
     tested = ("--train-split", "train", "--test-split", "test", "--label", "scene", "--test-clips", "1", "-cpv", "1")
     made = ("--hard", "--videos", "24", "--size", "32", "--shard-size", "1", "--workers", "2")
+    frozen = ("--pretrained", weights, "--split", "test", "--test-clips", "1", "-j", "1")
     every = [
         Command("preprocess", ("-m", "preprocess", "synthetic", *made), files),
         Command("pretrain", ("train_pretrain.py", *read, "--split", "train", "--queue", "16", "--epochs", "2"), checkpoint),
         Command("finetune", ("train_eval.py", "finetune", *read, *tested, "--pretrained", "random", "--epochs", "2"), scores),
-        Command("extract", (extract, shards, "--pretrained", weights, "--split", "test", "--test-clips", "1", "-j", "1"), features),
+        Command(
+            "extract", (extract, shards, "--pretrained", weights, "--split", "test", "--test-clips", "1", "-j", "1"), features
+        ),
     ]
     return {command.name: command for command in every}
 

@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from harness import TINY, commands, disturbed
+from harness import REPOSITORY, TINY, commands, disturbed
 from servers import FileServer, serving
 
 from dclr import canvas
@@ -172,10 +172,12 @@ def main() -> None:
     folder.mkdir(parents=True)
     shards = folder / "set"
     made = ("--hard", "--videos", "96", "--size", "32", "--shard-size", "1")
-    subprocess.run([sys.executable, "-m", "preprocess", "synthetic", "--out", shards, *made], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "preprocess", "synthetic", "--out", shards, *made], check=True, stdout=subprocess.DEVNULL
+    )
     if args.kills:
         once = ("--shards", shards, "--split", "train", *TINY, "-b", "16", "--epochs", "1", "--out", folder / "first")
-        subprocess.run([sys.executable, "train_pretrain.py", *once], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, REPOSITORY / "train_pretrain.py", *once], **quiet)
         kill(shards, folder / "first/last.pt", args.kills, args.seed, folder)
     if args.minutes:
         lines = streaming(shards, 60 * args.minutes, args.out)
