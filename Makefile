@@ -1,4 +1,5 @@
-# make demo: from nothing to a table and pictures.  make evidence: the numbers of docs/evidence.md.  make test: every check.  make soak: kills and faults by the hour.
+# make demo: from nothing to a table and pictures.  make evidence: the numbers of docs/evidence.md.  make test: every check.
+# make soak: kills and faults, by the hour.
 # Needs Python >= 3.11 and make.
 PYTHON ?= python3
 VENV ?= .venv
