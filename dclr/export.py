@@ -151,7 +151,11 @@ def card(trunk: Trunk, checkpoint: Path, name: str, preprocessing: Mapping[str, 
             options = compare.read_result(beside[0])["options"]
             made = {name: options[name] for name in ("shards", "pretrained") if name in options} | made
     how = "Finetuned" if trunk.classes else "Trained"
-    data = f"{how} on `{made['shards']}`, of it {', '.join(splits)}" if made.get("shards") else "Its file does not say on what"
+    data = (
+        f"{how} on `{made['shards']}`, of it {', '.join(splits)}"
+        if made.get("shards")
+        else "Its file does not say what it was trained on"
+    )
     begun = f", beginning with `{made['pretrained']}`" if made.get("pretrained") else ""
     tables = []
     for folder in beside:
