@@ -67,6 +67,7 @@ REFUSED = {  # what fsspec knows and nothing here can use
     **dict.fromkeys(("dir", "zip", "tar", "libarchive", "reference", "generic", "dask"), _INSIDE),
     **dict.fromkeys(("cached", "blockcache", "filecache", "simplecache"), "it keeps copies of another place: name that"),
 }
+LISTING = 4  # tries of each request for a listing
 FOLLOWED = 8  # times that one link to a folder is followed
 
 
@@ -251,12 +252,16 @@ class RemoteFolder(Folder):
     @cached_property
     def _system(self) -> Any:
         """The file system. It is made at its first use, so that a folder can be sent to another process."""
+        return self._made()
+
+    def _made(self, tries: int = 1) -> Any:
+        """A file system that tries each of its requests so often: :class:`Wait` repeats a whole operation."""
         options: dict[str, Any] = {
             "skip_instance_cache": True
         }  # a kept one would go on to the endpoint that the environment named
         if self.store is S3:
             connections = {"connect_timeout": 20, "read_timeout": 60, "max_pool_connections": 64}
-            options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, **connections}  # Wait is what repeats
+            options["config_kwargs"] = {"retries": {"total_max_attempts": tries}, **connections}
         with self._asked():
             import fsspec
 
@@ -315,7 +320,9 @@ class RemoteFolder(Folder):
         with self._asked():
             base = self._system._strip_protocol(self.place).rstrip("/") + "/"
             with suppress(FileNotFoundError):
-                found = self._patiently(lambda: self._system.find(self.place, detail=True))
+                # of S3's many requests for a large listing one may fail, and none before it is asked again for that
+                system = self._made(LISTING) if self.store is S3 else self._system
+                found = self._patiently(lambda: system.find(self.place, detail=True))
                 files = {path.removeprefix(base): int(info["size"]) for path, info in found.items() if path.startswith(base)}
                 markers = [path for path in files if not path or path.endswith("/")]  # objects that consoles make of folders
                 for marker in markers:
