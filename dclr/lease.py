@@ -165,7 +165,7 @@ class Lease:
         """The rivals that last, and when they were renewed. Without any, those that are over are removed: their owners, should
         they live, find that out before they write."""
         times = {name: time for name in [self._name, *self._rivals()] if (time := self._leases.modified(name))}
-        latest = max(times.values(), default=None)  # this run's own, as a rule: it has just been written
+        latest = max(times.values(), default=datetime.max)  # this run's own, as a rule: it has just been written
         times.pop(self._name, None)
         over = [
             name
