@@ -188,7 +188,8 @@ def test_a_set_that_another_process_holds_is_named_as_it_was_typed(tmp_path: Pat
 
 
 def test_the_way_out_of_a_finished_embedded_set_is_not_append(synthetic_set: Path) -> None:
-    said = refuse("-m", "preprocess", "synthetic", "--hard", "--videos", "96", "--out", synthetic_set, "--size", "40")
-    assert "a finished shard set is there already" in said and "--append" not in said and "name another folder" in said
+    synthetic = ("-m", "preprocess", "synthetic", "--hard", "--videos", "96", "--out", synthetic_set)
+    said = refuse(*synthetic, "--size", "40")
+    assert re.search("--size 40: .* was made with --size 32; name another folder", said) and "append" not in said
     said = refuse("-m", "preprocess", "stats", "cached://x")
     assert "it keeps copies" in said and "--cache" not in said
