@@ -15,6 +15,7 @@ from dclr.data.config import Reading
 from dclr.data.manifest import MANIFEST, Manifest, ShardSet
 from dclr.data.sets import folds, leaks
 from dclr.errors import InputError, exit_on_input_error, path_flag
+from dclr.lease import writing
 from dclr.settings import Parser, again, as_type, check_values, from_flags, setting
 from dclr.storage import Folder, RemoteFolder, open_folder
 from preprocess import run, synthetic
@@ -241,13 +242,13 @@ def look_after(command: str, shards: Folder, given: Mapping[str, Any]) -> None:
             raise SystemExit(1)
     elif command == "add-cues":
         wanted, how = from_flags(Growing, given), from_flags(run.How, given)
-        with shards.held():
+        with writing(shards):
             settle(shards)
             manifest = add_cues(shards, wanted.cues, how, wanted.root)
         print(contents(shards, manifest))
     else:
         tolerance, how, root = from_flags(Tolerance, given), from_flags(run.How, given), from_flags(Retrying, given).root
-        with shards.held():
+        with writing(shards):
             settle(shards)
             conclude(shards, run.merge(shards) if command == "merge" else run.retry(shards, how, root), tolerance)
 
@@ -261,7 +262,7 @@ def make(given: Mapping[str, Any]) -> None:
     dry, append = (getattr(chosen, name, False) for name in ("dry_run", "append"))
     with ExitStack() as stack:
         if not dry:
-            stack.enter_context(out.held(how.part))
+            stack.enter_context(writing(out, how.part))
             settle(out)
         found = _drawn(chosen, out, how.workers, stack) if drawn else _found(given, chosen)
         absent = too_many_missing(len(found.missing), found.listed, tolerance.max_missing)

@@ -175,9 +175,10 @@ def test_messages_name_flags_of_the_command_that_was_typed() -> None:
 
 
 def test_a_set_that_another_process_holds_is_named_as_it_was_typed(tmp_path: Path) -> None:
+    from dclr.lease import writing
     from dclr.storage import open_folder
 
-    with open_folder(tmp_path / "set").held(), mock.patch("dclr.files.PATIENCE", 0.1):
+    with writing(open_folder(tmp_path / "set")), mock.patch("dclr.files.PATIENCE", 0.1):
         for command in ("retry", "merge"):
             said = refuse("-m", "preprocess", command, tmp_path / "set")
             assert said.startswith(f"error: {tmp_path}/set: process ") and "--out" not in said
