@@ -7,7 +7,9 @@ slot of its own shared memory. The trainer copies the slot out and frees it. Whe
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +18,13 @@ import torch
 from torch.utils.data import get_worker_info
 
 from dclr.data.watch import NUMBERS, done
+from dclr.errors import InputError
 
 Sample = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
 
 PREFETCH = 2  # batches that each worker has ready or in work
+SHARED = "/dev/shm"  # Linux's, and glibc's shm_open
 SLOTS = PREFETCH + 1  # and the one that the trainer takes over
 
 
@@ -40,12 +44,19 @@ class Pages:
 
     A worker takes its slots in turn, one for a batch; batches of one worker arrive in order, so the slot that :meth:`release`
     frees is always the one that it takes next.
+
+    Raises InputError where the machine has not as much shared memory.
     """
 
     def __init__(self, workers: int, size: int):
         self._size, self._first = size, workers * 8 * len(NUMBERS)
-        self._memory = torch.UntypedStorage._new_shared(self._first + workers * SLOTS * size)
-        self._free = [torch.multiprocessing.get_context("spawn").Semaphore(SLOTS) for _ in range(workers)]
+        _require_shared(needed := self._first + workers * SLOTS * size, workers)
+        try:
+            self._memory = torch.UntypedStorage._new_shared(needed)
+            self._free = [torch.multiprocessing.get_context("spawn").Semaphore(SLOTS) for _ in range(workers)]
+        except (RuntimeError, OSError) as error:
+            why = str(error).splitlines()[0]
+            raise InputError(f"--workers {workers}: no shared memory ({why}): mount {SHARED}, or give --workers 0") from None
         self._used = 0  # by this worker
 
     def lend(self, shapes: Shapes) -> dict[str, Lent]:
@@ -80,6 +91,17 @@ class Pages:
         """In the worker: free the slot that it lent last, because no batch came of it."""
         self._used -= 1
         self._free[worker].release()
+
+
+def _require_shared(size: int, workers: int) -> None:
+    """Raises InputError where shared memory has fewer than ``size`` bytes: a worker that writes more than there are is killed."""
+    with suppress(OSError):
+        there = os.statvfs(SHARED)
+        if (free := there.f_bavail * there.f_frsize) < size:
+            raise InputError(
+                f"--workers {workers}: their batches take {size / 1e6:.0f} MB of shared memory, and {SHARED} has "
+                f"{free / 1e6:.0f} MB: make it larger (docker run --shm-size), or give fewer --workers, or 0"
+            )
 
 
 @dataclass

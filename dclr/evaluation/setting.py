@@ -337,11 +337,15 @@ def over_videos(
     ended: BaseException | None = None
     try:
         for batch in bars.bar(loader, total=-(-len(rest_N) // world), desc=title, unit="video", disable=rank != 0):
+            if distributed.called_off():
+                break
             sample = int(batch["sample"][0])
             mine[sample] = result = found(batch).cpu().numpy()
             pieces.add(sample, result)
     except (Interrupted, Lost) as error:
         ended = error
+        distributed.call_off()  # the others need not first ask all of theirs
+    pieces.keep()
     distributed.unanimous(ended)
     results = before | {sample: value for part in distributed.joined_objects(mine) for sample, value in part.items()}
     absent = set(samples_N.tolist()) - set(results)

@@ -285,7 +285,7 @@ class Pretraining(Learner):
             keys = [key for part in distributed.joined_objects(self._shown) for key in part]
             if distributed.rank() == 0:
                 with spared(out):
-                    (out / BAD).write_text("\n".join(keys) + "\n")
+                    (out / BAD).write_text("\n".join(keys) + "\n", "utf-8")
             diverged(
                 saver,
                 f"the loss or its gradient was not finite in {bad} of the last steps up to {done}, and none of them reached "
