@@ -365,11 +365,8 @@ def report(out: Folder, summary: run.Summary) -> str:
 
 def command() -> None:
     """dclr-preprocess."""
-    try:
-        with exit_on_input_error():
-            main()
-    except KeyboardInterrupt:
-        raise SystemExit("\ninterrupted; what is finished is kept, and the same command goes on from there") from None
+    with exit_on_input_error():
+        main()
 
 
 if __name__ == "__main__":

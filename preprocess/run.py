@@ -551,7 +551,8 @@ def _extend(source: VideoSet, have: ShardSet, out: Folder, options: Options, how
     keep = [shard.name.removesuffix(".tar") for shard in have.manifest.shards]
     if not source.videos:
         return _nothing_new(source, have, out)
-    first = 1 + max(int(name.rpartition("-")[2]) for name in keep)
+    numbers = [name.rpartition("-")[2] for name in keep]  # someone may have renamed a shard, in the manifest too
+    first = 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
     used = {key.rpartition("_s")[0] if options.segment else key for key in have.keys}
     ratio = output_ratio(source, options)
     made = jobs(source, sample_keys([video.id for video in source.videos], used), options, ratio, first)

@@ -86,7 +86,7 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
     loader = TrainLoader(
         setting.shards, setting.train_N, setting.clip, clips=1, batch=config.batch, seed=config.seed, epochs=config.epochs,
         passes=config.cpv, rank=distributed.rank(), world=distributed.world(), workers=config.workers, kind=setting.kind,
-        cache=setting.cache, on_error=config.on_error,
+        cache=setting.cache, on_error=config.on_error, stall_minutes=config.stall_minutes,
     )  # fmt: skip
     first_step, last_step = 0, len(loader) * config.epochs
     if first and config.force:

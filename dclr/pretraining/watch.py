@@ -83,6 +83,7 @@ def knn_setting(
         mode="knn", shards=config.shards[place], out=config.out, test_split=config.knn_split,
         train_split=tuple(split for split in config.split if split in shards.splits),
         pretrained="in training", test_clips=1, workers=config.workers, on_error=config.on_error,
+        stall_minutes=config.stall_minutes,
         max_skipped=config.max_skipped, **{one.name: getattr(config, one.name) for one in fields(Choice)},
     )  # fmt: skip
     trunk, cache = Trunk(model.f_q.backbone, config.arch, config.width, {}), cache if shards.remote else None
