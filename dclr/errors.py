@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import errno
-import math
 import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from dclr.text import plain, public
 
@@ -49,8 +47,9 @@ def last_line(text: str) -> str:
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
     """Turn errors for a user into one line on standard error and an exit code: 2 for an :class:`InputError`, :data:`NOT_KEPT`
-    for a full or read-only disk, :data:`AGAIN` for a store that did not answer, 1 for a training that diverged. Any other error
-    is a bug and keeps its traceback. However it ends, nothing waits for a store any more."""
+    for a full or read-only disk, :data:`AGAIN` for a store that did not answer, 1 for a training that diverged. A name that is
+    too long for the system is a mistake too, wherever it is met. Any other error is a bug and keeps its traceback. However it
+    ends, nothing waits for a store any more."""
     try:
         yield
     except (InputError, NotKept, Unreachable, FloatingPointError) as error:
@@ -62,9 +61,12 @@ def exit_on_input_error() -> Iterator[None]:
         codes = {InputError: 2, NotKept: NOT_KEPT, Unreachable: AGAIN, FloatingPointError: 1}
         raise SystemExit(next(code for kind, code in codes.items() if isinstance(error, kind))) from None
     except OSError as error:
+        where = f"{public(plain(str(error.filename), 300))}: " if error.filename else ""
+        if error.errno == errno.ENAMETOOLONG:
+            print(f"error: {where}{error.strerror}: expected names of at most 255 bytes, and a shorter path", file=sys.stderr)
+            raise SystemExit(2) from None
         if error.errno not in FULL:
             raise
-        where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror}; what is finished is kept: free some space, or name another folder, and start "
               "the same command again", file=sys.stderr)  # fmt: skip
         raise SystemExit(NOT_KEPT) from None
@@ -73,20 +75,12 @@ def exit_on_input_error() -> Iterator[None]:
             waits.give_up()
 
 
-def check_number(name: str, value: Any) -> None:
-    """Raises InputError where ``value`` is a number that is not finite, or beyond 31 bits (a seed: 63)."""
-    flag = f"--{name.replace('_', '-')}"
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{flag} {value}: expected a finite number")
-    most = 2 ** (63 if name.endswith("seed") or name == "seeds" else 31) - 1
-    if isinstance(value, int) and abs(value) > most:
-        raise InputError(f"{flag} {value if abs(value) < 10**40 else '(a huge number)'}: expected at most {most}")
-
-
 def place(text: str, what: str) -> str:
     """A path or URL as a user gave it, ``~`` expanded; raises InputError for an empty one, which means the current folder."""
-    if not text.strip():
-        raise InputError(f"{what} {text!r}: it is empty, expected a path (. is the current folder)")
+    if not text.strip() or "\0" in text:
+        raise InputError(
+            f"{what} {text!r}: it is {'no path' if text.strip() else 'empty'}, expected a path (. is the current folder)"
+        )
     return text if "://" in text else os.path.expanduser(text)
 
 

@@ -115,5 +115,7 @@ def test_files_that_are_no_configuration_are_refused(text: str, says: str, tmp_p
 
 def test_a_mistake_in_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("lr: fast")
-    assert "argument --lr: invalid float value: 'fast'" in refuse("train_pretrain.py", "--config", tmp_path / "c.yaml")
+    assert "argument --lr: 'fast': expected a number, above 0 to 1000" in refuse(
+        "train_pretrain.py", "--config", tmp_path / "c.yaml"
+    )
     assert "not a readable YAML file" in refuse("train_pretrain.py", "--config", tmp_path / "none.yaml")

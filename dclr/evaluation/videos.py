@@ -79,7 +79,7 @@ class Namer:
     def __call__(self, video: Path) -> Named:
         """Raises TranscodeError for a video that cannot be read."""
         how, windows, every = self.found.how, list[Window](), list[np.ndarray]()
-        for made in transcode(video, self.options):
+        for made in transcode(video.absolute(), self.options):
             record = as_record(made)
             windows += self._windows(record)
             clips = torch.from_numpy(eval_clips(record, self.found.clip, how.test_clips, how.crops)["rgb"])
