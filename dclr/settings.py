@@ -361,7 +361,7 @@ def recipes() -> dict[str, Path]:
 def recipe(name: str) -> str:
     """The file of a recipe; raises InputError for one that is not there."""
     if name not in (there := recipes()):
-        raise InputError(f"{plain(name, 80)} is none of {', '.join(there)}")
+        raise InputError(f"{plain(name, 80)}: expected one of {', '.join(there)}")
     return str(there[name])
 
 
@@ -370,7 +370,7 @@ def from_flags(settings: type[C], given: Mapping[str, Any], **more: Any) -> C:
     every, given = flags(settings), dict(given) | more
     absent = [flag(name) for name, one in every.items() if one.required and name not in given]
     if absent:
-        raise InputError(f"the following arguments are required: {', '.join(absent)}")
+        raise InputError(f"the following arguments are required: {', '.join(absent)}; --help says what they are")
     return settings(**more | {name: given[name] for name in every if name in given})
 
 

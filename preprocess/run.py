@@ -485,7 +485,10 @@ def append(source: VideoSet, out: Folder, options: Options, how: How) -> Summary
         raise InputError(f"{out} holds {have.manifest.dataset}, not {source.name}: name another folder")
     classes = {kind: list(names) for kind, names in have.manifest.classes.items()}
     if set(classes) != set(source.classes):
-        raise InputError(f"{out} has labels {list(classes) or 'none'}, the videos to append {list(source.classes) or 'none'}")
+        raise InputError(
+            f"{out} has labels {list(classes) or 'none'}, the videos to append {list(source.classes) or 'none'}; expected the "
+            "same kinds"
+        )
     for kind, names in source.classes.items():
         classes[kind] += [name for name in names if name not in set(classes[kind])]
     number = {kind: {name: at for at, name in enumerate(names)} for kind, names in classes.items()}

@@ -246,7 +246,7 @@ def few_shot(known: Labelled, asked: Labelled, classes: int, config: EvalConfig)
     found: dict[int, list[np.ndarray]] = {count: [] for count in config.shots if count <= smallest}
     if not found:
         shots = " ".join(map(str, config.shots))
-        raise InputError(f"--shots {shots}: the smallest class of --train-split has {smallest} videos")
+        raise InputError(f"--shots {shots}: the smallest class of --train-split has {smallest} videos; give no more")
     for draw in range(config.draws):
         order = {
             c: generator("few-shot", config.seed, draw, int(c)).permutation(np.flatnonzero(known.label == c)) for c in present

@@ -261,7 +261,9 @@ def held_out(shards: ShardSet, kind: str, samples_N: np.ndarray, share: float, s
                 break
             out[here & (group_N == group)] = True
     if not out.any():
-        raise InputError(f"--val {share}: every class of --train-split has one group of videos, none can be held out")
+        raise InputError(
+            f"--val {share}: every class of --train-split has one group of videos, none can be held out; leave --val out"
+        )
     return samples_N[~out], samples_N[out]
 
 

@@ -160,7 +160,9 @@ class PretrainConfig(
         if self.queue is not None:
             self.queue_length(0)
         if self.objective == "moco" and self.without:
-            raise InputError(f"--objective moco --without {' '.join(self.without)}: moco has none of these parts")
+            raise InputError(
+                f"--objective moco --without {' '.join(self.without)}: moco has none of these parts; leave that out"
+            )
         if self.plain_query and self.symmetric:
             raise InputError("--plain-query with --symmetric: there each clip is a query once; expected one of them")
         if self.in_batch and self.accumulate > 1:
@@ -222,7 +224,7 @@ class PretrainConfig(
         if groups >= 1 and self.batch % (groups * world * self.accumulate):
             raise InputError(
                 f"--batch {self.batch} does not divide into {world} process(es), {self.accumulate} part(s) (--accumulate) "
-                f"and {groups} group(s) (--bn-groups)"
+                f"and {groups} group(s) (--bn-groups); give a multiple of {groups * world * self.accumulate}"
             )
         return Statistics(self.bn, groups, self.bn_views)
 
