@@ -67,6 +67,7 @@ REFUSED = {  # what fsspec knows and nothing here can use
     **dict.fromkeys(("cached", "blockcache", "filecache", "simplecache"), "it keeps copies of another place: name that"),
 }
 LISTING = 4  # tries of each request for a listing
+OUTWARDS = "a link that leads out of the folder; --follow-links takes it"
 FOLLOWED = 8  # times that one link to a folder is followed
 
 
@@ -77,10 +78,11 @@ class Folder:
 
     Attributes:
         patience: minutes for which a store that does not answer is waited for; a folder here always answers.
+        links: whether links may lead out of it.
     """
 
     def __init__(self, place: str, patience: float = MINUTES):
-        self.place, self.patience = place, patience
+        self.place, self.patience, self.links = place, patience, True
 
     def __str__(self) -> str:
         return public(self.place)
@@ -96,8 +98,9 @@ class Folder:
         """:meth:`files`, and path -> reason of everything else: what cannot be read, empty folders, pipes, links in a circle.
         The path of a folder ends with ``/``.
 
-        Links are followed, to folders too, wherever they lead. A link to a folder that it lies in is not followed. A link that
-        is met again through other links is followed :data:`FOLLOWED` times at most, so that links among each other end.
+        Links are followed, to folders too, and out of this one where :attr:`links` says so. A link to a folder that it lies in
+        is not followed. A link that is met again through other links is followed :data:`FOLLOWED` times at most, so that links
+        among each other end.
         """
         files, others, followed = dict[str, int](), dict[str, str](), Counter[tuple[int, int]]()
         folders: list[tuple[str, frozenset[tuple[int, int]]]] = []  # with those above, by device and number
@@ -123,7 +126,9 @@ class Folder:
                     others[path] = f"cannot be read ({error.strerror})"
                     continue
                 number = found.st_dev, found.st_ino
-                if stat.S_ISREG(found.st_mode):
+                if link is not None and self._outside(path):
+                    others[path] = OUTWARDS
+                elif stat.S_ISREG(found.st_mode):
                     files[path] = found.st_size
                 elif not stat.S_ISDIR(found.st_mode):
                     others[path] = "a pipe, a socket or a device"
@@ -134,6 +139,12 @@ class Folder:
                     if link is not None:
                         followed[link.st_dev, link.st_ino] += 1
         return files, others
+
+    def _outside(self, name: str) -> bool:
+        """Whether a file lies outside, behind links that may not lead there."""
+        return not self.links and not Path(os.path.realpath(Path(self.place, name))).is_relative_to(
+            os.path.realpath(self.place)
+        )
 
     def top(self) -> set[str]:
         """Names of the files and folders directly in this one, empty folders included."""
@@ -155,8 +166,10 @@ class Folder:
         return name
 
     def absent(self, name: str) -> str | None:
-        """Why this machine does not find a file of the listing, with its host; None where it does. A store is the same from
-        every machine and is not asked."""
+        """Why this machine does not find a file of the listing, with its host, or may not read it; None where it may. A store
+        is the same from every machine and is not asked."""
+        if self._outside(name):
+            return OUTWARDS
         try:
             os.stat(path := Path(self.place, name).absolute())
         except OSError as error:

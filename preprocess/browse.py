@@ -167,7 +167,7 @@ class Catalogue:
                 kept_N &= label_N < 0 if of == "none" else label_N == number(of)
             by_N = [*ORDERS.values()][number(order)](shards)
         except IndexError:
-            raise InputError("no such split, kind of label or order") from None
+            raise InputError("no such split, kind of label or order, expected one that the page offers") from None
         for word in words(search):
             kept_N &= self._with(word)
         chosen = np.flatnonzero(kept_N)
@@ -225,7 +225,7 @@ class Catalogue:
         made = {layer: drawn(record, layer, at) for layer in layers}
         pictures = [picture for parts, _ in made.values() for picture in parts]
         if sum(map(len, pictures)) > PREVIEW_BYTES:
-            raise InputError(f"{record.key}: its pictures are too large to show")
+            raise InputError(f"{record.key}: its pictures are too large to show; choose fewer cues")
         energy_N = np.nan_to_num(record.arrays.get("energy", np.zeros(0)), posinf=0, neginf=0)
         if len(energy_N):  # two shots are no motion
             energy_N = energy_N[cue_entries(np.arange(len(record)), len(record), record.meta.cuts)]

@@ -8,6 +8,7 @@ written in the plan's order, so the same input and options give the same bytes o
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import socket
 import tempfile
@@ -30,7 +31,7 @@ from dclr.patience import threads
 from dclr.record import REPEATED, pack
 from dclr.settings import check_values, flags, setting
 from dclr.storage import Folder, open_folder
-from dclr.text import public
+from dclr.text import plain, public
 from dclr.threads import permitted
 from preprocess.datasets import DATASETS, EMPTY_CLASS, Video, VideoSet, sample_keys
 from preprocess.on_ray import Tell, on_ray
@@ -73,10 +74,11 @@ SAMPLED = 8  # videos that a dry run transcodes to measure
 
 def part(text: str) -> tuple[int, int]:
     """``"2/8"`` -> ``(2, 8)``: the second of eight."""
-    number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
-        raise InputError(f"--part {text}: expected I/N with I from 1 to N, such as 1/8 (Slurm: sbatch --array=1-8)")
-    return int(number), int(count)
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        expected = "expected I/N in digits with I from 1 to N, such as 1/8 (Slurm: sbatch --array=1-8)"
+        raise InputError(f"{plain(text, 80)}: {expected}")
+    return int(match[1]), int(match[2])
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,9 @@ class How:
 
     title = "how it is done (no byte depends on these)"
     workers: int = setting(
-        factory=permitted, help="processes that work side by side", metavar="N", least=1, derived="one for each core"
-    )
+        factory=permitted, help="processes that work side by side", metavar="N", least=1, most=100_000,
+        derived="one for each core",
+    )  # fmt: skip
     timeout: float = setting(600, "a video that takes longer has failed", metavar="SECONDS", least=1e-3, most=1e9)
     engine: str = setting("local", "where it is done: on processes here, or on a Ray cluster", choices=("local", "ray"))
     part: tuple[int, int] | None = setting(
@@ -309,7 +312,7 @@ def _with_later_cues(source: VideoSet, old: RunPlan, out: Folder, options: Optio
 
 
 def _plan(source: VideoSet, options: Options, keep: list[str], made: Sequence[Job], ratio: float) -> RunPlan:
-    missing = tuple(failure(video, MISSING, NOT_ON_DISK, 0.0) for video in source.missing)
+    missing = tuple(failure(video, MISSING, source.left_out.get(video.path, NOT_ON_DISK), 0.0) for video in source.missing)
     root = public(source.root.place) if "://" in source.root.place else str(Path(source.root.place).absolute())
     plan = RunPlan(
         source.name, root, source.classes, manifest_options(options, source), keep,
@@ -492,7 +495,10 @@ def append(source: VideoSet, out: Folder, options: Options, how: How) -> Summary
         raise InputError(f"{out} holds {have.manifest.dataset}, not {source.name}: name another folder")
     classes = {kind: list(names) for kind, names in have.manifest.classes.items()}
     if set(classes) != set(source.classes):
-        raise InputError(f"{out} has labels {list(classes) or 'none'}, the videos to append {list(source.classes) or 'none'}")
+        raise InputError(
+            f"{out} has labels {list(classes) or 'none'}, the videos to append {list(source.classes) or 'none'}; expected the "
+            "same kinds"
+        )
     for kind, names in source.classes.items():
         classes[kind] += [name for name in names if name not in set(classes[kind])]
     number = {kind: {name: at for at, name in enumerate(names)} for kind, names in classes.items()}
@@ -522,10 +528,13 @@ def _entries(have: ShardSet) -> dict[str, tuple[dict[str, int], list[str]]]:
     }
 
 
-def retry(out: Folder, how: How, root: Folder | None = None) -> Summary:
-    """Try the videos of failures.jsonl again, those that were missing too, and add what comes of them as further shards."""
+def retry(out: Folder, how: How, root: Folder | None = None, links: bool = True) -> Summary:
+    """Try the videos of failures.jsonl again, those that were missing too, and add what comes of them as further shards.
+    ``links``: also those behind links that lead out of the root."""
     plan, have = plan_of(out), ShardSet(out)
-    root = videos_of(plan, root or open_folder(plan.root, out.patience))
+    folder = root or open_folder(plan.root, out.patience)
+    folder.links = links
+    root = videos_of(plan, folder)
     lines, files = [line for line in read_failures(out, FAILURES) if line.stage != LEFT_OUT], root.files()
     videos = [Video(line.path, line.labels, line.splits, line.span, files[line.path]) for line in lines if line.path in files]
     missing = [Video(line.path, line.labels, line.splits, line.span) for line in lines if line.path not in files]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from catalogue import pytest_sessionfinish, pytest_testnodedown  # noqa: F401  # hooks
 from hypothesis import settings
 from servers import Proxy, free_port, serving
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

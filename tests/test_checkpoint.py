@@ -229,7 +229,7 @@ def test_pixels_that_are_none_and_those_that_contradict_the_file_are_refused(che
     for more, says in (
         ({"mean": (0.5, 0.5), "std": (1, 1)}, "--mean 0.5,0.5: expected three numbers"),
         ({"mean": (0.5, 0.5, 0.5)}, "expected both or neither"),
-        ({"mean": (0, 0, 0), "std": (0, 1, 1)}, "--std 0: expected above 0"),
+        ({"mean": (0, 0, 0), "std": (0, 1, 1)}, "--std 0: expected above 0 to 255"),
         ({"order": "gbr"}, "--order gbr: expected one of rgb, bgr"),
     ):
         with pytest.raises(InputError, match=says):

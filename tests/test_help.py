@@ -51,7 +51,7 @@ def test_every_flag_has_a_sentence_and_a_default_and_its_choices(one: Parser) ->
     told = [action for action in one._actions if action.help != argparse.SUPPRESS and action.dest != "help"]
     assert {*one.flags} <= {action.dest for action in told}
     for action in told:
-        sentence, ending = re.fullmatch(r"(.+) \((required|default: .+)\)", str(action.help)).groups()
+        sentence, ending = re.fullmatch(r"(.+) \((?:[^()]+ to [^()]+; )?(required|default: .+)\)", str(action.help)).groups()
         assert len(sentence.split()) >= 2 and "None" not in ending and "()" not in ending, action.dest
         flag = one.flags.get(action.dest)
         assert (ending == "required") == (flag.required if flag else action.required), action.dest
