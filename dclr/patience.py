@@ -120,7 +120,7 @@ class Wait:
         wrong = isinstance(error, ValueError) and self._tries <= WRONG  # of content; no client has another meaning for it
         if not wrong and not may_pass(error):
             raise error
-        said = f"{self._what}: " + " ".join(f"{type(error).__name__}: {error}".split())
+        said = f"{self._what}: " + " ".join(f"{type(error).__name__}: {error}".replace(" ssl:default", "").split())
         left = self._began + 60 * self._minutes - now
         if left <= 0 and not wrong:
             raise Unreachable(f"{said}; no answer for {self._minutes:g} minutes (--patience)") from None

@@ -17,11 +17,13 @@ import torch
 from torch.utils.data import get_worker_info
 
 from dclr.data.watch import NUMBERS, done
+from dclr.errors import InputError
 
 Sample = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
 
 PREFETCH = 2  # batches that each worker has ready or in work
+SHARED = "/dev/shm"  # Linux's, and glibc's shm_open
 SLOTS = PREFETCH + 1  # and the one that the trainer takes over
 
 
@@ -41,12 +43,18 @@ class Pages:
 
     A worker takes its slots in turn, one for a batch; batches of one worker arrive in order, so the slot that :meth:`release`
     frees is always the one that it takes next.
+
+    Raises InputError where the machine has not as much shared memory.
     """
 
     def __init__(self, workers: int, size: int):
         self._size, self._first = size, workers * 8 * len(NUMBERS)
-        self._memory = _shared(self._first + workers * SLOTS * size)
-        self._free = [torch.multiprocessing.get_context("spawn").Semaphore(SLOTS) for _ in range(workers)]
+        try:
+            self._memory = _shared(self._first + workers * SLOTS * size)
+            self._free = [torch.multiprocessing.get_context("spawn").Semaphore(SLOTS) for _ in range(workers)]
+        except (RuntimeError, OSError) as error:
+            why = str(error).splitlines()[0]
+            raise InputError(f"--workers {workers}: no shared memory ({why}): mount {SHARED}, or give --workers 0") from None
         self._used = 0  # by this worker
 
     def lend(self, shapes: Shapes) -> dict[str, Lent]:

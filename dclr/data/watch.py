@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -25,10 +24,11 @@ from dclr import patience
 from dclr.data.workers import GLANCE, signals_blocked, stop_workers
 from dclr.errors import Lost, WorkerLost
 from dclr.patience import Interrupted, interruptible
+from dclr.threads import state_of
 
 NUMBERS = ON, PLACE, UNTIL = range(3)  # how often; the sample + 1, below 0 once it is done with; time.monotonic()
 NAMED = 3  # workers in an error, at most
-STATES = {"T": "stopped by a signal", "t": "stopped by a debugger", "D": "waiting for its disk"}  # of /proc/PID/stat
+STATES = {"T": "stopped by a signal", "t": "stopped by a debugger", "D": "waiting for its disk"}
 MEANS = {
     signal.SIGKILL: "where memory ran out, a smaller --workers needs less",
     signal.SIGBUS: "where its shard was cut short, copy it again; where /dev/shm is full, a smaller --workers needs less",
@@ -104,11 +104,12 @@ class _Watch:
     def __init__(self, numbers_W3: np.ndarray, where: Callable[[int], str], seconds: float):
         self.workers: Sequence[BaseProcess] = ()
         self._numbers, self._where, self._most = numbers_W3, where, seconds
-        self._looked = time.monotonic()
+        self._checked = time.monotonic()
 
     def wait(self, made: SimpleQueue[Any]) -> Any:
         self._idle, self._before = 0.0, self._numbers[:, ON].copy()
-        if time.monotonic() - self._looked > GLANCE:
+        self._looked = time.monotonic()
+        if self._looked - self._checked > GLANCE:
             self._require_alive()
         while True:
             try:
@@ -123,24 +124,24 @@ class _Watch:
             return found
 
     def _look(self) -> None:
-        self._require_alive()
-        now = time.monotonic()
-        on = self._numbers[:, ON].copy()
+        now, on = time.monotonic(), self._numbers[:, ON].copy()
         self._idle += min(now - self._looked, 2 * GLANCE)  # this process may have been stopped itself
+        self._require_alive()
         if (on != self._before).any() or now < self._numbers[:, UNTIL].max():
             self._idle, self._before = 0.0, on
+        self._looked = now
         if self._idle >= self._most:
             raise WorkerLost(self._stalled())
 
     def _require_alive(self) -> None:
-        self._looked = time.monotonic()
+        self._checked = time.monotonic()
         for number, worker in enumerate(self.workers):
             if code := worker.exitcode:
-                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-                raise WorkerLost(f"{self._named(number)} {how}; {MEANS.get(-code, ELSE)}")
+                how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+                raise WorkerLost(f"{self._named(number)}, {how}; {MEANS.get(-code, ELSE)}")
 
     def _stalled(self) -> str:
-        states = {number: _state(worker.pid) for number, worker in enumerate(self.workers) if worker.is_alive()}
+        states = {number: state_of(worker.pid) for number, worker in enumerate(self.workers) if worker.is_alive()}
         odd = [number for number, state in states.items() if state in STATES]
         busy = [number for number in states if self._numbers[number, PLACE] > 0]
         named = [
@@ -148,17 +149,9 @@ class _Watch:
             for number in (odd or busy or list(states))[:NAMED]
         ]
         who = "; ".join(named) or "the loader's processes do not start"
-        return f"no batch for {self._most / 60:g} minutes (--stall-minutes): {who}; {ELSE}"
+        return f"no batch for {self._most / 60:g} minutes (--stall-minutes): {who}" + ("" if odd else f"; {ELSE}")
 
     def _named(self, number: int) -> str:
         place = int(self._numbers[number, PLACE])
         at = f", {'at' if place > 0 else 'after'} {self._where(abs(place) - 1)}" if place else ""
         return f"loader worker {number} (process {self.workers[number].pid}){at}"
-
-
-def _state(pid: int | None) -> str:
-    """Of a process, as /proc has it, such as S; empty where nobody can say."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return ""
