@@ -108,9 +108,7 @@ def commands(shards: Path, weights: Path, folder: Path) -> dict[str, Command]:
         Command("preprocess", ("-m", "preprocess", "synthetic", *made), files),
         Command("pretrain", ("train_pretrain.py", *read, "--split", "train", "--queue", "16", "--epochs", "2"), checkpoint),
         Command("finetune", ("train_eval.py", "finetune", *read, *tested, "--pretrained", "random", "--epochs", "2"), scores),
-        Command(
-            "extract", (extract, shards, "--pretrained", weights, "--split", "test", "--test-clips", "1", "-j", "1"), features
-        ),
+        Command("extract", (extract, shards, *frozen), features),
     ]
     return {command.name: command for command in every}
 

@@ -22,6 +22,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -172,12 +173,11 @@ def main() -> None:
     folder.mkdir(parents=True)
     shards = folder / "set"
     made = ("--hard", "--videos", "96", "--size", "32", "--shard-size", "1")
-    subprocess.run(
-        [sys.executable, "-m", "preprocess", "synthetic", "--out", shards, *made], check=True, stdout=subprocess.DEVNULL
-    )
+    quietly = partial(subprocess.run, check=True, stdout=subprocess.DEVNULL)
+    quietly([sys.executable, "-m", "preprocess", "synthetic", "--out", shards, *made])
     if args.kills:
         once = ("--shards", shards, "--split", "train", *TINY, "-b", "16", "--epochs", "1", "--out", folder / "first")
-        subprocess.run([sys.executable, REPOSITORY / "train_pretrain.py", *once], **quiet)
+        quietly([sys.executable, REPOSITORY / "train_pretrain.py", *once])
         kill(shards, folder / "first/last.pt", args.kills, args.seed, folder)
     if args.minutes:
         lines = streaming(shards, 60 * args.minutes, args.out)
