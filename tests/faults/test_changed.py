@@ -117,11 +117,17 @@ def test_a_disk_that_fails_under_a_shard_is_named(copied: Path, tmp_path: Path) 
     """An ext4 whose last blocks are gone: reading them is EIO, reading them as mapped memory SIGBUS."""
     image, disk = tmp_path / "image", tmp_path / "disk"
     disk.mkdir()
-    script = (
-        f"truncate -s 40M {image}; mkfs.ext4 -q -O ^has_journal {image}; mount -o loop {image} {disk}; "
-        f"cp -r {copied} {disk}/set; umount {disk}; mount -o loop {image} {disk}; ls -lR {disk} >&2; cat {disk}/set/*.json* {disk}/set/*.npz >/dev/null; "
-        f"head -c 9000 {disk}/set/shard-000000.tar >/dev/null; truncate -s 4M {image}"
-    )
+    script = f"""
+        truncate -s 40M {image}
+        mkfs.ext4 -q -O ^has_journal {image}
+        mount -o loop {image} {disk}
+        cp -r {copied} {disk}/set
+        umount {disk}
+        mount -o loop {image} {disk}
+        ls -lR {disk} >&2
+        cat {disk}/set/*.json* {disk}/set/*.npz >/dev/null
+        head -c 9000 {disk}/set/shard-000000.tar >/dev/null
+        truncate -s 4M {image}"""
     code = (
         "import sys\nfrom dclr.data.manifest import ShardSet\nfrom dclr.errors import InputError\n"
         "shards = ShardSet(sys.argv[1])\n"
