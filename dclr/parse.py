@@ -83,8 +83,8 @@ def from_json(text: str | bytes | memoryview, kind: type[T], nan: bool = False) 
 
 def require_small(value: Any) -> None:
     """Raises ValueError where lists and tables in one another, written out, have more than :data:`MAX_VALUES` values or
-    :data:`MAX_LETTERS` letters, or are deeper than :data:`MAX_DEPTH`. One list in many places counts in each of them: a few bytes
-    can stand for more text than any memory holds."""
+    :data:`MAX_LETTERS` letters, or are deeper than :data:`MAX_DEPTH`. One list in many places counts in each of them: a few
+    bytes can stand for more text than any memory holds."""
     levels: list[Iterator[Any]] = [iter([value])]
     values = letters = 0
     while levels:

@@ -56,6 +56,8 @@ from dclr.text import plain
 MANIFEST = "manifest.json"
 INDEX = "index.npz"
 FAILURES = "failures.jsonl"
+MAX_MANIFEST, MAX_INDEX = 1 << 26, 1 << 28  # bytes of a manifest and of a shard's index: 300,000 shards, a million samples
+COLUMNS_BYTES, KEY_BYTES = 80, 90  # most of a sample in index.npz, labels and splits apart, and of its key
 SHA256 = re.compile(r"[0-9a-f]{64}")  # it names folders of a cache, and an index
 OLD_INDEX = re.compile(r"index-[0-9a-f]{16}\.npz")
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")  # a manifest is hostile input: no path escapes the set's folder
@@ -205,7 +207,7 @@ def old_index(sha256: str) -> str:
 def publish(folder: Folder, index: bytes, manifest: Manifest) -> None:
     """Give a set a new index and manifest. A reader finds the old set or the new one, also where this is killed on its way."""
     if folder.size(MANIFEST) is not None and folder.size(INDEX) is not None:
-        there = folder.read(INDEX)
+        there = folder.read(INDEX)  # as large as it is: it was opened before
         if (digest := hashlib.sha256(there).hexdigest()) != manifest.index_sha256:
             folder.write(old_index(digest), there)
     folder.write(INDEX, index)
@@ -220,9 +222,14 @@ def drop_old_indexes(folder: Folder, but_of: str = "") -> None:
             folder.remove(name)
 
 
+def read_manifest(folder: Folder) -> bytes:
+    """A set's manifest as it is written. Raises FileNotFoundError, and InputError for one of more than :data:`MAX_MANIFEST`."""
+    return folder.read_whole(MANIFEST, MAX_MANIFEST, "a shard set's manifest")
+
+
 def read_index(folder: Folder, name: str) -> tuple[Header, list[Entry]]:
     """One shard's index; raises InputError naming the file and line."""
-    lines, entries = folder.read(name).splitlines(), list[Entry]()
+    lines, entries = folder.read_whole(name, MAX_INDEX, "a shard's index").splitlines(), list[Entry]()
     with parsing(f"{folder}/{name}, line 1", "the head of a shard's index", "copy it again"):
         header = from_json(lines[0] if lines else b"", Header)
         if header.version != FORMAT_VERSION:
@@ -414,7 +421,7 @@ class ShardSet:
         self.root = root if isinstance(root, Folder) else open_folder(root)
         path = f"{self.root}/{MANIFEST}"
         try:
-            text = self.root.read(MANIFEST)
+            text = read_manifest(self.root)
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{self.root}: no {MANIFEST} there; make a shard set with python -m preprocess") from None
         self.manifest = Manifest.loads(text.decode(errors="replace"), path)
@@ -467,7 +474,10 @@ class ShardSet:
 
     def _file(self, name: str) -> io.BytesIO | io.BufferedReader:
         if isinstance(self.root, RemoteFolder):
-            return io.BytesIO(self.root.read(name))
+            manifest = self.manifest
+            each = COLUMNS_BYTES + KEY_BYTES + 8 * len(manifest.classes) + len(manifest.splits)
+            most = manifest.samples * each + (1 << 16)  # the zip's own
+            return io.BytesIO(self.root.read_whole(name, most, f"the index of {manifest.samples} samples"))
         return Path(self.root.place, name).open("rb")
 
     def _check(self) -> list[str]:

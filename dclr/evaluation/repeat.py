@@ -18,7 +18,7 @@ from dclr import distributed
 from dclr.checkpoint import digest
 from dclr.compare import GUESSES, RESULT, compare, headline, measured, read_result, read_table
 from dclr.data.clips import LEARNED
-from dclr.data.manifest import MANIFEST, ShardSet
+from dclr.data.manifest import ShardSet, read_manifest
 from dclr.data.sets import choose
 from dclr.errors import InputError, dispensable
 from dclr.evaluation import baseline, page
@@ -151,7 +151,7 @@ def _hashes(config: EvalConfig) -> dict[str, str]:
         with suppress(OSError):
             found["weights"] = digest(Path(config.pretrained))
     with suppress(OSError, InputError):
-        found["set"] = hashlib.sha256(open_folder(config.shards).read(MANIFEST)).hexdigest()
+        found["set"] = hashlib.sha256(read_manifest(open_folder(config.shards))).hexdigest()
     return found
 
 

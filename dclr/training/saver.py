@@ -152,8 +152,8 @@ def _newest(paths: list[Path]) -> dict[str, Any] | None:
 
 
 def valid(path: Path) -> dict[str, Any]:
-    """The state in ``path``, and :data:`FILE`, after every byte was checked against the file's own checksums. Raises InputError as
-    checkpoint.load does."""
+    """The state in ``path``, and :data:`FILE`, after every byte was checked against the file's own checksums. Raises InputError
+    as checkpoint.load does."""
     checkpoint.require_unpacked(path)
     try:
         with zipfile.ZipFile(path) as archive:

@@ -106,9 +106,8 @@ class TrainState:
             try:
                 model.load_state_dict(self.model)
             except RuntimeError as error:
-                raise InputError(
-                    f"{self.file}: it is of another network or version ({plain(str(error).splitlines()[-1].strip(), 200)}); {OTHER}"
-                ) from None
+                why = plain(str(error).splitlines()[-1].strip(), 200)
+                raise InputError(f"{self.file}: it is of another network or version ({why}); {OTHER}") from None
             optimiser.load_state_dict(copy.deepcopy(self.optimiser))  # not the tensors of the file, which are mapped
             scaler.load_state_dict(self.scaler)
 
