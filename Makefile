@@ -9,7 +9,7 @@ ONE := OMP_NUM_THREADS=1 $(BIN)/python
 TRAIN := $(ONE) train_pretrain.py --config recipes/lab.yaml --shards shards/demo
 LINEAR := $(ONE) train_eval.py linear --shards shards/demo --train-split train --test-split test -cpv 2 --test-clips 2 --precision fp32
 
-.PHONY: demo results evidence test clean
+.PHONY: demo results evidence test fuzz clean
 .SUFFIXES:
 
 $(VENV)/installed: requirements.txt pyproject.toml
@@ -27,6 +27,9 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadscope  # most tests start processes of one thread: two at a time take half as long
+
+fuzz: $(VENV)/installed-dev  # RUNS=1000: so many executions of each target
+	$(BIN)/python tests/fuzz/fuzz.py $(if $(RUNS),--runs $(RUNS))
 
 evidence: $(VENV)/installed
 	$(BIN)/python benchmarks/evidence.py $(CELL) $(if $(FRESH),--fresh)

@@ -34,6 +34,9 @@ from dclr.parse import from_json, parsing, read_whole, require_small
 from dclr.text import plain, table
 
 CHECKPOINT_VERSION = 1
+PLAIN = {  # without tensors in them
+    "version", "config", "classes", "stored", "kind", "state_version", "loader", "scaler", "revision",
+}  # fmt: skip
 OURS = "f_q."  # the trained encoder in our checkpoints
 TABLES = ("state_dict", "model", "model_state_dict", "model_state")  # around the tensors in others'
 PREFIXES = ("_orig_mod.", "module.", "model.", "encoder_q.", "backbone.")  # around the trunk's names in others'
@@ -102,7 +105,10 @@ def _require_held(path: Path, state: Any) -> None:
     for name, value in _tensors(state, ""):
         if value.layout != torch.strided or value.is_nested or value.is_meta:
             continue  # whoever takes tensors wants plain ones
-        storage = value.untyped_storage()
+        claimed, storage = value.numel() * value.element_size(), value.untyped_storage()
+        if claimed > storage.nbytes():  # one number said to fill a tensor that no memory holds
+            where = plain(name, 80)
+            raise InputError(f"{path}: {where} claims {claimed} bytes, and the file has {storage.nbytes()} for it")
         held[storage.data_ptr()] = storage.nbytes()
         if (claimed := sum(held.values())) > there:
             raise InputError(f"{path}: its tensors up to {plain(name, 80)} claim {claimed} bytes, and the file has {there}")
@@ -151,6 +157,9 @@ def _checked(path: Path, state: Any) -> dict[str, Any]:
         raise InputError(f"{path}: not a checkpoint of train_pretrain.py (it lacks {', '.join(sorted(missing))})")
     if not isinstance(state["config"], dict) or not isinstance(state["model"], dict):
         raise InputError(f"{path}: not a checkpoint of train_pretrain.py (its config and model are no tables)")
+    for name in PLAIN & state.keys():
+        if where := next((where for where, _ in _tensors(state[name], name)), None):
+            raise InputError(f"{path}: {where} is a tensor, expected plain values")
     if type(state["version"]) is not int or state["version"] != CHECKPOINT_VERSION:
         found = plain(repr(state["version"]), 80)
         raise InputError(f"{path}: checkpoint version {found}, this code reads version {CHECKPOINT_VERSION}")
@@ -289,9 +298,6 @@ def _weights(path: Path) -> Weights:
             )
         if value.layout != torch.strided or value.is_nested or value.is_meta or value.is_quantized:
             raise InputError(f"{path}: {name} is no plain tensor (layout {value.layout}): save its state_dict on the CPU")
-        claimed, held = value.numel() * value.element_size(), value.untyped_storage().nbytes()
-        if claimed > held:  # one number said to fill a tensor that no memory holds
-            raise InputError(f"{path}: {name} claims {claimed} bytes, and the file has {held} for it")
     config |= said
     classes = said.get("classes", classes)
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):

@@ -72,14 +72,14 @@ class TrainState:
         missing = sorted(names - set(table))
         if missing:
             raise InputError(f"{file}: it lacks {', '.join(missing)}: an older version made it")
-        for name, expected in (("kind", kind), ("state_version", STATE_VERSION)):
-            if table[name] != expected:
-                shown = plain(repr(table[name]), 80)
-                raise InputError(f"{file}: it is of {name} {shown}, expected {expected!r}; name another folder or file")
         for name, of in get_type_hints(cls).items():
             of = get_origin(of) or of
             if name in names and (not isinstance(table[name], of) or isinstance(table[name], bool)):
                 raise InputError(f"{file}: {name} is a {type(table[name]).__name__}, expected a {of.__name__}; {OTHER}")
+        for name, expected in (("kind", kind), ("state_version", STATE_VERSION)):
+            if table[name] != expected:
+                shown = plain(repr(table[name]), 80)
+                raise InputError(f"{file}: it is of {name} {shown}, expected {expected!r}; {OTHER}")
         if not 0 <= table["step"] <= LAST_STEP:
             raise InputError(f"{file}: step {table['step']}, expected 0 to {LAST_STEP}; {OTHER}")
         more = {name: value for name, value in table.items() if name not in names and name not in ("version", FILE)}
@@ -96,6 +96,11 @@ class TrainState:
         anything else is not what they have."""
         with parsing(self.file, "the state of this training", OTHER):
             self.require_model(self.model, model)
+            try:
+                model.load_state_dict(self.model)
+            except RuntimeError as error:
+                why = plain(str(error).splitlines()[-1].strip(), 200)
+                raise InputError(f"{self.file}: it is of another network or version ({why}); {OTHER}") from None
             self._require_optimiser(optimiser)
             if any(type(value) not in (int, float) for value in self.scaler.values()):
                 raise ValueError("the scaler's values are no numbers")
@@ -103,11 +108,6 @@ class TrainState:
             if loader.step != self.step:
                 raise ValueError(f"it is of step {self.step}, and its loader of step {plain(str(loader.step), 80)}")
             torch.set_rng_state(self.generator)
-            try:
-                model.load_state_dict(self.model)
-            except RuntimeError as error:
-                why = plain(str(error).splitlines()[-1].strip(), 200)
-                raise InputError(f"{self.file}: it is of another network or version ({why}); {OTHER}") from None
             optimiser.load_state_dict(copy.deepcopy(self.optimiser))  # not the tensors of the file, which are mapped
             scaler.load_state_dict(self.scaler)
 
@@ -126,7 +126,9 @@ class TrainState:
 
     def _require_optimiser(self, optimiser: torch.optim.Optimizer) -> None:
         """Raises what it meets where the saved state is not one of these groups and parameters."""
-        groups, numbers = self.optimiser["param_groups"], iter(range(1 << 30))
+        groups, state, numbers = self.optimiser["param_groups"], self.optimiser["state"], iter(range(1 << 30))
+        if not isinstance(groups, list) or not isinstance(state, dict):
+            raise TypeError("the optimiser's groups and states are no list and no table")
         for found, own in zip(groups, optimiser.param_groups, strict=True):
             if found["params"] != [next(numbers) for _ in own["params"]]:
                 raise ValueError("the optimiser's parameters are not numbered as theirs now")
@@ -134,7 +136,7 @@ class TrainState:
                 if _sort(found[name]) != _sort(own[name]):
                     raise ValueError(f"the optimiser's {name} is a {type(found[name]).__name__}")
         parameters = [one for group in optimiser.param_groups for one in group["params"]]
-        for number, values in self.optimiser["state"].items():
+        for number, values in state.items():
             for name, value in values.items():
                 if value is not None and (not isinstance(value, torch.Tensor) or value.dim()):
                     self._require_like(f"{name} of parameter {plain(str(number), 20)}", value, parameters[number])
