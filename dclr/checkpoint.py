@@ -379,9 +379,8 @@ def _trunk(path: Path, found: Weights, told: PixelSettings) -> Trunk:
     module.load_state_dict({name: tensors[name] for name in wanted}, strict=False)  # all of them: checked above
     try:
         clip: dict[str, Any] = {name: kind(config[name]) for name, kind in LEARNED.items() if config.get(name) is not None}
-        pixels = ClipConfig(**clip).frames * ClipConfig(**clip).size ** 2
-        if pixels > MAX_PIXELS:
-            raise InputError(f"frames and size are {pixels} pixels, expected at most {MAX_PIXELS}")
+        if (count := ClipConfig(**clip).frames * ClipConfig(**clip).size ** 2) > MAX_PIXELS:
+            raise InputError(f"frames and size are {count} pixels, expected at most {MAX_PIXELS}")
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(f"{path}: what it says of its clips is not readable: {str(error).removeprefix('--')}") from None
     pixels, seen = _pixels(path, best, found, told)

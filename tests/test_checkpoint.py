@@ -315,13 +315,13 @@ def test_an_edited_checkpoint_is_refused_by_name_before_memory_is_taken(tmp_path
         (edited(first=model[first].to(torch.float8_e4m3fn)), "stem.0.weight holds float8_e4m3fn, expected floating point"),
         (edited(first=torch.zeros(1).expand_as(model[first])), rf"model.{first} claims \d+ bytes, and the file has 4 for it"),
         (edited() | {"optimiser": {"state": {0: {"exp_avg": huge}}}}, "optimiser.state.0.exp_avg claims 2048000000000 bytes"),
-        (edited(said | {"frames": 10**9}), "what it says of its clips is not readable: .*10"),
-        (edited(said | {"size": 10**5}), r"what it says of its clips is not readable: (frames and size are|size)"),
+        (edited(said | {"frames": 10**9}), "clips is not readable: frames and size are 256000000000 pixels"),
+        (edited(said | {"size": 10**5}), "clips is not readable: "),
         (edited(said | {"arch": written_out(12)}), "lists and tables of more than"),
         (edited(said | {"mean": torch.zeros(3)}), "config.mean is a tensor, expected plain values"),
         (edited({3: 4}), "its config has 3, expected names"),
         ({"config": said, "model": {3: torch.zeros(3)}}, "its model has 3, expected names"),
-        ({"config": said, "model": {first: torch.zeros(3)}}, "the first mismatch is"),
+        ({"config": said, "model": {first: torch.zeros(3)}}, "no trunk of .* its first tensors are stem.0.weight"),
     ):
         save(tmp_path / "w.pt", state)
         with pytest.raises(InputError, match=rf"w.pt: .*{says}") as refused:

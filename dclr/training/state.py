@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, get_origin, get_type_hints
@@ -15,6 +16,7 @@ from dclr.errors import InputError
 from dclr.hardware import revision
 from dclr.parse import parsing
 from dclr.text import plain
+from dclr.training.optimiser import KEPT
 
 STATE_VERSION = 1  # of these fields
 PRETRAINING, FINETUNING = "pretraining", "finetuning"
@@ -133,18 +135,20 @@ class TrainState:
             if found["params"] != [next(numbers) for _ in own["params"]]:
                 raise ValueError("the optimiser's parameters are not numbered as theirs now")
             for name in (found.keys() & own.keys()) - {"params"}:
-                if _sort(found[name]) != _sort(own[name]):
-                    raise ValueError(f"the optimiser's {name} is a {type(found[name]).__name__}")
+                chosen = isinstance(own[name], bool | None)  # how, not what it computes; lr follows from the step
+                same = isinstance(found[name], bool | None) if chosen else found[name] == own[name]
+                if not (type(found[name]) in (int, float) and 0 <= found[name] < math.inf if name == "lr" else same):
+                    raise ValueError(f"the optimiser's {name} is {plain(repr(found[name]), 80)}, expected {own[name]}")
         parameters = [one for group in optimiser.param_groups for one in group["params"]]
         for number, values in state.items():
+            if set(values) != (expected := KEPT[type(optimiser)]):
+                raise ValueError(f"parameter {plain(str(number), 20)} has other states than {', '.join(sorted(expected))}")
             for name, value in values.items():
-                if value is not None and (not isinstance(value, torch.Tensor) or value.dim()):
-                    self._require_like(f"{name} of parameter {plain(str(number), 20)}", value, parameters[number])
-
-
-def _sort(value: Any) -> type:
-    """What of an optimiser's options may stand for each other: numbers, and the choices that may be left open."""
-    return {int: float, type(None): bool}.get(type(value), type(value))
+                own = torch.zeros(()) if name == "step" else parameters[number]
+                if value is not None:
+                    self._require_like(f"{name} of parameter {plain(str(number), 20)}", value, own)
+                if name == "step" and not 0 <= float(value) <= LAST_STEP:
+                    raise ValueError(f"parameter {number} is at step {float(value)}, expected 0 to {LAST_STEP}")
 
 
 def _kind(value: Any) -> str | None:

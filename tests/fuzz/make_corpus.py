@@ -34,7 +34,8 @@ def write(name: str, data: bytes | str) -> None:
 
 def sample(codec: str) -> bytes:
     """A sample with all cues."""
-    encoder, quality = {"jpeg": (JpegEncoder, 90), "h264": (PacketEncoder, 20)}[codec]
+    encoder: type[JpegEncoder] | type[PacketEncoder] = JpegEncoder if codec == "jpeg" else PacketEncoder
+    quality = {"jpeg": 90, "h264": 20}[codec]
     rgb, diff, flow = encoder(quality), encoder(quality, "diff."), JpegEncoder(90, "flow.")
     luma_HW = np.arange(SIDE * SIDE, dtype=np.uint8).reshape(SIDE, SIDE)
     for n in range(FRAMES):

@@ -62,6 +62,18 @@ def momentum(value: Any) -> dict[str, Any]:
     return table
 
 
+def at(step: float) -> dict[str, Any]:
+    table = saved()["optimiser"]
+    table["state"][0]["step"] = torch.tensor(step)
+    return table
+
+
+def group(**edited: Any) -> dict[str, Any]:
+    table = saved()["optimiser"]
+    table["param_groups"][0] |= edited
+    return table
+
+
 @pytest.mark.parametrize(
     ("edited", "says"),
     [
@@ -80,6 +92,10 @@ def momentum(value: Any) -> dict[str, Any]:
         ({"optimiser": {"state": {}, "param_groups": torch.zeros(1)}}, "groups and states are no list"),
         ({"optimiser": momentum(torch.zeros(1))}, r"exp_avg of parameter 0 is float32 \(1,\), expected float32 \(2, 2\)"),
         ({"optimiser": momentum("much")}, "exp_avg of parameter 0 is nothing plain"),
+        ({"optimiser": momentum(None) | {"state": {0: {"step": torch.ones(())}}}}, "parameter 0 has other states than exp_avg"),
+        ({"optimiser": at(1e30)}, "parameter 0 is at step 1.*, expected 0 to"),
+        ({"optimiser": group(betas=(1e308, 0.9))}, r"the optimiser's betas is \(1e\+308, 0.9\), expected \(0.9, 0.999\)"),
+        ({"optimiser": group(lr=float("nan"))}, "the optimiser's lr is nan"),
         ({"scaler": {"scale": "large"}}, "the scaler's values are no numbers"),
         ({"generator": torch.zeros(3)}, "not the state of this training"),
         ({"loader": {}}, "not the state of this training"),
