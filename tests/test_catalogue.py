@@ -173,7 +173,7 @@ CASES: dict[str, Callable[[Path], object]] = {
         Folder(str(written(at / "s-0.jsonl", b"{").parent)), "s-0.jsonl"
     ),
     "index.npz: not a set's index .*; write it anew with python -m preprocess merge": lambda at: parse_columns(
-        io.BytesIO(b"x"), memoryview(b"x"), 1, 1, 1, "index.npz"
+        b"x", 1, 1, 1, "index.npz"
     ),
     r"shards/mine/shard-000000\.tar, sample 'other' at byte 0: 3 bytes found, \d+ expected; the shard is damaged, copy it": (
         lambda at: ShardSet.record(part_of_set(), 0, b"123")
