@@ -23,11 +23,11 @@ import webdataset as wds
 from torch.utils.data import get_worker_info
 
 from dclr import distributed
+from dclr.data import plan, watch
 from dclr.data.clips import CROPS, ClipConfig, eval_clips, eval_shapes, train_clips, train_shapes
 from dclr.data.config import ON_ERROR, STALL
 from dclr.data.fetch import Arrivals, Cache, Row, fetch_ahead
 from dclr.data.manifest import ShardSet
-from dclr.data import plan, watch
 from dclr.data.pages import PREFETCH, Cut, Pages, Sample, Shapes, received, stack
 from dclr.data.plan import Mixture, Permutations, Plan, whole_parts
 from dclr.data.workers import start_worker, worker_context
