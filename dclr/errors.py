@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import io
-import math
 import os
 import re
 import select
@@ -13,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from dclr.text import plain, public
 
@@ -27,7 +26,7 @@ REFUSED = {  # by the machine, whatever the program does -> the way out
     errno.EMFILE: "raise the number of open files (ulimit -n),", errno.ENFILE: "close other programs,",
     errno.ENOMEM: "give it more memory, or fewer --workers,", errno.EIO: _LOOK, errno.ESTALE: _LOOK, errno.ENXIO: _LOOK,
     errno.EACCES: "change its rights, or name another,", errno.EPERM: "change its rights, or name another,",
-    errno.ENAMETOOLONG: "give a shorter name,", errno.ELOOP: "mend that link,",
+    errno.ENAMETOOLONG: "give names of at most 255 bytes, and a shorter path,", errno.ELOOP: "mend that link,",
 }  # fmt: skip
 
 
@@ -173,20 +172,12 @@ def _has_no_reader(stream: TextIO) -> bool:
     return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
-def check_number(name: str, value: Any) -> None:
-    """Raises InputError where ``value`` is a number that is not finite, or beyond 31 bits (a seed: 63)."""
-    flag = f"--{name.replace('_', '-')}"
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{flag} {value}: expected a finite number")
-    most = 2 ** (63 if name.endswith("seed") or name == "seeds" else 31) - 1
-    if isinstance(value, int) and abs(value) > most:
-        raise InputError(f"{flag} {value if abs(value) < 10**40 else '(a huge number)'}: expected at most {most}")
-
-
 def place(text: str, what: str) -> str:
     """A path or URL as a user gave it, ``~`` expanded; raises InputError for an empty one, which means the current folder."""
-    if not text.strip():
-        raise InputError(f"{what} {text!r}: it is empty, expected a path (. is the current folder)")
+    if not text.strip() or "\0" in text:
+        raise InputError(
+            f"{what} {text!r}: it is {'no path' if text.strip() else 'empty'}, expected a path (. is the current folder)"
+        )
     return text if "://" in text else os.path.expanduser(text)
 
 

@@ -11,6 +11,7 @@ import platform
 import re
 import resource
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -85,6 +86,29 @@ def peak_memory_gb() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The most that a process can hold there: the GPU's memory, or the machine's and its swap, or what its container has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    swap = re.search(r"^SwapTotal: *(\d+) kB", meminfo.read_text() if meminfo.exists() else "", re.MULTILINE)
+    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + (1024 * int(swap[1]) if swap else 0)
+    most = limit.read_text().strip() if limit.exists() else ""
+    return min(here, int(most)) if most.isdecimal() else here
+
+
+def require_memory(needed: Mapping[str, int], device: torch.device) -> None:
+    """Raises InputError where a process cannot hold what it needs at once: bytes by the flags that decide them. ``needed`` is
+    the least that it can be, so what fits is never refused."""
+    total, there, most = sum(needed.values()), memory_bytes(device), max(needed, key=lambda name: needed[name])
+    if total > there:
+        where = "this GPU" if device.type == "cuda" else "this machine"
+        raise InputError(
+            f"{most}: takes at least {needed[most] / 1e9:,.1f} GB of memory, a process as a whole {total / 1e9:,.1f} GB, and "
+            f"{where} has {there / 1e9:,.1f} GB; make it smaller"
+        )
 
 
 def cpu_has_bf16() -> bool:

@@ -120,7 +120,7 @@ class Wait:
         wrong = isinstance(error, ValueError) and self._tries <= WRONG  # of content; no client has another meaning for it
         if not wrong and not may_pass(error):
             raise error
-        said = f"{self._what}: " + " ".join(f"{type(error).__name__}: {error}".split())
+        said = f"{self._what}: " + " ".join(f"{type(error).__name__}: {error}".replace(" ssl:default", "").split())
         left = self._began + 60 * self._minutes - now
         if left <= 0 and not wrong:
             raise Unreachable(f"{said}; no answer for {self._minutes:g} minutes (--patience)") from None
@@ -188,7 +188,7 @@ def _say(line: str) -> bool:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            fresh = os.fstat(file).st_size > 0 and time.time() - os.fstat(file).st_mtime < 0.9 * SPOKEN
+            fresh = os.fstat(file).st_size > 0 and 0 <= time.time() - os.fstat(file).st_mtime < 0.9 * SPOKEN
             if fresh:
                 return False
             os.pwrite(file, b"1", 0)

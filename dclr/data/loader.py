@@ -27,7 +27,7 @@ from dclr.data import plan, watch
 from dclr.data.clips import CROPS, ClipConfig, eval_clips, eval_shapes, train_clips, train_shapes
 from dclr.data.config import ON_ERROR, STALL
 from dclr.data.fetch import Arrivals, Cache, Row, fetch_ahead
-from dclr.data.manifest import ShardSet
+from dclr.data.manifest import MANIFEST, ShardSet
 from dclr.data.pages import PREFETCH, Cut, Pages, Sample, Shapes, received, stack
 from dclr.data.plan import Mixture, Permutations, Plan, whole_parts
 from dclr.data.workers import start_worker, worker_context
@@ -252,6 +252,8 @@ def open_sets(
     sets = [ShardSet(open_folder(place, patience), keep_damaged=on_error == "skip") for place in places]
     for said in [said for shards in sets for said in shards.damaged] if os.environ.get("LOCAL_RANK", "0") == "0" else ():
         print(f"damaged: {said}", file=sys.stderr)
+    for shards in (one for one in sets if one.remote):
+        shards.root.read(MANIFEST, 0, 1)  # a server without byte ranges is named now, not at the first batch
     kept = None if cache is None else Cache(Path(cache), int(cache_size * 1e9))
     _check(on_error, kept, *sets)
     return sets, kept

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +23,6 @@ Sample = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
 
 PREFETCH = 2  # batches that each worker has ready or in work
-SHARED = "/dev/shm"  # Linux's, and glibc's shm_open
 SLOTS = PREFETCH + 1  # and the one that the trainer takes over
 
 
@@ -45,18 +43,17 @@ class Pages:
     A worker takes its slots in turn, one for a batch; batches of one worker arrive in order, so the slot that :meth:`release`
     frees is always the one that it takes next.
 
-    Raises InputError where the machine has not as much shared memory.
+    Raises InputError where the machine has no shared memory, or no place for semaphores.
     """
 
     def __init__(self, workers: int, size: int):
         self._size, self._first = size, workers * 8 * len(NUMBERS)
-        _require_shared(needed := self._first + workers * SLOTS * size, workers)
         try:
-            self._memory = torch.UntypedStorage._new_shared(needed)
+            self._memory = _shared(self._first + workers * SLOTS * size)
             self._free = [torch.multiprocessing.get_context("spawn").Semaphore(SLOTS) for _ in range(workers)]
         except (RuntimeError, OSError) as error:
             why = str(error).splitlines()[0]
-            raise InputError(f"--workers {workers}: no shared memory ({why}): mount {SHARED}, or give --workers 0") from None
+            raise InputError(f"--workers {workers}: no shared memory ({why}): mount /dev/shm, or give --workers 0") from None
         self._used = 0  # by this worker
 
     def lend(self, shapes: Shapes) -> dict[str, Lent]:
@@ -93,15 +90,15 @@ class Pages:
         self._free[worker].release()
 
 
-def _require_shared(size: int, workers: int) -> None:
-    """Raises InputError where shared memory has fewer than ``size`` bytes: a worker that writes beyond them is killed."""
-    with suppress(OSError):
-        there = os.statvfs(SHARED)
-        if (free := there.f_bavail * there.f_frsize) < size:
-            raise InputError(
-                f"--workers {workers}: their batches take {size / 1e6:.0f} MB of shared memory, and {SHARED} has "
-                f"{free / 1e6:.0f} MB: make it larger (docker run --shm-size), or give fewer --workers, or 0"
-            )
+def _shared(size: int) -> torch.UntypedStorage:
+    """Memory that processes started later share. None of it lies in /dev/shm, which is small in a container: a write to a page
+    for which that has no room is SIGBUS, and ends the process."""
+    file = os.memfd_create("dclr-pages")
+    try:
+        os.ftruncate(file, size)
+        return torch.UntypedStorage._new_shared_fd_cpu(file, size)  # type: ignore[attr-defined]  # it keeps a copy of the number
+    finally:
+        os.close(file)
 
 
 @dataclass

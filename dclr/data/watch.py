@@ -31,7 +31,7 @@ NAMED = 3  # workers in an error, at most
 STATES = {"T": "stopped by a signal", "t": "stopped by a debugger", "D": "waiting for its disk"}
 MEANS: dict[int, str] = {
     signal.SIGKILL: "where memory ran out, a smaller --workers needs less",
-    signal.SIGBUS: "where its shard was cut short, copy it again; where /dev/shm is full, a smaller --workers needs less",
+    signal.SIGBUS: "where its shard was cut short, copy it again",
 }
 ELSE = "where that comes at one place again, python -m preprocess verify SET --deep tells what is wrong there"
 

@@ -30,8 +30,9 @@ from dclr.errors import InputError, Lost, make_folder
 from dclr.evaluation.baseline import Each, require_same
 from dclr.evaluation.config import EvalConfig, Extraction
 from dclr.evaluation.pieces import Pieces
-from dclr.hardware import pick_device, place, resolve_precision, sent
+from dclr.hardware import pick_device, place, require_memory, resolve_precision, sent
 from dclr.method import norm
+from dclr.method.backbones import weight_bytes
 from dclr.method.pixels import IMAGENET, InputPixels
 from dclr.method.views import normalise, to_clip
 from dclr.patience import Interrupted
@@ -149,6 +150,7 @@ def opened(config: EvalConfig | Extraction) -> Opened:
     dtype = resolve_precision(config.precision, device)
     if config.pretrained == "random":
         assert config.arch is not None  # its configuration checked it
+        require_memory({f"--arch {config.arch} --width {config.width}": weight_bytes(config.arch, config.width)}, device)
         trunk, weights = random_weights(config.arch, config.width, config.seed, config.pixels())
     else:
         trunk = checkpoint.load_trunk(config.pretrained, config)
@@ -156,6 +158,11 @@ def opened(config: EvalConfig | Extraction) -> Opened:
         if config.arch not in (None, trunk.arch):
             raise InputError(f"{config.pretrained} holds a {trunk.arch}, not the {config.arch} of -a: leave -a out")
     clip = config.clip(trunk.clip)
+    at_once = {f"--test-clips {config.test_clips} --crops {config.crops}": config.test_clips * config.crops}
+    if isinstance(config, EvalConfig) and config.mode != "finetune":
+        at_once[f"--cpv {config.cpv}"] = config.cpv
+    for said, clips in at_once.items():  # of a video
+        require_memory({f"{said} --frames {clip.frames} --size {clip.size}": clip.bytes(clips, clips)}, device)
     (shards,), cache = open_sets([config.shards], config.on_error, config.cache, config.cache_size, config.patience)
     require_size(shards, clip.size)
     return Opened(config, trunk, weights, shards, cache, clip, device, dtype)
@@ -254,7 +261,9 @@ def held_out(shards: ShardSet, kind: str, samples_N: np.ndarray, share: float, s
                 break
             out[here & (group_N == group)] = True
     if not out.any():
-        raise InputError(f"--val {share}: every class of --train-split has one group of videos, none can be held out")
+        raise InputError(
+            f"--val {share}: every class of --train-split has one group of videos, none can be held out; leave --val out"
+        )
     return samples_N[~out], samples_N[out]
 
 

@@ -19,7 +19,7 @@ from dclr.hardware import peak_memory_gb
 from dclr.method import norm
 from dclr.patience import Interrupted
 from dclr.training.curves import Curves
-from dclr.training.saver import LAST, Saver
+from dclr.training.saver import LAST, Saver, found, number
 from dclr.training.signals import PREEMPTED, Preemption
 from dclr.training.state import TrainState
 
@@ -213,8 +213,16 @@ def _leave(done: int, saver: Saver, ended: BaseException | None = None, made: bo
     raise SystemExit(PREEMPTED)
 
 
-def diverged(saver: Saver, why: str) -> NoReturn:
-    """End the run, on every rank, with what is kept; ``why`` says what was not finite."""
+def sound(model: nn.Module, *more: torch.Tensor) -> bool:
+    """Whether every weight and buffer of a model, and ``more``, is finite. It asks the device once."""
+    tensors = [x for x in (*model.state_dict().values(), *more) if x.is_floating_point()]
+    return bool(torch.stack([x.detach().isfinite().all() for x in tensors]).all())
+
+
+def diverged(saver: Saver, done: int, why: str) -> NoReturn:
+    """End the run after step ``done``, on every rank, and name the good checkpoint; ``why`` says what was not finite."""
     saver.wait()
     distributed.wait()  # as where a signal ends the run
-    raise FloatingPointError(f"{why}; try --precision fp32 or a smaller --lr")
+    good = distributed.from_first(next((path for path in found(saver.folder) if number(path) < done), None))
+    kept = f"{good} is from before that" if good else "no checkpoint was saved before"
+    raise FloatingPointError(f"{why}; {kept}; try --precision fp32 or a smaller --lr")

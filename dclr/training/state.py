@@ -62,7 +62,9 @@ class TrainState:
         table = old | dict(saved)
         missing = sorted(names - {"revision"} - set(table))
         if missing:
-            raise InputError(f"the checkpoint to resume from lacks {', '.join(missing)}: an older version made it")
+            raise InputError(
+                f"the checkpoint to resume from lacks {', '.join(missing)}: an older version made it; name another --out"
+            )
         for name, found, expected in (("kind", table["kind"], kind), ("state_version", table["state_version"], STATE_VERSION)):
             if found != expected:
                 raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ import torch
 from test_loader import alive, loader
 
 from dclr import patience
-from dclr.data import pages, watch
+from dclr.data import watch
 from dclr.data.pages import Pages
 from dclr.data.watch import ON, PLACE, UNTIL
 from dclr.errors import InputError, WorkerLost
@@ -90,13 +91,10 @@ def test_a_worker_that_waits_for_a_store_or_goes_on_does_not_stall(monkeypatch: 
     assert numbers[1, PLACE] == -8 and not numbers[0].any()
 
 
-def test_a_machine_without_enough_shared_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(size: int) -> Any:
-        raise RuntimeError("unable to open shared memory object </torch_1> in read-write mode: Read-only file system (30)")
+def test_a_machine_without_shared_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(value: int) -> Any:
+        raise OSError(errno.EROFS, "Read-only file system")
 
-    with monkeypatch.context() as patched, pytest.raises(InputError, match=r"--workers 2: no shared memory .*give --workers 0"):
-        patched.setattr(torch.UntypedStorage, "_new_shared", refused)
+    monkeypatch.setattr(torch.multiprocessing.get_context("spawn"), "Semaphore", refused)
+    with pytest.raises(InputError, match=r"--workers 2: no shared memory \(.*Read-only file system\): mount /dev/shm, or give"):
         Pages(2, 10)
-    monkeypatch.setattr(pages, "SHARED", "/proc")  # which has no room
-    with pytest.raises(InputError, match=r"--workers 2: their batches take 6 MB of shared memory, and /proc has 0 MB"):
-        Pages(2, 10**6)
