@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
+LOCKED := $(PIP) --only-binary :all: --require-hashes -r
 DEMO := runs/demo
 DEMOS := random-motion moco-motion dclr-motion random-scene moco-scene dclr-scene
 ONE := OMP_NUM_THREADS=1 $(BIN)/python
@@ -12,14 +14,17 @@ LINEAR := $(ONE) train_eval.py linear --shards shards/demo --train-split train -
 .PHONY: demo results evidence test clean
 .SUFFIXES:
 
-$(VENV)/installed: requirements.txt pyproject.toml
+# torch is not in the locks: which build of it fits depends on the machine. What it needs beside GPU packages is.
+$(VENV)/installed: requirements.txt requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11; name another with make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	$(LOCKED) requirements.lock
+	$(PIP:--no-deps=) $$(grep -o '^torch==[0-9.]*' requirements.txt)
+	$(PIP) --no-build-isolation -e .
 	touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.lock
+	$(LOCKED) requirements-dev.lock
 	touch $@
 
 test: $(VENV)/installed-dev

@@ -249,7 +249,10 @@ class Parser(argparse.ArgumentParser):
         """As argparse, but for ``--help``: it comes last, so that it shows what a ``--config`` beside it says."""
         words = list(sys.argv[1:] if args is None else args)
         asked = [word for word in words if word in ("-h", "--help")]
-        return super().parse_known_args([word for word in words if word not in asked] + asked[:1], namespace)
+        found, strange = super().parse_known_args([word for word in words if word not in asked] + asked[:1], namespace)
+        if strange:  # said here, a command's own error names its own help
+            self.error(f"unrecognized arguments: {' '.join(strange)}")
+        return found, strange
 
     def format_help(self) -> str:
         width, blocks = min(WIDTH, shutil.get_terminal_size().columns), [super().format_help()]
@@ -370,7 +373,7 @@ def from_flags(settings: type[C], given: Mapping[str, Any], **more: Any) -> C:
     every, given = flags(settings), dict(given) | more
     absent = [flag(name) for name, one in every.items() if one.required and name not in given]
     if absent:
-        raise InputError(f"the following arguments are required: {', '.join(absent)}; --help says what they are")
+        raise InputError(f"the following arguments are required: {', '.join(absent)}; --help says what there is")
     return settings(**more | {name: given[name] for name in every if name in given})
 
 

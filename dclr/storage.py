@@ -17,15 +17,14 @@ from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 from uuid import uuid4
 
 from dclr.errors import InputError, Unreachable, make_folder
 from dclr.errors import place as as_place
-from dclr.files import LOCK, held
 from dclr.patience import MINUTES, Wait
 from dclr.text import public
 
@@ -67,6 +66,7 @@ REFUSED = {  # what fsspec knows and nothing here can use
     **dict.fromkeys(("dir", "zip", "tar", "libarchive", "reference", "generic", "dask"), _INSIDE),
     **dict.fromkeys(("cached", "blockcache", "filecache", "simplecache"), "it keeps copies of another place: name that"),
 }
+LISTING = 4  # tries of each request for a listing
 OUTWARDS = "a link that leads out of the folder; --follow-links takes it"
 FOLLOWED = 8  # times that one link to a folder is followed
 
@@ -209,23 +209,6 @@ class Folder:
                     raise OSError(error.errno, error.strerror, self._path(name)) from None
                 raise
 
-    @contextmanager
-    def held(self, part: tuple[int, int] | None = None) -> Iterator[None]:
-        """Inside, no other process of this machine writes here. With ``part`` (i, n), no other process writes that part, and
-        others may write theirs. Raises InputError as :func:`dclr.files.held` does."""
-        with held(self._locks / LOCK, str(self), shared=part is not None):
-            if part is None:
-                yield
-                return
-            number, count = part
-            with held(self._locks / f".part-{number}-of-{count}{LOCK}", f"{self}, part {number}/{count}"):
-                yield
-
-    @property
-    def _locks(self) -> Path:
-        """The folder of its locks."""
-        return Path(self.place)
-
     def remove(self, name: str) -> None:
         """Delete a file, or a folder with all in it; nothing where it is not there."""
         path = Path(self.place, name)
@@ -248,7 +231,15 @@ class RemoteFolder(Folder):
 
     What may pass, such as a failure of the network, is waited for (:mod:`dclr.patience`). Every operation raises Unreachable
     where that takes longer than ``patience``, and InputError naming the file for what does not pass.
+
+    Attributes:
+        lease: the object by which a run holds this set while it writes (:mod:`dclr.lease`), relative to it; "" without.
+        guard: what raises InputError where that run may not write any more. Where the folder was sent to another process, what
+            the lease is there for may be written.
     """
+
+    lease = ""
+    guard: Callable[[], None] | None = None
 
     @property
     def store(self) -> Store:
@@ -261,15 +252,26 @@ class RemoteFolder(Folder):
         """Whether the place can say which files it has: a web server cannot."""
         return self.store is not WEB
 
+    @property
+    def dated(self) -> bool:
+        """Whether :meth:`modified` is known, and objects may be written every few seconds."""
+        from fsspec import AbstractFileSystem
+
+        return self.store is not HUGGING_FACE and type(self._system).modified is not AbstractFileSystem.modified
+
     @cached_property
     def _system(self) -> Any:
         """The file system. It is made at its first use, so that a folder can be sent to another process."""
+        return self._made()
+
+    def _made(self, tries: int = 1) -> Any:
+        """A file system that tries each of its requests so often: :class:`Wait` repeats a whole operation."""
         options: dict[str, Any] = {
             "skip_instance_cache": True
         }  # a kept one would go on to the endpoint that the environment named
         if self.store is S3:
             connections = {"connect_timeout": 20, "read_timeout": 60, "max_pool_connections": 64}
-            options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, **connections}  # Wait is what repeats
+            options["config_kwargs"] = {"retries": {"total_max_attempts": tries}, **connections}
         with self._asked():
             import fsspec
 
@@ -285,7 +287,13 @@ class RemoteFolder(Folder):
             return system
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"place": self.place, "patience": self.patience}
+        return {"place": self.place, "patience": self.patience, "lease": self.lease}
+
+    def _may_write(self) -> None:
+        if self.guard:
+            self.guard()
+        elif self.lease and self.size(self.lease) is None:
+            raise InputError(f"{self}: the run that makes this set has ended or lost its lock; start it again")
 
     @contextmanager
     def _asked(self, name: str = "") -> Iterator[None]:
@@ -328,7 +336,9 @@ class RemoteFolder(Folder):
         with self._asked():
             base = self._system._strip_protocol(self.place).rstrip("/") + "/"
             with suppress(FileNotFoundError):
-                found = self._patiently(lambda: self._system.find(self.place, detail=True))
+                # of S3's many requests for a large listing one may fail, and none before it is asked again for that
+                system = self._made(LISTING) if self.store is S3 else self._system
+                found = self._patiently(lambda: system.find(self.place, detail=True))
                 files = {path.removeprefix(base): int(info["size"]) for path, info in found.items() if path.startswith(base)}
                 markers = [path for path in files if not path or path.endswith("/")]  # objects that consoles make of folders
                 for marker in markers:
@@ -344,6 +354,12 @@ class RemoteFolder(Folder):
     def size(self, name: str) -> int | None:
         with self._asked(), suppress(FileNotFoundError):
             return int(self._patiently(lambda: self._system.size(self._path(name)), name))
+        return None
+
+    def modified(self, name: str) -> datetime | None:
+        """When a file was written, by the store's clock; None where it is not there."""
+        with self._asked(), suppress(FileNotFoundError):
+            return cast(datetime, self._patiently(lambda: self._system.modified(self._path(name)), name))
         return None
 
     def read(self, name: str, start: int = 0, size: int | None = None, check: Callable[[bytes], object] | None = None) -> bytes:
@@ -384,21 +400,19 @@ class RemoteFolder(Folder):
         with tempfile.TemporaryDirectory(prefix="dclr-") as folder:
             yield Path(folder)
 
-    @property
-    def _locks(self) -> Path:
-        name = sha256(self.place.rstrip("/").encode()).hexdigest()
-        return Path(tempfile.gettempdir(), f"dclr-locks-{os.getuid()}", name)
-
     def put(self, name: str, file: Path) -> None:
+        self._may_write()
         with self._asked(name):
             self._patiently(lambda: self._system.put_file(str(file), self._path(name)), name)
         file.unlink()
 
     def write(self, name: str, data: bytes) -> None:
+        self._may_write()
         with self._asked(name):
             self._patiently(lambda: self._system.pipe_file(self._path(name), data), name)
 
     def remove(self, name: str) -> None:
+        self._may_write()
         with self._asked(), suppress(FileNotFoundError):
             self._patiently(lambda: self._system.rm(self._path(name), recursive=True), name)
 

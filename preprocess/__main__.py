@@ -15,6 +15,7 @@ from dclr.data.config import Reading
 from dclr.data.manifest import MANIFEST, Manifest, ShardSet
 from dclr.data.sets import folds, leaks
 from dclr.errors import InputError, exit_on_input_error, path_flag
+from dclr.lease import writing
 from dclr.settings import Parser, again, as_type, check_values, from_flags, setting
 from dclr.storage import Folder, RemoteFolder, open_folder
 from preprocess import run, synthetic
@@ -244,13 +245,13 @@ def look_after(command: str, shards: Folder, given: Mapping[str, Any]) -> None:
             raise SystemExit(1)
     elif command == "add-cues":
         wanted, how = from_flags(Growing, given), from_flags(run.How, given)
-        with shards.held():
+        with writing(shards):
             settle(shards)
             manifest = add_cues(shards, wanted.cues, how, wanted.root, wanted.follow_links)
         print(contents(shards, manifest))
     else:
         tolerance, how, again_ = from_flags(Tolerance, given), from_flags(run.How, given), from_flags(Retrying, given)
-        with shards.held():
+        with writing(shards):
             settle(shards)
             made = run.merge(shards) if command == "merge" else run.retry(shards, how, again_.root, again_.follow_links)
             conclude(shards, made, tolerance)
@@ -265,7 +266,7 @@ def make(given: Mapping[str, Any]) -> None:
     dry, append = (getattr(chosen, name, False) for name in ("dry_run", "append"))
     with ExitStack() as stack:
         if not dry:
-            stack.enter_context(out.held(how.part))
+            stack.enter_context(writing(out, how.part))
             settle(out)
         found = _drawn(chosen, out, how.workers, stack) if drawn else _found(given, chosen)
         absent = too_many_missing(len(found.missing), found.listed, tolerance.max_missing)
@@ -368,11 +369,8 @@ def report(out: Folder, summary: run.Summary) -> str:
 
 def command() -> None:
     """dclr-preprocess."""
-    try:
-        with exit_on_input_error():
-            main()
-    except KeyboardInterrupt:
-        raise SystemExit("\ninterrupted; what is finished is kept, and the same command goes on from there") from None
+    with exit_on_input_error():
+        main()
 
 
 if __name__ == "__main__":

@@ -266,6 +266,8 @@ def build(source: VideoSet, out: Folder, options: Options, how: How) -> Summary 
     made = jobs(source, sample_keys([video.id for video in source.videos]), options, ratio)
     plan = _plan(source, options, [], made, ratio)
     if finished and old != plan:
+        if old is not None and old.dataset == source.name:
+            require_made_so(out, old.options, source, options)
         raise _another_set(out, source)
     return carry_out(plan, made, source.root, out, options, how)
 
@@ -275,6 +277,17 @@ def _another_set(out: Folder, source: VideoSet) -> InputError:
     return InputError(
         f"--out {out}: a finished shard set is there already, made from other videos or options; {more}name another folder"
     )
+
+
+def require_made_so(out: Folder, there: Mapping[str, Any], source: VideoSet, options: Options) -> None:
+    """Raises InputError naming the first of ``options`` that is not what the finished set was made with."""
+    usual = asdict(Options())
+    made_with, wanted = {**usual, **there}, usual | manifest_options(options, source)
+    for name, one in flags(Options).items():
+        if made_with[name] != wanted[name]:
+            given, made = one.typed(wanted[name]), one.typed(made_with[name])
+            same = "give the same to append to it, or " * (source.name in DATASETS)  # the embedded one has all of its videos
+            raise InputError(f"{given}: {out} was made with {made}; {same}name another folder")
 
 
 def check_cues(there: Mapping[str, Any], wanted: Mapping[str, Any], out: Folder) -> None:
@@ -473,14 +486,11 @@ def append(source: VideoSet, out: Folder, options: Options, how: How) -> Summary
     New classes get the numbers after the old ones.
     """
     have = ShardSet(out)
-    usual = asdict(Options())
-    made_with, wanted = usual | have.manifest.options, usual | manifest_options(options, source)
     if have.manifest.dataset == source.name:
+        usual = asdict(Options())
+        made_with, wanted = usual | have.manifest.options, usual | manifest_options(options, source)
         check_cues({name: made_with[name] for name in usual}, {name: wanted[name] for name in usual}, out)
-    for name, one in flags(Options).items():
-        if made_with[name] != wanted[name]:
-            given, made = one.typed(wanted[name]), one.typed(made_with[name])
-            raise InputError(f"{given}: {out} was made with {made}; give the same to append to it")
+    require_made_so(out, have.manifest.options, source, options)
     if have.manifest.dataset != source.name:
         raise InputError(f"{out} holds {have.manifest.dataset}, not {source.name}: name another folder")
     classes = {kind: list(names) for kind, names in have.manifest.classes.items()}
@@ -550,7 +560,8 @@ def _extend(source: VideoSet, have: ShardSet, out: Folder, options: Options, how
     keep = [shard.name.removesuffix(".tar") for shard in have.manifest.shards]
     if not source.videos:
         return _nothing_new(source, have, out)
-    first = 1 + max(int(name.rpartition("-")[2]) for name in keep)
+    numbers = [name.rpartition("-")[2] for name in keep]  # someone may have renamed a shard, in the manifest too
+    first = 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
     used = {key.rpartition("_s")[0] if options.segment else key for key in have.keys}
     ratio = output_ratio(source, options)
     made = jobs(source, sample_keys([video.id for video in source.videos], used), options, ratio, first)

@@ -138,7 +138,7 @@ def server() -> Iterator[int]:
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"MOTO_S3_DEFAULT_MAX_KEYS": "10"},
     )  # fmt: skip
     try:
         for _ in range(300):

@@ -284,7 +284,8 @@ def test_the_modes_are_listed() -> None:
     [
         (("train_pretrain.py", "--lr", "fast"), "argument --lr: 'fast': expected a number, above 0 to 1000"),
         (("train_pretrain.py", "--rl", "1"), "unrecognized arguments: --rl 1"),
-        (("train_pretrain.py", "--lr", "1"), "the following arguments are required: --shards, --split, --out"),
+        (("train_pretrain.py", "--lr", "1"), "are required: --shards, --split, --out; --help says what there is"),
+        (("-m", "preprocess", "stats", "A", "B"), "unrecognized arguments: B; python -m preprocess stats --help says"),
         (("train_pretrain.py", "--split", ","), "argument --split: it is empty, expected at least one value"),
         (("train_pretrain.py", "--schedule", "1,x"), "argument --schedule: 'x': expected a whole number, 0 to 1000000"),
         (("train_eval.py", "guess"), "invalid choice: 'guess'"),

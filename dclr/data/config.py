@@ -11,6 +11,7 @@ from dclr.settings import flag, setting
 from dclr.text import plain
 
 ON_ERROR = ("stop", "skip")
+STALL = 5.0  # minutes, unless --stall-minutes says otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,10 @@ class Reading:
     patience: float = setting(
         MINUTES, "minutes for which a store that does not answer is waited for", metavar="MINUTES", least=0, most=1e6,
         free=True, before=MINUTES,
+    )  # fmt: skip
+    stall_minutes: float = setting(
+        STALL, "minutes after which a run ends whose loader processes are stopped or hang", metavar="MINUTES", above=0,
+        free=True, before=STALL,
     )  # fmt: skip
     on_error: str = setting(
         "stop", "at a video that cannot be read: stop, or skip (training takes another, a result names it)", choices=ON_ERROR

@@ -541,9 +541,12 @@ class ShardSet:
 
     def damage(self, sample: int, why: str) -> FormatError:
         """The error that names a sample's place."""
+        return FormatError(f"{self.place(sample)}: {why}; the shard is damaged, copy it again")
+
+    def place(self, sample: int) -> str:
+        """A sample's shard, key and byte, for messages."""
         name, offset, _ = self.where(sample)
-        place = f"{self.folder(sample)}/{name}, sample {self.keys[sample]!r} at byte {offset}"
-        return FormatError(f"{place}: {why}; the shard is damaged, copy it again")
+        return f"{self.folder(sample)}/{name}, sample {self.keys[sample]!r} at byte {offset}"
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -205,6 +205,8 @@ class EvalConfig(Tuning, Computing, Frozen, EvalClips, PixelSettings, Pretrained
                 f"--probe-lr {' '.join(map(str, self.probe_lr))}: expected one learning rate; of several one is chosen on "
                 "--val, such as 0.1"
             )
+        if self.baseline and Path(self.baseline).resolve() == Path(self.out).resolve():
+            raise InputError(f"--baseline {self.baseline}: it is --out itself, expected the folder of another evaluation")
         if not self.shots:
             raise InputError("--shots: expected numbers of videos a class, such as 1 5 10")
         self.check_network()

@@ -89,7 +89,7 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
     loader = TrainLoader(
         setting.shards, setting.train_N, setting.clip, clips=1, batch=config.batch, seed=config.seed, epochs=config.epochs,
         passes=config.cpv, rank=distributed.rank(), world=distributed.world(), workers=config.workers, kind=setting.kind,
-        cache=setting.cache, on_error=config.on_error,
+        cache=setting.cache, on_error=config.on_error, stall_minutes=config.stall_minutes,
     )  # fmt: skip
     first_step, last_step = 0, len(loader) * config.epochs
     if first and config.force:
@@ -281,7 +281,12 @@ def finetuned(path: Path) -> Finetuned:
     """The network in a checkpoint of train_eval.py finetune, or in the folder of one, where it is the one that was tested; in
     evaluation mode. Raises InputError for any other file."""
     if path.is_dir():
-        path = path / (BEST if (path / BEST).exists() else LAST)
+        there = next((path / name for name in (BEST, LAST) if (path / name).exists()), None)
+        if there is None:
+            usage = path / "usage.py"
+            way = f"python {usage} VIDEO names the classes of this one" if usage.exists() else "or its last.pt"
+            raise InputError(f"{path}: no {BEST} and no {LAST} in it, expected the folder of train_eval.py finetune; {way}")
+        path = there
     trunk, state = checkpoint.load_trunk(path), checkpoint.read(path)
     if not isinstance(state, dict) or not {"classes", "stored", "config", "model"} <= set(state):
         raise InputError(

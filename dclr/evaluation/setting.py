@@ -26,7 +26,7 @@ from dclr.data.loader import RGB_ALONE, Beside, TrainLoader, all_skipped, eval_l
 from dclr.data.manifest import ShardSet, require_size
 from dclr.data.sets import choose, leaks, pace_warnings
 from dclr.draws import generator
-from dclr.errors import InputError, Unreachable, make_folder
+from dclr.errors import InputError, Lost, make_folder
 from dclr.evaluation.baseline import Each, require_same
 from dclr.evaluation.config import EvalConfig, Extraction
 from dclr.evaluation.pieces import Pieces
@@ -274,7 +274,7 @@ def training_clips(setting: Setting, batches: int) -> Iterator[torch.Tensor]:
     epochs = -(-batches // (len(setting.train_N) // batch))
     loader = TrainLoader(
         setting.shards, setting.train_N, setting.clip, clips=1, batch=batch, seed=config.seed, epochs=epochs,
-        workers=config.workers, cache=setting.cache, on_error=config.on_error,
+        workers=config.workers, cache=setting.cache, on_error=config.on_error, stall_minutes=config.stall_minutes,
     )  # fmt: skip
     endless = itertools.chain.from_iterable(itertools.repeat(loader, epochs))
     bar = bars.bar(total=batches, desc="BatchNorm statistics", unit="batch", disable=distributed.rank() != 0)
@@ -325,7 +325,7 @@ def over_videos(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """What ``found`` says of every video, each asked exactly once over all ranks, in ascending sample order; the segments of a
     cut video count as one, with the mean of their results. What cannot be read is left out and named in ``setting.skipped``
-    where ``--on-error skip`` says so. Raises Unreachable or Interrupted on every rank where one of them could not go on.
+    where ``--on-error skip`` says so. Raises what is :class:`dclr.errors.Lost`, or Interrupted, on every rank where one of them could not go on.
 
     Args:
         found: a batch of :func:`dclr.data.loader.eval_loader` (one video, and what is ``beside`` it) -> a tensor.
@@ -340,17 +340,21 @@ def over_videos(
     rest_N = np.setdiff1d(samples_N, np.array(list(before), np.int64))
     loader = eval_loader(
         setting.shards, rest_N, setting.clip, clips=clips, crops=crops, beside=beside, rank=rank, world=world,
-        workers=config.workers, cache=setting.cache, on_error=config.on_error,
+        workers=config.workers, cache=setting.cache, on_error=config.on_error, stall_minutes=config.stall_minutes,
     )  # fmt: skip
     mine: dict[int, np.ndarray] = {}
     ended: BaseException | None = None
     try:
         for batch in bars.bar(loader, total=-(-len(rest_N) // world), desc=title, unit="video", disable=rank != 0):
+            if distributed.called_off():
+                break
             sample = int(batch["sample"][0])
             mine[sample] = result = found(batch).cpu().numpy()
             pieces.add(sample, result)
-    except (Interrupted, Unreachable) as error:
+    except (Interrupted, Lost) as error:
         ended = error
+        distributed.call_off()  # the others need not first ask all of theirs
+    pieces.keep()
     distributed.unanimous(ended)
     results = before | {sample: value for part in distributed.joined_objects(mine) for sample, value in part.items()}
     absent = set(samples_N.tolist()) - set(results)

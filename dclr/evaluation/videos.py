@@ -145,6 +145,8 @@ def predict(videos: Sequence[Path], config: Prediction) -> None:
     others are done."""
     if config.overlay and len(videos) > 1:
         raise InputError(f"--overlay {config.overlay}: it shows one video, and {len(videos)} are given; give one")
+    if absent := [plain(str(video), 300) for video in videos if not video.is_file()]:
+        raise InputError(f"{absent[0]}: no such file, expected a video" + f" ({len(absent)} are not there)" * (len(absent) > 1))
     namer, failed = Namer(finetuned(Path(config.pretrained)), config.precision), 0
     for path in filter(None, (config.json, config.overlay)):
         make_folder(Path(path).parent, f"--{'json' if path == config.json else 'overlay'}")

@@ -57,7 +57,7 @@ class Split:
 class Beginning(PixelSettings):
     pretrained: str | None = setting(
         None,
-        "weights to begin from, of the same --arch and --width: as train_eval.py's",
+        "weights to begin from, of the same --arch and --width: what train_eval.py --pretrained takes",
         metavar="FILE",
         place=True,
         before=None,

@@ -225,7 +225,7 @@ def _train(
     loader = TrainLoader(
         data.shards, data.samples_N, config.clip, clips=2, batch=config.batch, seed=config.seed, epochs=config.epochs,
         last=config.last_batch, weights=config.weights, rank=distributed.rank(), world=distributed.world(),
-        workers=config.workers, cache=cache, on_error=config.on_error,
+        workers=config.workers, cache=cache, on_error=config.on_error, stall_minutes=config.stall_minutes,
     )  # fmt: skip
     first_step, last_step, due = 0, len(loader) * config.epochs, False
     saved = distributed.from_first(resume(out, config.resume) if first else None)
@@ -304,7 +304,7 @@ class Pretraining(Learner):
             keys = [key for part in distributed.joined_objects(self._shown) for key in part]
             if distributed.rank() == 0:
                 with spared(out):
-                    (out / BAD).write_text("\n".join(keys) + "\n")
+                    (out / BAD).write_text("\n".join(keys) + "\n", "utf-8")
             diverged(
                 saver,
                 done,

@@ -117,7 +117,7 @@ def test_the_epoch_that_is_tested_is_chosen_on_what_is_held_out(synthetic_set: P
         tmp_path / "knn",
     )
     said = succeed("train_eval.py", "knn", *again)
-    assert "unexpected  2    left aside: fc" in said
+    assert "unexpected  2    beside the trunk: fc" in said
 
 
 def test_what_diverged_is_never_saved(synthetic_set: Path, tmp_path: Path) -> None:

@@ -385,7 +385,10 @@ def test_append_adds_the_new_videos_of_a_grown_set(few: Path, tmp_path: Path) ->
     for name in ("A/new.avi", "AA/new.avi"):  # a class whose name sorts between the old ones
         encode(render("up", "rings", (name,))[0], 25, root / name)
     assert "a finished shard set is there already" in refuse(*FOLDER, root, "--out", out, *SMALL_SHARDS)
-    assert "made with --size 96" in refuse(*FOLDER, root, "--out", out, "--size", "64", "--shard-size", "1", "--append")
+    otherwise = (*FOLDER, root, "--out", out, "--size", "64", "--shard-size", "1")
+    for more in ((), ("--append",)):  # which would be refused too, and is not advised
+        said = refuse(*otherwise, *more)
+        assert "--size 64" in said and "made with --size 96; give the same to append to it, or name another" in said
     assert "10 videos" in succeed(*FOLDER, root, "--out", out, *SMALL_SHARDS, "--append")
     after, shards = contents(out), ShardSet(out)
     whole = ("manifest.json", "index.npz")  # these are of the whole set

@@ -77,8 +77,10 @@ def test_what_is_mined_is_held_against_labels(synthetic_set: Path) -> None:
     rows = videos.pictures(mined, query, entries)
     assert [len(row) for row in rows] == [3, 2] and rows[0][0][0].shape == (*shards.read(int(samples[0])).size, 3)
     assert rows[1][1][1] == shards.manifest.classes["motion"][shards.labels["motion"][samples[3]]]
-    shards.labels["motion"] = np.full_like(shards.labels["motion"], -1)
-    assert "contrast/mined_same_motion" not in videos.alike(mined, query, entries)
+    for kind, label in (("motion", -1), ("scene", 0)):  # unlabelled, and of one class, where all are alike
+        shards.labels[kind] = np.full_like(shards.labels[kind], label)
+    few = Videos(shards, shards.select(["train"])).alike(mined, query, entries)
+    assert list(few) == [f"contrast/mined_same_{kind}" for kind in list(shards.labels)[2:]]
 
 
 def test_two_processes_make_the_run_of_one(synthetic_set: Path, tmp_path: Path) -> None:
