@@ -94,7 +94,7 @@ class Pages:
 
 
 def _require_shared(size: int, workers: int) -> None:
-    """Raises InputError where shared memory has fewer than ``size`` bytes: a worker that writes more than there are is killed."""
+    """Raises InputError where shared memory has fewer than ``size`` bytes: a worker that writes more is killed."""
     with suppress(OSError):
         there = os.statvfs(SHARED)
         if (free := there.f_bavail * there.f_frsize) < size:
