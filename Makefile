@@ -1,4 +1,5 @@
 # make demo: from nothing to a table and pictures.  make evidence: the numbers of docs/evidence.md.  make test: every check.
+# make soak: kills and faults, by the hour.
 # Needs Python >= 3.11 and make.
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ ONE := OMP_NUM_THREADS=1 $(BIN)/python
 TRAIN := $(ONE) train_pretrain.py --config recipes/lab.yaml --shards shards/demo
 LINEAR := $(ONE) train_eval.py linear --shards shards/demo --train-split train --test-split test -cpv 2 --test-clips 2 --precision fp32
 
-.PHONY: demo results evidence test clean
+.PHONY: demo results evidence test fuzz soak clean
 .SUFFIXES:
 
 # torch is not in the locks: which build of it fits depends on the machine. What it needs beside GPU packages is.
@@ -32,6 +33,14 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadscope  # most tests start processes of one thread: two at a time take half as long
+
+# SHORT="--kills 10 --minutes 2", for example; an hour and a half without.
+soak: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/faults -m "soak or not soak"
+	PYTHONPATH=tests $(BIN)/python tests/faults/soak.py $(SHORT)
+
+fuzz: $(VENV)/installed-dev  # RUNS=1000: so many executions of each target
+	$(BIN)/python tests/fuzz/fuzz.py $(if $(RUNS),--runs $(RUNS))
 
 evidence: $(VENV)/installed
 	$(BIN)/python benchmarks/evidence.py $(CELL) $(if $(FRESH),--fresh)

@@ -188,7 +188,7 @@ def _say(line: str) -> bool:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            fresh = os.fstat(file).st_size > 0 and time.time() - os.fstat(file).st_mtime < 0.9 * SPOKEN
+            fresh = os.fstat(file).st_size > 0 and 0 <= time.time() - os.fstat(file).st_mtime < 0.9 * SPOKEN
             if fresh:
                 return False
             os.pwrite(file, b"1", 0)

@@ -25,6 +25,7 @@ from uuid import uuid4
 
 from dclr.errors import InputError, Unreachable, make_folder
 from dclr.errors import place as as_place
+from dclr.parse import require_size
 from dclr.patience import MINUTES, Wait
 from dclr.text import public
 
@@ -66,6 +67,7 @@ REFUSED = {  # what fsspec knows and nothing here can use
     **dict.fromkeys(("dir", "zip", "tar", "libarchive", "reference", "generic", "dask"), _INSIDE),
     **dict.fromkeys(("cached", "blockcache", "filecache", "simplecache"), "it keeps copies of another place: name that"),
 }
+MOST = 2 * 10**9  # bytes of a file that is read whole: the index of ten million samples
 LISTING = 4  # tries of each request for a listing
 OUTWARDS = "a link that leads out of the folder; --follow-links takes it"
 FOLLOWED = 8  # times that one link to a folder is followed
@@ -159,7 +161,13 @@ class Folder:
         """The bytes of a file, or ``size`` of them from ``start`` on; raises FileNotFoundError."""
         with Path(self.place, name).open("rb") as file:
             file.seek(start)
-            return file.read(-1 if size is None else size)
+            there = os.fstat(file.fileno()).st_size - start
+            return file.read(-1 if size is None else max(0, min(size, there)))  # so much memory is taken before it is read
+
+    def read_whole(self, name: str, most: int, what: str) -> bytes:
+        """A file of at most ``most`` bytes. Of a larger one nothing is read; InputError names it. Raises FileNotFoundError."""
+        require_size(str(self._path(name)), self.size(name) or 0, most, what)
+        return self.read(name)
 
     def address(self, name: str) -> str:
         """What :meth:`local` finds a file of the listing by in any process."""
@@ -280,7 +288,7 @@ class RemoteFolder(Folder):
 
                 timeout = aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=60)
                 whole = {"Accept-Encoding": "identity"}  # a server that packs what it sends answers no byte ranges
-                options["client_kwargs"] = {"timeout": timeout, "headers": whole}
+                options["client_kwargs"] = {"timeout": timeout, "headers": whole, "response_class": _bounded()}
             system = fsspec.core.url_to_fs(self.place, use_listings_cache=False, **options)[0]
             if self.store is S3:
                 system.retries = 1
@@ -353,7 +361,7 @@ class RemoteFolder(Folder):
 
     def size(self, name: str) -> int | None:
         with self._asked(), suppress(FileNotFoundError):
-            return int(self._patiently(lambda: self._system.size(self._path(name)), name))
+            return self._patiently(lambda: self._system.size(self._path(name)), name)
         return None
 
     def modified(self, name: str) -> datetime | None:
@@ -376,11 +384,13 @@ class RemoteFolder(Folder):
 
         with self._asked(name), suppress(FileNotFoundError):
             data = self._patiently(ask, name, start)
+            where = public(self._path(name))
             if size is not None and len(data) > size:
-                where = public(self._path(name))
                 raise InputError(
                     f"{where}: the server sends whole files where byte ranges are asked for; use one that knows ranges"
                 )
+            if len(data) > MOST:
+                raise InputError(f"{where}: above {MOST / 1e9:.0f} GB, or without an end; expected a file of a shard set")
             return data
         raise FileNotFoundError(errno.ENOENT, "no such file", public(self._path(name)))
 
@@ -418,6 +428,25 @@ class RemoteFolder(Folder):
 
     def free(self) -> None:
         return None
+
+
+def _bounded() -> type:
+    """The class of a web server's answers: of a body that is longer than was asked for, or endless, one byte more is read."""
+    import aiohttp
+
+    class Bounded(aiohttp.ClientResponse):
+        async def read(self) -> bytes:
+            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
+            most = int(asked[2]) - int(asked[1]) + 1 if asked else MOST
+            pieces, held = list[bytes](), 0
+            async for piece in self.content.iter_any():
+                pieces.append(piece)
+                if (held := held + len(piece)) > most:
+                    self.close()
+                    break
+            return b"".join(pieces)[: most + 1]
+
+    return Bounded
 
 
 def open_folder(place: str | Path, patience: float = MINUTES) -> Folder:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,9 +49,8 @@ class Pages:
 
     def __init__(self, workers: int, size: int):
         self._size, self._first = size, workers * 8 * len(NUMBERS)
-        _require_shared(needed := self._first + workers * SLOTS * size, workers)
         try:
-            self._memory = torch.UntypedStorage._new_shared(needed)
+            self._memory = _shared(self._first + workers * SLOTS * size)
             self._free = [torch.multiprocessing.get_context("spawn").Semaphore(SLOTS) for _ in range(workers)]
         except (RuntimeError, OSError) as error:
             why = str(error).splitlines()[0]
@@ -93,15 +91,15 @@ class Pages:
         self._free[worker].release()
 
 
-def _require_shared(size: int, workers: int) -> None:
-    """Raises InputError where shared memory has fewer than ``size`` bytes: a worker that writes more is killed."""
-    with suppress(OSError):
-        there = os.statvfs(SHARED)
-        if (free := there.f_bavail * there.f_frsize) < size:
-            raise InputError(
-                f"--workers {workers}: their batches take {size / 1e6:.0f} MB of shared memory, and {SHARED} has "
-                f"{free / 1e6:.0f} MB: make it larger (docker run --shm-size), or give fewer --workers, or 0"
-            )
+def _shared(size: int) -> torch.UntypedStorage:
+    """Memory that processes started later share. None of it lies in /dev/shm, which is small in a container: a write to a page
+    for which that has no room is SIGBUS, and ends the process."""
+    file = os.memfd_create("dclr-pages")
+    try:
+        os.ftruncate(file, size)
+        return torch.UntypedStorage._new_shared_fd_cpu(file, size)  # type: ignore[attr-defined]  # it keeps a copy of the number
+    finally:
+        os.close(file)
 
 
 @dataclass

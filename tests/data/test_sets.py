@@ -113,7 +113,7 @@ def test_a_share_is_per_cent_or_a_part() -> None:
         with pytest.raises(InputError, match=f"'{text}': expected a share of the videos, such as 25%"):
             share(text)
     for text in ("0%", "101%", "25"):
-        with pytest.raises(InputError, match="--share .*: expected above 0 to 1"):
+        with pytest.raises(InputError, match=r"--share .*: expected above 0 to 1"):
             Choice(share=share(text))
     assert Choice().chosen_by == ""
     assert Choice(min_motion=2.0, share=0.25).chosen_by == "--min-motion 2 --share 0.25"
