@@ -1,25 +1,31 @@
 # make demo: from nothing to a table and pictures.  make evidence: the numbers of docs/evidence.md.  make test: every check.
+# make soak: kills and faults, by the hour.
 # Needs Python >= 3.11 and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
+LOCKED := $(PIP) --only-binary :all: --require-hashes -r
 DEMO := runs/demo
 DEMOS := random-motion moco-motion dclr-motion random-scene moco-scene dclr-scene
 ONE := OMP_NUM_THREADS=1 $(BIN)/python
 TRAIN := $(ONE) train_pretrain.py --config recipes/lab.yaml --shards shards/demo
 LINEAR := $(ONE) train_eval.py linear --shards shards/demo --train-split train --test-split test -cpv 2 --test-clips 2 --precision fp32
 
-.PHONY: demo results evidence test fuzz clean
+.PHONY: demo results evidence test fuzz soak clean
 .SUFFIXES:
 
-$(VENV)/installed: requirements.txt pyproject.toml
+# torch is not in the locks: which build of it fits depends on the machine. What it needs beside GPU packages is.
+$(VENV)/installed: requirements.txt requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11; name another with make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	$(LOCKED) requirements.lock
+	$(PIP:--no-deps=) $$(grep -o '^torch==[0-9.]*' requirements.txt)
+	$(PIP) --no-build-isolation -e .
 	touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.lock
+	$(LOCKED) requirements-dev.lock
 	touch $@
 
 test: $(VENV)/installed-dev
@@ -27,6 +33,11 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadscope  # most tests start processes of one thread: two at a time take half as long
+
+# SHORT="--kills 10 --minutes 2", for example; an hour and a half without.
+soak: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/faults -m "soak or not soak"
+	PYTHONPATH=tests $(BIN)/python tests/faults/soak.py $(SHORT)
 
 fuzz: $(VENV)/installed-dev  # RUNS=1000: so many executions of each target
 	$(BIN)/python tests/fuzz/fuzz.py $(if $(RUNS),--runs $(RUNS))

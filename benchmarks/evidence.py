@@ -268,7 +268,8 @@ def tables() -> str:
             lines.append(f"| {row} | {len(found)} | {' | '.join(columns)} |")
         if "{data}" in its.made:
             for other in (row for row in cells if row != "dclr" and "dclr" in cells):
-                lines.append(f"\ndclr is ahead of {other} by {paired(cells['dclr'], cells[other], its.labels[0])} points.")
+                apart = paired(cells["dclr"], cells[other], its.labels[0])
+                lines.append(f"\ndclr less {other}, paired by test video: {apart} points.")
         lines.append("")
     return "\n".join(lines)
 
@@ -278,7 +279,7 @@ def paired(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]
     video's share is taken."""
     one, other = (np.mean([[int(bit) for bit in cell["right"][label]] for cell in cells], 0) for cells in (ours, theirs))
     apart = 100 * (one - other)
-    return f"{apart.mean():.1f} ± {1.96 * apart.std(ddof=1) / math.sqrt(len(apart)):.1f}"
+    return f"{apart.mean():+.1f} ± {1.96 * apart.std(ddof=1) / math.sqrt(len(apart)):.1f}"
 
 
 def outside(cell: Cell, found: dict[str, Any]) -> list[str]:

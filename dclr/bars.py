@@ -19,15 +19,16 @@ class Lines:
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic):
         self._stream, self._clock = stream, clock
-        self._state, self._said = "", clock()
+        self._state, self._last, self._said = "", "", clock()
 
     def write(self, text: str) -> None:
         """What tqdm writes: a state behind a carriage return, blanks to wipe it out, or the end of a line at the bar's end."""
         self._state = text.strip() or self._state
         if text == "\n" or (text.strip() and self._clock() - self._said >= EVERY):
-            self._stream.write(f"{self._state}\n")
-            self._stream.flush()
-            self._said = self._clock()
+            if self._state != self._last:
+                self._stream.write(f"{self._state}\n")
+                self._stream.flush()
+            self._last, self._said = self._state, self._clock()
 
     def flush(self) -> None:
         """Every line is flushed as it is written."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,5 +53,11 @@ def write(figure: plt.Figure, out: Path) -> Path:
     finally:
         plt.close(figure)
     if any("missing from font" in str(warning.message) for warning in told):
-        print(f"warning: {out.name}: no font here has some letters of the names; Noto Sans CJK has most", file=sys.stderr)
+        _warn(f"warning: {out.name}: no font here has some letters of the names; Noto Sans CJK has most")
     return out
+
+
+@cache
+def _warn(line: str) -> None:
+    """Once: a training draws the same picture again and again."""
+    print(line, file=sys.stderr)

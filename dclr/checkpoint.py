@@ -390,15 +390,15 @@ def _trunk(path: Path, found: Weights, told: PixelSettings) -> Trunk:
     rows = [
         ["tensors", "", f"{best} of width {width}"],
         ["matched", str(len(wanted)), "all of the trunk"],
-        ["missing", "0", "a classifier is trained anew"],
-        ["unexpected", str(len(rest)), f"left aside: {beside}"],
+        ["missing", "0", "nothing of the trunk"],
+        ["unexpected", str(len(rest)), f"beside the trunk: {beside}"],
     ]
     matched = f"{table(rows)}\npixels: {seen}"
     return Trunk(fronted(module, pixels).eval(), best, width, clip, matched, found.classes, head, config, found.stored)
 
 
 def _group(name: str) -> str:
-    """What a tensor that is left aside belongs to: a head, a classifier, another encoder."""
+    """What a tensor beside the trunk belongs to: a head, a classifier, another encoder."""
     parts = name.split(".")
     return ".".join(parts[: 2 if parts[0] in ("heads", "module") else 1])
 

@@ -139,7 +139,7 @@ def gather(folders: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
             except InputError as error:
                 left_out[str(place)] = str(error).removeprefix(f"{place}/")
         inside = sorted(path for path in top.iterdir() if path.is_dir() and path.name[0] != ".") if results else [top]
-        known = [*results, *pretrainings]
+        known = [*results, *pretrainings, *(path.parent for path in top.glob("*/*.safetensors"))]  # kept features
         empty = [path for path in inside if not any(one.is_relative_to(path) or path.is_relative_to(one) for one in known)]
         left_out |= {str(place): "a pretraining" for place in pretrainings} | {str(place): f"no {RESULT}" for place in empty}
     if not found:

@@ -6,6 +6,7 @@ Without torchrun everything here is the identity. Collectives are called by ever
 from __future__ import annotations
 
 import os
+import socket
 import time
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -18,24 +19,84 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dclr.errors import InputError
+from dclr.text import plain
+from dclr.threads import state_of
+
+CALLED_OFF = "called-off"
 MEETING = timedelta(minutes=10)  # the longest that ranks wait for each other
 
 
+def check_environment() -> None:
+    """Raises InputError where the variables by which torchrun tells its processes apart are there in part, or cannot be."""
+    if not {"RANK", "WORLD_SIZE"} & set(os.environ):
+        return
+    count, way_out = os.environ.get("WORLD_SIZE", ""), "torchrun sets all of them; for one process unset RANK and WORLD_SIZE"
+    most = {"WORLD_SIZE": 2**20, "RANK": int(count) - 1 if count.isdecimal() else 0, "MASTER_PORT": 65535, "LOCAL_RANK": 2**20}
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
+        value = os.environ.get(name, "0" if name == "LOCAL_RANK" else "")
+        if not value:
+            there = next(one for one in ("WORLD_SIZE", "RANK") if os.environ.get(one))
+            raise InputError(f"the environment has {there}={os.environ[there]} and no {name}: {way_out}")
+        if name in most and not (value.isdecimal() and (name == "WORLD_SIZE") <= int(value) <= most[name]):
+            expected = f"{int(name == 'WORLD_SIZE')} to {most[name]}"
+            raise InputError(f"the environment has {name}={plain(value)}, expected a number from {expected}: {way_out}")
+
+
 def setup(device: torch.device) -> None:
-    """Join torchrun's process group (gloo on the CPU, nccl on GPUs); nothing to do where there is none."""
+    """Join torchrun's process group (gloo on the CPU, nccl on GPUs); nothing to do where there is none. Raises InputError where
+    the processes do not meet."""
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        global met
+        global met, _store
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        store, number, count = next(dist.rendezvous("env://"))
+        try:
+            store, number, count = next(dist.rendezvous("env://", timeout=MEETING))
+            _store = _of_this_start(store, number, count)
+        except (dist.DistError, OSError) as error:
+            at, why = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", str(error).strip().splitlines()[0]
+            raise InputError(
+                f"the {os.environ['WORLD_SIZE']} processes of this run did not meet at {at}, MASTER_ADDR and MASTER_PORT "
+                f"({plain(why, 200)}): start all of them, with an address that each reaches and a port that is free"
+            ) from None
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", store=_of_this_start(store, number, count), rank=number,
-            world_size=count, timeout=MEETING,
-        )  # fmt: skip
+            "nccl" if device.type == "cuda" else "gloo", store=_store, rank=number, world_size=count, timeout=MEETING
+        )
+        _store.set(f"process/{number}", f"{os.getpid()} {socket.gethostname()}")
+        _peers.extend(_store.get(f"process/{other}").decode() for other in range(count))
         met = True
 
 
 met = False  # whether this process ever was one of many, for dclr.errors: it asks when the group is left already
+_store: dist.Store | None = None
+_peers: list[str] = []  # process and host of each rank
+_asked = 0.0
+
+
+def call_off() -> None:
+    """Say to the other ranks that this one cannot go on; :func:`unanimous`, which each must call, says why."""
+    if _store is not None:
+        _store.set(CALLED_OFF, "")
+
+
+def called_off() -> bool:
+    """Whether another rank cannot go on. It is asked once a second at most."""
+    global _asked
+    if _store is None or time.monotonic() - _asked < 1:
+        return False
+    _asked = time.monotonic()
+    return _store.check([CALLED_OFF])
+
+
+def lost(error: BaseException) -> str:
+    """Which ranks are gone, where ``error`` is that of a collective; else empty. Those of other machines cannot be named."""
+    if not met or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        return ""
+    host, gone = socket.gethostname(), list[str]()
+    for number, (process, _, where) in enumerate(peer.partition(" ") for peer in _peers):
+        if where == host and state_of(int(process)) in ("", "Z", "X"):
+            gone.append(f"rank {number} (process {process} on {host})")
+    return f"{', '.join(gone) or 'another rank'} is gone, so this rank ends too"
 
 
 def _of_this_start(store: dist.Store, number: int, count: int) -> dist.Store:

@@ -46,7 +46,7 @@ SHORT_SIDE, TEST_CLIPS = 128, 10  # of the stored frames, in pixels, and of a vi
 class Exporting(PixelSettings):
     title = ""
     pretrained: str = setting(
-        help="what to export: checkpoint, weights or folder, as train_eval.py's", metavar="CHECKPOINT", place=True
+        help="what to export: a checkpoint, weights of other projects, or a model folder", metavar="CHECKPOINT", place=True
     )
     out: str = setting(help="FILE.safetensors, FILE.onnx, or a model folder DIR/", metavar="OUT", place=True)
 
@@ -149,8 +149,13 @@ def card(trunk: Trunk, checkpoint: Path, name: str, preprocessing: Mapping[str, 
         with contextlib.suppress(InputError):
             options = compare.read_result(beside[0])["options"]
             made = {name: options[name] for name in ("shards", "pretrained") if name in options} | made
-    data = f"`{made['shards']}`, of it {', '.join(splits)}" if made.get("shards") else "data that its file does not name"
-    begun = f", from `{made['pretrained']}`" if made.get("pretrained") else ""
+    how = "Finetuned" if trunk.classes else "Trained"
+    data = (
+        f"{how} on `{made['shards']}`, of it {', '.join(splits)}"
+        if made.get("shards")
+        else "Its file does not say what it was trained on"
+    )
+    begun = f", beginning with `{made['pretrained']}`" if made.get("pretrained") else ""
     tables = []
     for folder in beside:
         with contextlib.suppress(InputError):
@@ -183,7 +188,7 @@ so (there `size` is their short side, in pixels): a square of 112/128 of that, r
 
 ## How it was made
 
-{"Finetuned" if trunk.classes else "Trained"} on {data}{begun}. Exported by dclr {revision()} from `{checkpoint.name}`, sha256
+{data}{begun}. Exported by dclr {revision()} from `{checkpoint.name}`, sha256
 `{digest(checkpoint)}`.
 
 ## Results

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.ticker import MaxNLocator
 
 from dclr import canvas
 from dclr.canvas import LABELLED
@@ -203,10 +204,12 @@ def bars(groups: Mapping[str, Mapping[str, float]], ends: Mapping[str, Mapping[s
 
 def curves(lines: Sequence[Mapping[str, float]], names: Sequence[str], out: Path) -> Path:
     """Write a PNG of scalars over steps: one panel a name, of the lines ("step" and scalars) that have it."""
-    figure, axes = canvas.axes(1, len(names), 3.2 * len(names), 2.6)
+    figure, axes = canvas.axes(1, len(names), 3.2 * len(names), 2.6, layout="constrained")
     for axis, name in zip(axes[0], names, strict=True):
         points = [(line["step"], line[name]) for line in lines if name in line]
         axis.plot(*zip(*points, strict=True) if points else ((), ()), marker="." if len(points) < 30 else None)
         axis.set_title(name, fontsize=8)
         axis.set_xlabel("step", fontsize=7)
+        axis.tick_params(labelsize=7)
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     return canvas.write(figure, out)

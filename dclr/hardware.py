@@ -11,6 +11,7 @@ import platform
 import re
 import resource
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -50,7 +51,10 @@ def pick_device(deterministic: bool = False) -> torch.device:
 
     On a GPU, cuDNN tries its kernels for each shape and keeps the fastest: the shapes of steps and of features stay the same.
     Another start may keep other kernels. With ``deterministic`` every operation has the same bits each time, or torch raises
-    RuntimeError. Call it before anything computes on the GPU. A CPU gives the same bits either way."""
+    RuntimeError. Call it before anything computes on the GPU. A CPU gives the same bits either way.
+
+    Raises InputError as :func:`dclr.distributed.check_environment`."""
+    distributed.check_environment()
     keep_freed_memory()
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -82,6 +86,29 @@ def peak_memory_gb() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The most that a process can hold there: the GPU's memory, or the machine's and its swap, or what its container has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    swap = re.search(r"^SwapTotal: *(\d+) kB", meminfo.read_text() if meminfo.exists() else "", re.MULTILINE)
+    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + (1024 * int(swap[1]) if swap else 0)
+    most = limit.read_text().strip() if limit.exists() else ""
+    return min(here, int(most)) if most.isdecimal() else here
+
+
+def require_memory(needed: Mapping[str, int], device: torch.device) -> None:
+    """Raises InputError where a process cannot hold what it needs at once: bytes by the flags that decide them. ``needed`` is
+    the least that it can be, so what fits is never refused."""
+    total, there, most = sum(needed.values()), memory_bytes(device), max(needed, key=lambda name: needed[name])
+    if total > there:
+        where = "this GPU" if device.type == "cuda" else "this machine"
+        raise InputError(
+            f"{most}: takes at least {needed[most] / 1e9:,.1f} GB of memory, a process as a whole {total / 1e9:,.1f} GB, and "
+            f"{where} has {there / 1e9:,.1f} GB; make it smaller"
+        )
 
 
 def cpu_has_bf16() -> bool:

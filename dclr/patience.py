@@ -120,7 +120,7 @@ class Wait:
         wrong = isinstance(error, ValueError) and self._tries <= WRONG  # of content; no client has another meaning for it
         if not wrong and not may_pass(error):
             raise error
-        said = f"{self._what}: " + " ".join(f"{type(error).__name__}: {error}".split())
+        said = f"{self._what}: " + " ".join(f"{type(error).__name__}: {error}".replace(" ssl:default", "").split())
         left = self._began + 60 * self._minutes - now
         if left <= 0 and not wrong:
             raise Unreachable(f"{said}; no answer for {self._minutes:g} minutes (--patience)") from None
@@ -161,14 +161,21 @@ def threads(count: int, wait: bool = True) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait, cancel_futures=True)
 
 
-def tell_waits(tell: Callable[[float], None]) -> None:
-    """``tell`` hears how many seconds the calling thread is about to wait."""
-    _thread.tell = tell
+_everywhere: Callable[[float], None] | None = None
+
+
+def tell_waits(tell: Callable[[float], None], everywhere: bool = False) -> None:
+    """``tell`` hears how many seconds the calling thread, or with ``everywhere`` any of the process, is about to wait."""
+    if everywhere:
+        global _everywhere
+        _everywhere = tell
+    else:
+        _thread.tell = tell
 
 
 def _pause(seconds: float) -> bool:
     """Whether the thread is to give up."""
-    if tell := getattr(_thread, "tell", None):
+    for tell in filter(None, (getattr(_thread, "tell", None), _everywhere)):
         tell(seconds)
     return getattr(_thread, "ended", threading.Event()).wait(seconds)
 
@@ -181,7 +188,7 @@ def _say(line: str) -> bool:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            fresh = os.fstat(file).st_size > 0 and time.time() - os.fstat(file).st_mtime < 0.9 * SPOKEN
+            fresh = os.fstat(file).st_size > 0 and 0 <= time.time() - os.fstat(file).st_mtime < 0.9 * SPOKEN
             if fresh:
                 return False
             os.pwrite(file, b"1", 0)

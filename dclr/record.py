@@ -19,6 +19,7 @@ import io
 import json
 import math
 import operator
+import os
 import re
 import tarfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -314,19 +315,47 @@ def pack_array(array: np.ndarray) -> bytes:
     return out.getvalue()
 
 
+class Extent:
+    """``size`` bytes of an open file from ``start`` on. A slice is one too, and ``bytes`` of it reads them.
+
+    A file that is cut short, or whose disk fails, is a FormatError then. Where it was mapped into memory that would be SIGBUS,
+    which ends the process."""
+
+    __slots__ = ("_file", "_size", "_start")
+
+    def __init__(self, file: IO[bytes], start: int, size: int):
+        self._file, self._start, self._size = file, start, size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> Extent:
+        first, end, _ = part.indices(self._size)
+        return Extent(self._file, self._start + first, max(0, end - first))
+
+    def __bytes__(self) -> bytes:
+        try:
+            data = os.pread(self._file.fileno(), self._size, self._start)
+        except OSError as error:
+            raise FormatError(f"{error.strerror} at byte {self._start} of the file") from None
+        if len(data) < self._size:
+            raise FormatError(f"{len(data)} bytes found at byte {self._start} of the file, {self._size} expected")
+        return data
+
+
 @dataclass(frozen=True)
 class Stream:
     """N pictures of one size, back to back, with the offsets between them; :meth:`decode` gives any of them."""
 
     name: str
-    data: memoryview
+    data: memoryview | Extent
     offsets: np.ndarray  # uint64 (N + 1,)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def part(self, index: int) -> memoryview:
-        return self.data[int(self.offsets[index]) : int(self.offsets[index + 1])]
+    def part(self, index: int) -> bytes:
+        return bytes(self.data[int(self.offsets[index]) : int(self.offsets[index + 1])])
 
     def decode(self, indices: Sequence[int] | np.ndarray, height: int, width: int, grey: bool = False) -> np.ndarray:
         """The named pictures, each decoded once: uint8 (n, height, width, 3) RGB, or (n, height, width) when ``grey``.
@@ -395,12 +424,12 @@ class PacketStream(Stream):
             frame = max(frame, self.kinds.rfind("I", 0, at + 1))
             while frame <= at:
                 if self.kinds[frame] == "b":
-                    yield frame + 1, bytes(self.part(frame))
+                    yield frame + 1, self.part(frame)
                     if frame in wanted:
-                        yield frame, bytes(self.part(frame + 1))
+                        yield frame, self.part(frame + 1)
                     frame += 2
                 else:
-                    yield frame, bytes(self.part(frame))
+                    yield frame, self.part(frame)
                     frame += 1
 
     def _decode(self, wanted_n: np.ndarray, out_nHWC: np.ndarray) -> None:
@@ -519,10 +548,11 @@ def _header(block: bytes) -> tuple[str, int]:
     return block[:100].rstrip(b"\0").decode("ascii", "replace"), int(size, 8)
 
 
-def members(data: bytes | memoryview, whole: bool = True) -> dict[str, memoryview]:
+def members(data: bytes | memoryview | Extent, whole: bool = True) -> dict[str, memoryview | Extent]:
     """Split one sample's tar bytes into ``extension -> contents`` (plus ``"key" -> name``); views, nothing is copied. Members
     that are not the ``whole`` sample may lack its json."""
-    view, at, contents, key = memoryview(data), 0, dict[str, memoryview](), None
+    view = data if isinstance(data, Extent) else memoryview(data)
+    at, contents, key = 0, dict[str, memoryview | Extent](), None
     extensions = _extensions(tuple(CUES))
     while at < len(view):
         header = view[at : at + BLOCK]
@@ -572,12 +602,12 @@ def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded.encode()
 
 
-def _stream(contents: Mapping[str, memoryview], prefix: str, codec: str, key: str) -> Stream:
+def _stream(contents: Mapping[str, memoryview | Extent], prefix: str, codec: str, key: str) -> Stream:
     """The stream under ``prefix``; raises FormatError where offsets or kinds cannot be those of a stream."""
     data, index, name = contents[prefix + CODECS[codec]], contents[prefix + "idx"], f"{key}.{prefix}idx"
     if len(index) % 8 or len(index) < 16:
         raise FormatError(f"{name}: an index of {len(index)} bytes, expected uint64 offsets of at least one frame")
-    offsets = np.frombuffer(index, "<u8")
+    offsets = np.frombuffer(bytes(index), "<u8")
     if offsets[0] != 0 or offsets[-1] != len(data) or np.any(offsets[1:] <= offsets[:-1]):
         raise FormatError(f"{name}: offsets do not rise from 0 to the stream's {len(data)} bytes")
     stream = f"{key}.{prefix}{CODECS[codec]}"
@@ -589,7 +619,7 @@ def _stream(contents: Mapping[str, memoryview], prefix: str, codec: str, key: st
     return PacketStream(stream, data, offsets, kinds)
 
 
-def parse(contents: Mapping[str, memoryview]) -> Record:
+def parse(contents: Mapping[str, memoryview | Extent]) -> Record:
     """A :class:`Record` from :func:`members`, checked: raises FormatError naming the key and what is wrong."""
     key = bytes(contents["key"]).decode()
     with parsing(key, "a sample", error=FormatError):
@@ -606,14 +636,14 @@ def parse(contents: Mapping[str, memoryview]) -> Record:
                 streams[cue.name] = _stream(contents, f"{cue.name}.", cue_codec(cue, meta.codec), key)
             for name, (dtype, shape) in cue.arrays.items():
                 member = array_name(name)
-                arrays[name] = parse_array(contents[member], dtype, (meta.frames, *shape), f"{key}.{member}")
+                arrays[name] = parse_array(bytes(contents[member]), dtype, (meta.frames, *shape), f"{key}.{member}")
     for stream in (rgb, *streams.values()):
         if len(stream) != meta.frames:
             raise FormatError(f"{stream.name}: {len(stream)} pictures, and {key}.json says {meta.frames}")
     return Record(key, meta, rgb, streams, arrays)
 
 
-def unpack(data: bytes | memoryview) -> Record:
+def unpack(data: bytes | memoryview | Extent) -> Record:
     """The sample in these tar bytes (what an index entry's offset and size cut out of a shard)."""
     return parse(members(data))
 

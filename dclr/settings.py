@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import re
 import shutil
 import sys
@@ -23,7 +24,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
-from dclr.errors import InputError, check_number, place
+from dclr.errors import InputError, place
 from dclr.parse import parsing, read_whole
 from dclr.text import plain, public
 
@@ -32,6 +33,10 @@ MAX_BYTES, MAX_DEPTH = 1 << 16, 4  # of a recipe; lists and tables in one anothe
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, ten times as fast, where PyYAML was built with it
 NONE = "none"  # on a command line: the empty list
 WIDTH, COLUMN = 100, 26  # of --help: most columns, and where what it says of a flag begins
+SHORT = 24  # letters of a range that --help shows
+NUMBERS = {int: "a whole number", float: "a number"}
+SEEDS = 2**63 - 1  # the most that one may be, and its least below 0
+MANY = 10**6  # the most of what is counted and costs nothing by itself, such as epochs
 C = TypeVar("C")
 
 
@@ -43,10 +48,10 @@ class Meta:
     short: str = ""  # such as -j
     metavar: str = ""
     choices: Collection[str | int] = ()
-    least: float | None = None
-    above: float | None = None
+    least: float | None = None  # of a number, which says its range: least or above, and most or below
+    above: float = -math.inf
     most: float | None = None
-    below: float | None = None
+    below: float = math.inf
     free: bool = False  # a run that is resumed may change it
     place: bool = False  # a path or URL: not empty, ~ expanded, kept without its secrets
     read: Callable[[str], Any] | None = None  # the whole text -> value, raises InputError; a tuple with it is no list
@@ -96,7 +101,22 @@ class Flag:
     @property
     def read(self) -> Callable[[str], Any]:
         """One text of the command line -> value."""
-        return self.kind if self.said.read is None else as_type(self.said.read)
+        reader = self.said.read or (self._number if self.kind in NUMBERS else None)
+        return self.kind if reader is None else as_type(reader)
+
+    def _number(self, text: str) -> Any:
+        """A number in the digits of ASCII alone; raises InputError."""
+        try:
+            if text.isascii() and not re.search(r"[_\s]", text):
+                return self.kind(text)
+        except ValueError:
+            pass
+        raise InputError(f"{plain(repr(text), 80)}: expected {NUMBERS[self.kind]}{self.range and ', '}{self.range}")
+
+    @property
+    def range(self) -> str:
+        """Of a number, in words; empty where there is none."""
+        return range_of(self.said) if self.kind in NUMBERS and not self.said.choices and self.said.read is None else ""
 
     @property
     def metavar(self) -> str | None:
@@ -106,16 +126,16 @@ class Flag:
 
     def help(self, value: Any = MISSING) -> str:
         """With the choices, where these do not stand for the value, and the default: ``value``, where a file says that."""
-        told = self.said.help
+        told, within = self.said.help, f"{self.range}; " if 0 < len(self.range) <= SHORT else ""
         if self.said.choices and self.metavar == self.said.metavar:
             told += f": {'any' if self.many else 'one'} of {', '.join(map(str, self.said.choices))}"
         if value is not MISSING:
-            told += f" (default: {self.shown(value)})"
+            told += f" ({within}default: {self.shown(value)})"
         elif self.required:
-            told += " (required)"
+            told += f" ({within}required)"
         else:
             made = self.field.default is MISSING and self.said.derived
-            told += f" (default: {made or self.shown(self.default)})"
+            told += f" ({within}default: {made or self.shown(self.default)})"
         return told.strip().replace("%", "%%")
 
     def values(self, words: Sequence[str]) -> tuple[Any, ...]:
@@ -127,7 +147,7 @@ class Flag:
             return ()
         if not parts:
             raise InputError("it is empty, expected at least one value")
-        return tuple(map(self.kind, parts))
+        return tuple(map(self.read, parts))
 
     def text(self, value: Any) -> str:
         """A value as the command line has it."""
@@ -227,11 +247,18 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise InputError(f"{message}; {self.prog} --help says what there is")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """As argparse, which hides that what it prints could not be written."""
+        (file or sys.stderr).write(message)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse, but for ``--help``: it comes last, so that it shows what a ``--config`` beside it says."""
         words = list(sys.argv[1:] if args is None else args)
         asked = [word for word in words if word in ("-h", "--help")]
-        return super().parse_known_args([word for word in words if word not in asked] + asked[:1], namespace)
+        found, strange = super().parse_known_args([word for word in words if word not in asked] + asked[:1], namespace)
+        if strange:  # said here, a command's own error names its own help
+            self.error(f"unrecognized arguments: {' '.join(strange)}")
+        return found, strange
 
     def format_help(self) -> str:
         width, blocks = min(WIDTH, shutil.get_terminal_size().columns), [super().format_help()]
@@ -298,7 +325,7 @@ class _Several(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, words: Any, option: str | None = None) -> None:
         try:
             setattr(namespace, self.dest, self._one.values(words))
-        except ValueError as error:
+        except (ValueError, argparse.ArgumentTypeError) as error:
             raise argparse.ArgumentError(self, _mistake(self._one, ", ".join(words), error)) from None
 
 
@@ -343,7 +370,7 @@ def recipes() -> dict[str, Path]:
 def recipe(name: str) -> str:
     """The file of a recipe; raises InputError for one that is not there."""
     if name not in (there := recipes()):
-        raise InputError(f"{plain(name, 80)} is none of {', '.join(there)}")
+        raise InputError(f"{plain(name, 80)}: expected one of {', '.join(there)}")
     return str(there[name])
 
 
@@ -352,7 +379,7 @@ def from_flags(settings: type[C], given: Mapping[str, Any], **more: Any) -> C:
     every, given = flags(settings), dict(given) | more
     absent = [flag(name) for name, one in every.items() if one.required and name not in given]
     if absent:
-        raise InputError(f"the following arguments are required: {', '.join(absent)}")
+        raise InputError(f"the following arguments are required: {', '.join(absent)}; --help says what there is")
     return settings(**more | {name: given[name] for name in every if name in given})
 
 
@@ -421,22 +448,21 @@ def _from_yaml(one: Flag, value: Any) -> Any:
 
 
 def check_values(settings: Any) -> None:
-    """What every dataclass of settings checks first, in its ``__post_init__``: numbers are finite, of a usual size and in their
-    field's range, choices are among those it has, and places are not empty; ``~`` in these is expanded. Raises InputError
-    naming the flag."""
+    """What every dataclass of settings checks first, in its ``__post_init__``: numbers are in their field's range, which has
+    what is finite alone, choices are among those it has, and places are not empty; ``~`` in these is expanded. Raises
+    InputError naming the flag."""
     for field in fields(settings):
         value, said = getattr(settings, field.name), field.metadata.get("setting", Meta())
         many = isinstance(value, list | tuple)
         for item in value if many else (value,):
-            check_number(field.name, item)
             if item is None:
                 continue
             if said.choices and item not in said.choices:
                 raise InputError(
                     f"{flag(field.name)} {item}: expected {'any' if many else 'one'} of {', '.join(map(str, said.choices))}"
                 )
-            if not isinstance(item, str) and not _inside(item, said):
-                raise InputError(f"{flag(field.name)} {item}: expected {_range(said)}")
+            if isinstance(item, int | float) and not _inside(item, said):
+                raise InputError(f"{flag(field.name)} {plain(str(item), 40)}: expected {range_of(said) or 'a finite number'}")
         if said.instead and value is not None and (other := getattr(settings, said.instead)) is not None:
             raise InputError(f"{flag(field.name)} {value} with {flag(said.instead)} {other}: expected one of them")
         if said.place and value is not None:
@@ -444,20 +470,27 @@ def check_values(settings: Any) -> None:
             object.__setattr__(settings, field.name, tuple(where) if many else where[0])
 
 
-def _inside(number: Any, said: Meta) -> bool:
-    return (
-        (said.least is None or number >= said.least)
-        and (said.above is None or number > said.above)
-        and (said.most is None or number <= said.most)
-        and (said.below is None or number < said.below)
-    )
+def _inside(number: float, said: Meta) -> bool:
+    """Whether a number is in its field's range: never where it is not finite."""
+    low = number > said.above if said.least is None else number >= said.least
+    return low and (number < said.below if said.most is None else number <= said.most)
 
 
-def _range(said: Meta) -> str:
-    if said.least is not None and said.most is not None:
-        return f"{said.least:g} to {said.most:g}"
-    parts = ("at least", said.least), ("above", said.above), ("at most", said.most), ("below", said.below)
-    return " and ".join(f"{word} {limit:g}" for word, limit in parts if limit is not None)
+def range_of(said: Meta) -> str:
+    """The range of a number in words.
+
+    >>> range_of(Meta(least=1, most=1024)), range_of(Meta(above=0, most=1)), range_of(Meta())
+    ('1 to 1024', 'above 0 to 1', '')
+    """
+    low = _shown(said.least) if said.least is not None else f"above {_shown(said.above)}" * math.isfinite(said.above)
+    high = _shown(said.most) if said.most is not None else f"below {_shown(said.below)}" * math.isfinite(said.below)
+    if low and high:
+        return f"{low} to {high}"
+    return "at least " * (said.least is not None) + low + "at most " * (said.most is not None) + high
+
+
+def _shown(limit: float) -> str:
+    return str(limit) if isinstance(limit, int) else f"{limit:g}"
 
 
 def free(settings: type) -> set[str]:

@@ -17,15 +17,14 @@ from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 from uuid import uuid4
 
 from dclr.errors import InputError, Unreachable, make_folder
 from dclr.errors import place as as_place
-from dclr.files import LOCK, held
 from dclr.parse import require_size
 from dclr.patience import MINUTES, Wait
 from dclr.text import public
@@ -68,6 +67,9 @@ REFUSED = {  # what fsspec knows and nothing here can use
     **dict.fromkeys(("dir", "zip", "tar", "libarchive", "reference", "generic", "dask"), _INSIDE),
     **dict.fromkeys(("cached", "blockcache", "filecache", "simplecache"), "it keeps copies of another place: name that"),
 }
+MOST = 2 * 10**9  # bytes of a file that is read whole: the index of ten million samples
+LISTING = 4  # tries of each request for a listing
+OUTWARDS = "a link that leads out of the folder; --follow-links takes it"
 FOLLOWED = 8  # times that one link to a folder is followed
 
 
@@ -78,10 +80,11 @@ class Folder:
 
     Attributes:
         patience: minutes for which a store that does not answer is waited for; a folder here always answers.
+        links: whether links may lead out of it.
     """
 
     def __init__(self, place: str, patience: float = MINUTES):
-        self.place, self.patience = place, patience
+        self.place, self.patience, self.links = place, patience, True
 
     def __str__(self) -> str:
         return public(self.place)
@@ -97,8 +100,9 @@ class Folder:
         """:meth:`files`, and path -> reason of everything else: what cannot be read, empty folders, pipes, links in a circle.
         The path of a folder ends with ``/``.
 
-        Links are followed, to folders too, wherever they lead. A link to a folder that it lies in is not followed. A link that
-        is met again through other links is followed :data:`FOLLOWED` times at most, so that links among each other end.
+        Links are followed, to folders too, and out of this one where :attr:`links` says so. A link to a folder that it lies in
+        is not followed. A link that is met again through other links is followed :data:`FOLLOWED` times at most, so that links
+        among each other end.
         """
         files, others, followed = dict[str, int](), dict[str, str](), Counter[tuple[int, int]]()
         folders: list[tuple[str, frozenset[tuple[int, int]]]] = []  # with those above, by device and number
@@ -124,7 +128,9 @@ class Folder:
                     others[path] = f"cannot be read ({error.strerror})"
                     continue
                 number = found.st_dev, found.st_ino
-                if stat.S_ISREG(found.st_mode):
+                if link is not None and self._outside(path):
+                    others[path] = OUTWARDS
+                elif stat.S_ISREG(found.st_mode):
                     files[path] = found.st_size
                 elif not stat.S_ISDIR(found.st_mode):
                     others[path] = "a pipe, a socket or a device"
@@ -135,6 +141,12 @@ class Folder:
                     if link is not None:
                         followed[link.st_dev, link.st_ino] += 1
         return files, others
+
+    def _outside(self, name: str) -> bool:
+        """Whether a file lies outside, behind links that may not lead there."""
+        return not self.links and not Path(os.path.realpath(Path(self.place, name))).is_relative_to(
+            os.path.realpath(self.place)
+        )
 
     def top(self) -> set[str]:
         """Names of the files and folders directly in this one, empty folders included."""
@@ -162,8 +174,10 @@ class Folder:
         return name
 
     def absent(self, name: str) -> str | None:
-        """Why this machine does not find a file of the listing, with its host; None where it does. A store is the same from
-        every machine and is not asked."""
+        """Why this machine does not find a file of the listing, with its host, or may not read it; None where it may. A store
+        is the same from every machine and is not asked."""
+        if self._outside(name):
+            return OUTWARDS
         try:
             os.stat(path := Path(self.place, name).absolute())
         except OSError as error:
@@ -203,23 +217,6 @@ class Folder:
                     raise OSError(error.errno, error.strerror, self._path(name)) from None
                 raise
 
-    @contextmanager
-    def held(self, part: tuple[int, int] | None = None) -> Iterator[None]:
-        """Inside, no other process of this machine writes here. With ``part`` (i, n), no other process writes that part, and
-        others may write theirs. Raises InputError as :func:`dclr.files.held` does."""
-        with held(self._locks / LOCK, str(self), shared=part is not None):
-            if part is None:
-                yield
-                return
-            number, count = part
-            with held(self._locks / f".part-{number}-of-{count}{LOCK}", f"{self}, part {number}/{count}"):
-                yield
-
-    @property
-    def _locks(self) -> Path:
-        """The folder of its locks."""
-        return Path(self.place)
-
     def remove(self, name: str) -> None:
         """Delete a file, or a folder with all in it; nothing where it is not there."""
         path = Path(self.place, name)
@@ -242,7 +239,15 @@ class RemoteFolder(Folder):
 
     What may pass, such as a failure of the network, is waited for (:mod:`dclr.patience`). Every operation raises Unreachable
     where that takes longer than ``patience``, and InputError naming the file for what does not pass.
+
+    Attributes:
+        lease: the object by which a run holds this set while it writes (:mod:`dclr.lease`), relative to it; "" without.
+        guard: what raises InputError where that run may not write any more. Where the folder was sent to another process, what
+            the lease is there for may be written.
     """
+
+    lease = ""
+    guard: Callable[[], None] | None = None
 
     @property
     def store(self) -> Store:
@@ -255,15 +260,26 @@ class RemoteFolder(Folder):
         """Whether the place can say which files it has: a web server cannot."""
         return self.store is not WEB
 
+    @property
+    def dated(self) -> bool:
+        """Whether :meth:`modified` is known, and objects may be written every few seconds."""
+        from fsspec import AbstractFileSystem
+
+        return self.store is not HUGGING_FACE and type(self._system).modified is not AbstractFileSystem.modified
+
     @cached_property
     def _system(self) -> Any:
         """The file system. It is made at its first use, so that a folder can be sent to another process."""
+        return self._made()
+
+    def _made(self, tries: int = 1) -> Any:
+        """A file system that tries each of its requests so often: :class:`Wait` repeats a whole operation."""
         options: dict[str, Any] = {
             "skip_instance_cache": True
         }  # a kept one would go on to the endpoint that the environment named
         if self.store is S3:
             connections = {"connect_timeout": 20, "read_timeout": 60, "max_pool_connections": 64}
-            options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, **connections}  # Wait is what repeats
+            options["config_kwargs"] = {"retries": {"total_max_attempts": tries}, **connections}
         with self._asked():
             import fsspec
 
@@ -272,14 +288,20 @@ class RemoteFolder(Folder):
 
                 timeout = aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=60)
                 whole = {"Accept-Encoding": "identity"}  # a server that packs what it sends answers no byte ranges
-                options["client_kwargs"] = {"timeout": timeout, "headers": whole}
+                options["client_kwargs"] = {"timeout": timeout, "headers": whole, "response_class": _bounded()}
             system = fsspec.core.url_to_fs(self.place, use_listings_cache=False, **options)[0]
             if self.store is S3:
                 system.retries = 1
             return system
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"place": self.place, "patience": self.patience}
+        return {"place": self.place, "patience": self.patience, "lease": self.lease}
+
+    def _may_write(self) -> None:
+        if self.guard:
+            self.guard()
+        elif self.lease and self.size(self.lease) is None:
+            raise InputError(f"{self}: the run that makes this set has ended or lost its lock; start it again")
 
     @contextmanager
     def _asked(self, name: str = "") -> Iterator[None]:
@@ -322,7 +344,9 @@ class RemoteFolder(Folder):
         with self._asked():
             base = self._system._strip_protocol(self.place).rstrip("/") + "/"
             with suppress(FileNotFoundError):
-                found = self._patiently(lambda: self._system.find(self.place, detail=True))
+                # of S3's many requests for a large listing one may fail, and none before it is asked again for that
+                system = self._made(LISTING) if self.store is S3 else self._system
+                found = self._patiently(lambda: system.find(self.place, detail=True))
                 files = {path.removeprefix(base): int(info["size"]) for path, info in found.items() if path.startswith(base)}
                 markers = [path for path in files if not path or path.endswith("/")]  # objects that consoles make of folders
                 for marker in markers:
@@ -340,6 +364,12 @@ class RemoteFolder(Folder):
             return self._patiently(lambda: self._system.size(self._path(name)), name)
         return None
 
+    def modified(self, name: str) -> datetime | None:
+        """When a file was written, by the store's clock; None where it is not there."""
+        with self._asked(), suppress(FileNotFoundError):
+            return cast(datetime, self._patiently(lambda: self._system.modified(self._path(name)), name))
+        return None
+
     def read(self, name: str, start: int = 0, size: int | None = None, check: Callable[[bytes], object] | None = None) -> bytes:
         """As :meth:`Folder.read`; ``check`` may raise ValueError for an answer that should be asked for again."""
         part = {} if not start and size is None else {"start": start, "end": None if size is None else start + size}
@@ -354,11 +384,13 @@ class RemoteFolder(Folder):
 
         with self._asked(name), suppress(FileNotFoundError):
             data = self._patiently(ask, name, start)
+            where = public(self._path(name))
             if size is not None and len(data) > size:
-                where = public(self._path(name))
                 raise InputError(
                     f"{where}: the server sends whole files where byte ranges are asked for; use one that knows ranges"
                 )
+            if len(data) > MOST:
+                raise InputError(f"{where}: above {MOST / 1e9:.0f} GB, or without an end; expected a file of a shard set")
             return data
         raise FileNotFoundError(errno.ENOENT, "no such file", public(self._path(name)))
 
@@ -378,26 +410,43 @@ class RemoteFolder(Folder):
         with tempfile.TemporaryDirectory(prefix="dclr-") as folder:
             yield Path(folder)
 
-    @property
-    def _locks(self) -> Path:
-        name = sha256(self.place.rstrip("/").encode()).hexdigest()
-        return Path(tempfile.gettempdir(), f"dclr-locks-{os.getuid()}", name)
-
     def put(self, name: str, file: Path) -> None:
+        self._may_write()
         with self._asked(name):
             self._patiently(lambda: self._system.put_file(str(file), self._path(name)), name)
         file.unlink()
 
     def write(self, name: str, data: bytes) -> None:
+        self._may_write()
         with self._asked(name):
             self._patiently(lambda: self._system.pipe_file(self._path(name), data), name)
 
     def remove(self, name: str) -> None:
+        self._may_write()
         with self._asked(), suppress(FileNotFoundError):
             self._patiently(lambda: self._system.rm(self._path(name), recursive=True), name)
 
     def free(self) -> None:
         return None
+
+
+def _bounded() -> type:
+    """The class of a web server's answers: of a body that is longer than was asked for, or endless, one byte more is read."""
+    import aiohttp
+
+    class Bounded(aiohttp.ClientResponse):
+        async def read(self) -> bytes:
+            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
+            most = int(asked[2]) - int(asked[1]) + 1 if asked else MOST
+            pieces, held = list[bytes](), 0
+            async for piece in self.content.iter_any():
+                pieces.append(piece)
+                if (held := held + len(piece)) > most:
+                    self.close()
+                    break
+            return b"".join(pieces)[: most + 1]
+
+    return Bounded
 
 
 def open_folder(place: str | Path, patience: float = MINUTES) -> Folder:

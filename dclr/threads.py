@@ -18,8 +18,8 @@ def settle() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     os.environ.setdefault("KMP_BLOCKTIME", "0")  # the same for Intel's runtime
     if "OMP_NUM_THREADS" not in os.environ or _by_torchrun():
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-        os.environ["OMP_NUM_THREADS"] = str(max(1, permitted() // ranks))
+        ranks = os.environ.get("LOCAL_WORLD_SIZE", "") if "TORCHELASTIC_RUN_ID" in os.environ else ""
+        os.environ["OMP_NUM_THREADS"] = str(max(1, permitted() // max(1, int(ranks) if ranks.isdigit() else 1)))
 
 
 def permitted() -> int:
@@ -27,6 +27,11 @@ def permitted() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     task = os.environ.get("SLURM_CPUS_PER_TASK", "")
     return max(1, min(cores, *_quotas(), int(task) if task.isdigit() else cores))
+
+
+def state_of(process: int | None) -> str:
+    """Of a process of this machine, as /proc has it: S sleeps, T is stopped, D waits for a disk; empty where there is none."""
+    return _read(Path(f"/proc/{process}/stat")).rpartition(")")[2][1:2]
 
 
 def _quotas(root: Path = Path("/sys/fs/cgroup"), mine: Path = Path("/proc/self/cgroup")) -> list[int]:

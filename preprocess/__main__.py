@@ -15,6 +15,7 @@ from dclr.data.config import Reading
 from dclr.data.manifest import MANIFEST, Manifest, ShardSet, read_manifest
 from dclr.data.sets import folds, leaks
 from dclr.errors import InputError, exit_on_input_error, path_flag
+from dclr.lease import writing
 from dclr.settings import Parser, again, as_type, check_values, from_flags, setting
 from dclr.storage import Folder, RemoteFolder, open_folder
 from preprocess import run, synthetic
@@ -66,8 +67,9 @@ class Selecting:
     title = WHICH
     root: Folder = setting(help=f"where the videos lie: {PLACE}", metavar="VIDEOS", read=open_folder)
     limit: int | None = setting(
-        None, "take the first N videos of the sorted list alone", metavar="N", least=1, derived="all of them"
+        None, "take the first N videos of the sorted list alone", metavar="N", least=1, most=10**9, derived="all of them"
     )
+    follow_links: bool = setting(False, "take videos behind links that lead out of --root too")
     append: bool = setting(False, "add the videos that a finished set does not hold yet")
     dry_run: bool = setting(False, "say how many videos, shards, bytes and hours, and write nothing")
 
@@ -92,6 +94,7 @@ class Retrying:
     root: Folder | None = setting(
         None, "where the videos are now", metavar="VIDEOS", read=open_folder, derived="where they were"
     )
+    follow_links: bool = again(Selecting, "follow_links")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +104,7 @@ class Growing:
         None, "where the videos are now; none: compute from the stored frames", metavar="VIDEOS", place=True,
         derived="where they were",
     )  # fmt: skip
+    follow_links: bool = again(Selecting, "follow_links")
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -126,7 +130,7 @@ class Describing:
 @dataclass(frozen=True, kw_only=True)
 class Previewing:
     out: Path = setting(help="picture of the sheet that is written", metavar="PNG", read=path_flag)
-    videos: int = setting(6, "videos of the sheet, a row each", metavar="N", least=1)
+    videos: int = setting(6, "videos of the sheet, a row each", metavar="N", least=1, most=1000)
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -241,15 +245,16 @@ def look_after(command: str, shards: Folder, given: Mapping[str, Any]) -> None:
             raise SystemExit(1)
     elif command == "add-cues":
         wanted, how = from_flags(Growing, given), from_flags(run.How, given)
-        with shards.held():
+        with writing(shards):
             settle(shards)
-            manifest = add_cues(shards, wanted.cues, how, wanted.root)
+            manifest = add_cues(shards, wanted.cues, how, wanted.root, wanted.follow_links)
         print(contents(shards, manifest))
     else:
-        tolerance, how, root = from_flags(Tolerance, given), from_flags(run.How, given), from_flags(Retrying, given).root
-        with shards.held():
+        tolerance, how, again_ = from_flags(Tolerance, given), from_flags(run.How, given), from_flags(Retrying, given)
+        with writing(shards):
             settle(shards)
-            conclude(shards, run.merge(shards) if command == "merge" else run.retry(shards, how, root), tolerance)
+            made = run.merge(shards) if command == "merge" else run.retry(shards, how, again_.root, again_.follow_links)
+            conclude(shards, made, tolerance)
 
 
 def make(given: Mapping[str, Any]) -> None:
@@ -261,7 +266,7 @@ def make(given: Mapping[str, Any]) -> None:
     dry, append = (getattr(chosen, name, False) for name in ("dry_run", "append"))
     with ExitStack() as stack:
         if not dry:
-            stack.enter_context(out.held(how.part))
+            stack.enter_context(writing(out, how.part))
             settle(out)
         found = _drawn(chosen, out, how.workers, stack) if drawn else _found(given, chosen)
         absent = too_many_missing(len(found.missing), found.listed, tolerance.max_missing)
@@ -293,7 +298,7 @@ def _drawn(drawing: synthetic.Drawing, out: Folder, workers: int, stack: ExitSta
 
 
 def _found(given: Mapping[str, Any], reading: Selecting) -> VideoSet:
-    dataset = DATASETS[given["command"]]
+    dataset, reading.root.links = DATASETS[given["command"]], reading.follow_links
     lists = vars(from_flags(listing(dataset), given)).values() if dataset.flag else ()
     found = dataset.find(reading.root, *lists, **(vars(from_flags(dataset.settings, given)) if dataset.settings else {}))
     if reading.limit is None:
@@ -364,11 +369,8 @@ def report(out: Folder, summary: run.Summary) -> str:
 
 def command() -> None:
     """dclr-preprocess."""
-    try:
-        with exit_on_input_error():
-            main()
-    except KeyboardInterrupt:
-        raise SystemExit("\ninterrupted; what is finished is kept, and the same command goes on from there") from None
+    with exit_on_input_error():
+        main()
 
 
 if __name__ == "__main__":

@@ -157,10 +157,10 @@ def in_order(cues: Collection[str]) -> list[str]:
     return [cue for cue in CUES if cue in cues]
 
 
-def add_cues(out: Folder, cues: Sequence[str], how: How, root: str | None = None) -> Manifest:
+def add_cues(out: Folder, cues: Sequence[str], how: How, root: str | None = None, links: bool = True) -> Manifest:
     """Add those of ``cues`` that the set does not have, and say what is done. ``root`` is where its videos are now: a place,
-    None for where they were, ``"none"`` for the stored frames. Interrupted, it leaves the set as it was, and what is finished
-    is kept for the next start with the same cues and videos.
+    None for where they were, ``"none"`` for the stored frames; ``links``: also those behind links that lead out of it.
+    Interrupted, it leaves the set as it was, and what is finished is kept for the next start with the same cues and videos.
 
     Raises InputError where the set is not finished, there is too little space, or ``root`` holds none of its videos.
     """
@@ -178,7 +178,7 @@ def add_cues(out: Folder, cues: Sequence[str], how: How, root: str | None = None
     if unmade or {shard.name for shard in manifest.shards} - {f"{name}.tar" for name in plan.names}:
         raise InputError(f"{out}: a run that adds videos to it is not finished ({some(unmade)}); start that again first")
     options = replace(options_of(plan), cues=new)
-    videos, files = _videos(plan, root, out.patience)
+    videos, files = _videos(plan, root, out.patience, links)
     jobs = _jobs(out, plan, have, options, videos, files)
     _tell_sources(jobs, videos, root, " and ".join(new))
     checking = bar(jobs, "checking", unit="shard", leave=False)
@@ -259,9 +259,10 @@ def _jobs(
     return jobs
 
 
-def _videos(plan: RunPlan, root: str | None, patience: float) -> tuple[Folder, dict[str, int]]:
+def _videos(plan: RunPlan, root: str | None, patience: float, links: bool) -> tuple[Folder, dict[str, int]]:
     """The folder of the set's videos, and path -> bytes of what it holds: nothing where they are not to be read."""
     folder = open_folder(plan.root if root in (None, NONE) else root, patience)
+    folder.links = links
     if root == NONE or not (isinstance(folder, RemoteFolder) or Path(folder.place).is_dir()):
         return folder, {}
     try:

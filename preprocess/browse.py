@@ -131,14 +131,15 @@ class Catalogue:
         return {"name": plain(kind), "classes": listed, "without": int((label_N < 0).sum())}
 
     def samples(self, query: Mapping[str, str]) -> dict[str, Any]:
-        """The page ``page`` of the samples in the split numbered ``split``, of the class ``class`` (KIND:NUMBER), whose key or
-        class has each word of ``search`` in it, by the order numbered ``order``; what is not given does not choose.
+        """The page ``page``, or the last one, of the samples in the split numbered ``split``, of the class ``class``
+        (KIND:NUMBER), whose key or class has each word of ``search`` in it, by the order numbered ``order``; what is not given
+        does not choose.
 
         Raises InputError for what does not exist."""
         chosen = self.chosen(*(query.get(name, "") for name in ("split", "class", "search", "order")))
-        first = ON_A_PAGE * number(query.get("page", ""))
+        first = beginning(query, len(chosen))
         rows = [self._row(sample) for sample in chosen[first : first + ON_A_PAGE].tolist()]
-        return {"found": len(chosen), "first": first, "rows": rows}
+        return {"found": len(chosen), "first": first, "page": first // ON_A_PAGE, "rows": rows}
 
     def _row(self, sample: int) -> dict[str, Any]:
         shards, motion = self.shards, float(self.shards.motion_N[sample])
@@ -166,7 +167,7 @@ class Catalogue:
                 kept_N &= label_N < 0 if of == "none" else label_N == number(of)
             by_N = [*ORDERS.values()][number(order)](shards)
         except IndexError:
-            raise InputError("no such split, kind of label or order") from None
+            raise InputError("no such split, kind of label or order, expected one that the page offers") from None
         for word in words(search):
             kept_N &= self._with(word)
         chosen = np.flatnonzero(kept_N)
@@ -186,10 +187,12 @@ class Catalogue:
         kept = np.ones(len(self._lines), bool)
         for word in words(query.get("search", "")):
             kept &= self._lines.containing(word)
-        first, found = ON_A_PAGE * number(query.get("page", "")), np.flatnonzero(kept)
+        found = np.flatnonzero(kept)
+        first = beginning(query, len(found))
         lines = [self._lines[at] for at in found[first : first + ON_A_PAGE].tolist()]
         note = f"the first {FAILURES_READ >> 20} MB of {FAILURES}" if self._bytes > FAILURES_READ else ""
-        return {"found": len(found), "first": first, "rows": [_failure(line) for line in lines], "note": note}
+        rows = [_failure(line) for line in lines]
+        return {"found": len(found), "first": first, "page": first // ON_A_PAGE, "rows": rows, "note": note}
 
     @cached_property
     def _bytes(self) -> int:
@@ -222,7 +225,7 @@ class Catalogue:
         made = {layer: drawn(record, layer, at) for layer in layers}
         pictures = [picture for parts, _ in made.values() for picture in parts]
         if sum(map(len, pictures)) > PREVIEW_BYTES:
-            raise InputError(f"{record.key}: its pictures are too large to show")
+            raise InputError(f"{record.key}: its pictures are too large to show; choose fewer cues")
         energy_N = np.nan_to_num(record.arrays.get("energy", np.zeros(0)), posinf=0, neginf=0)
         if len(energy_N):  # two shots are no motion
             energy_N = energy_N[cue_entries(np.arange(len(record)), len(record), record.meta.cuts)]
@@ -243,6 +246,11 @@ def number(text: str) -> int:
     if not re.fullmatch(r"[0-9]{0,9}", text):
         raise InputError(f"{plain(repr(text))}: expected a number")
     return int(text or 0)
+
+
+def beginning(query: Mapping[str, str], found: int) -> int:
+    """The first of what is ``found`` that the query's page shows; a page behind the last one is the last. Raises InputError."""
+    return ON_A_PAGE * min(number(query.get("page", "")), max(0, found - 1) // ON_A_PAGE)
 
 
 def words(search: str) -> list[str]:
@@ -352,7 +360,7 @@ class Server(socketserver.ThreadingTCPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers GET: the page, the set, pages of samples and of failures, previews."""
+    """Answers GET and HEAD: the page, the set, pages of samples and of failures, previews."""
 
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "dclr", ""
@@ -370,6 +378,8 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(url.path, query)
         except (InputError, ValueError, PermissionError) as error:
             self._json({"error": plain(public(str(error)), LONGEST_TEXT)}, 400)
+
+    do_HEAD = do_GET
 
     def _answer(self, path: str, query: Mapping[str, str]) -> None:
         catalogue = self.server.catalogue
@@ -403,7 +413,8 @@ class Handler(BaseHTTPRequestHandler):
         }.items():  # fmt: skip
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
     def log_message(self, *_: object) -> None:
         """Quiet."""

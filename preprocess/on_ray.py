@@ -108,6 +108,7 @@ def _connected() -> Any:
         import ray
     except ImportError:
         raise InputError("--engine ray: Ray is not installed; pip install 'dclr[ray]'") from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # of a cluster that begins here
     try:
         ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:  # none answers, or one with another Python or Ray

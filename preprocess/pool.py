@@ -22,6 +22,7 @@ from dclr.patience import tell_waits
 T = TypeVar("T")
 R = TypeVar("R")
 
+LOOK = 1.0  # seconds between two looks at the time that tasks take
 RECYCLE = 2000  # tasks of a worker before a new one takes its place: what libraries leak stays bounded
 
 
@@ -141,11 +142,16 @@ class Pool(Generic[T, R]):
         return worker.stop()
 
     def _collect(self) -> dict[int, R | Lost]:
-        """Wait for the next thing to happen: results, deaths, tasks out of time."""
+        """Wait a moment for the next thing to happen: results, deaths, tasks out of time."""
         busy = {worker.pipe: worker for worker in self._workers if worker.task is not None}
-        nearest = min(worker.began for worker in busy.values()) + self._timeout
+        nearest, now = min(worker.began for worker in busy.values()) + self._timeout, time.monotonic()
+        pause = min(LOOK, max(0.0, nearest - now))
+        ready = wait(list(busy), pause)
+        if (lost := time.monotonic() - now - pause) > LOOK:  # this process was stopped, as a suspended job is, or had no core
+            for worker in busy.values():
+                worker.began += lost
         out: dict[int, R | Lost] = {}
-        for pipe in wait(list(busy), max(0.0, nearest - time.monotonic())):
+        for pipe in ready:
             worker = busy.pop(pipe)  # type: ignore[call-overload]
             assert worker.task is not None
             try:

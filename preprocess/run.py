@@ -8,6 +8,7 @@ written in the plan's order, so the same input and options give the same bytes o
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import socket
 import tempfile
@@ -30,7 +31,7 @@ from dclr.patience import threads
 from dclr.record import REPEATED, pack
 from dclr.settings import check_values, flags, setting
 from dclr.storage import Folder, open_folder
-from dclr.text import public
+from dclr.text import plain, public
 from dclr.threads import permitted
 from preprocess.datasets import DATASETS, EMPTY_CLASS, Video, VideoSet, sample_keys
 from preprocess.on_ray import Tell, on_ray
@@ -73,10 +74,11 @@ SAMPLED = 8  # videos that a dry run transcodes to measure
 
 def part(text: str) -> tuple[int, int]:
     """``"2/8"`` -> ``(2, 8)``: the second of eight."""
-    number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
-        raise InputError(f"--part {text}: expected I/N with I from 1 to N, such as 1/8 (Slurm: sbatch --array=1-8)")
-    return int(number), int(count)
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        expected = "expected I/N in digits with I from 1 to N, such as 1/8 (Slurm: sbatch --array=1-8)"
+        raise InputError(f"{plain(text, 80)}: {expected}")
+    return int(match[1]), int(match[2])
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,9 @@ class How:
 
     title = "how it is done (no byte depends on these)"
     workers: int = setting(
-        factory=permitted, help="processes that work side by side", metavar="N", least=1, derived="one for each core"
-    )
+        factory=permitted, help="processes that work side by side", metavar="N", least=1, most=100_000,
+        derived="one for each core",
+    )  # fmt: skip
     timeout: float = setting(600, "a video that takes longer has failed", metavar="SECONDS", least=1e-3, most=1e9)
     engine: str = setting("local", "where it is done: on processes here, or on a Ray cluster", choices=("local", "ray"))
     part: tuple[int, int] | None = setting(
@@ -263,6 +266,8 @@ def build(source: VideoSet, out: Folder, options: Options, how: How) -> Summary 
     made = jobs(source, sample_keys([video.id for video in source.videos]), options, ratio)
     plan = _plan(source, options, [], made, ratio)
     if finished and old != plan:
+        if old is not None and old.dataset == source.name:
+            require_made_so(out, old.options, source, options)
         raise _another_set(out, source)
     return carry_out(plan, made, source.root, out, options, how)
 
@@ -272,6 +277,17 @@ def _another_set(out: Folder, source: VideoSet) -> InputError:
     return InputError(
         f"--out {out}: a finished shard set is there already, made from other videos or options; {more}name another folder"
     )
+
+
+def require_made_so(out: Folder, there: Mapping[str, Any], source: VideoSet, options: Options) -> None:
+    """Raises InputError naming the first of ``options`` that is not what the finished set was made with."""
+    usual = asdict(Options())
+    made_with, wanted = {**usual, **there}, usual | manifest_options(options, source)
+    for name, one in flags(Options).items():
+        if made_with[name] != wanted[name]:
+            given, made = one.typed(wanted[name]), one.typed(made_with[name])
+            same = "give the same to append to it, or " * (source.name in DATASETS)  # the embedded one has all of its videos
+            raise InputError(f"{given}: {out} was made with {made}; {same}name another folder")
 
 
 def check_cues(there: Mapping[str, Any], wanted: Mapping[str, Any], out: Folder) -> None:
@@ -296,7 +312,7 @@ def _with_later_cues(source: VideoSet, old: RunPlan, out: Folder, options: Optio
 
 
 def _plan(source: VideoSet, options: Options, keep: list[str], made: Sequence[Job], ratio: float) -> RunPlan:
-    missing = tuple(failure(video, MISSING, NOT_ON_DISK, 0.0) for video in source.missing)
+    missing = tuple(failure(video, MISSING, source.left_out.get(video.path, NOT_ON_DISK), 0.0) for video in source.missing)
     root = public(source.root.place) if "://" in source.root.place else str(Path(source.root.place).absolute())
     plan = RunPlan(
         source.name, root, source.classes, manifest_options(options, source), keep,
@@ -470,19 +486,19 @@ def append(source: VideoSet, out: Folder, options: Options, how: How) -> Summary
     New classes get the numbers after the old ones.
     """
     have = ShardSet(out)
-    usual = asdict(Options())
-    made_with, wanted = usual | have.manifest.options, usual | manifest_options(options, source)
     if have.manifest.dataset == source.name:
+        usual = asdict(Options())
+        made_with, wanted = usual | have.manifest.options, usual | manifest_options(options, source)
         check_cues({name: made_with[name] for name in usual}, {name: wanted[name] for name in usual}, out)
-    for name, one in flags(Options).items():
-        if made_with[name] != wanted[name]:
-            given, made = one.typed(wanted[name]), one.typed(made_with[name])
-            raise InputError(f"{given}: {out} was made with {made}; give the same to append to it")
+    require_made_so(out, have.manifest.options, source, options)
     if have.manifest.dataset != source.name:
         raise InputError(f"{out} holds {have.manifest.dataset}, not {source.name}: name another folder")
     classes = {kind: list(names) for kind, names in have.manifest.classes.items()}
     if set(classes) != set(source.classes):
-        raise InputError(f"{out} has labels {list(classes) or 'none'}, the videos to append {list(source.classes) or 'none'}")
+        raise InputError(
+            f"{out} has labels {list(classes) or 'none'}, the videos to append {list(source.classes) or 'none'}; expected the "
+            "same kinds"
+        )
     for kind, names in source.classes.items():
         classes[kind] += [name for name in names if name not in set(classes[kind])]
     number = {kind: {name: at for at, name in enumerate(names)} for kind, names in classes.items()}
@@ -512,10 +528,13 @@ def _entries(have: ShardSet) -> dict[str, tuple[dict[str, int], list[str]]]:
     }
 
 
-def retry(out: Folder, how: How, root: Folder | None = None) -> Summary:
-    """Try the videos of failures.jsonl again, those that were missing too, and add what comes of them as further shards."""
+def retry(out: Folder, how: How, root: Folder | None = None, links: bool = True) -> Summary:
+    """Try the videos of failures.jsonl again, those that were missing too, and add what comes of them as further shards.
+    ``links``: also those behind links that lead out of the root."""
     plan, have = plan_of(out), ShardSet(out)
-    root = videos_of(plan, root or open_folder(plan.root, out.patience))
+    folder = root or open_folder(plan.root, out.patience)
+    folder.links = links
+    root = videos_of(plan, folder)
     lines, files = [line for line in read_failures(out, FAILURES) if line.stage != LEFT_OUT], root.files()
     videos = [Video(line.path, line.labels, line.splits, line.span, files[line.path]) for line in lines if line.path in files]
     missing = [Video(line.path, line.labels, line.splits, line.span) for line in lines if line.path not in files]
@@ -541,11 +560,20 @@ def _extend(source: VideoSet, have: ShardSet, out: Folder, options: Options, how
     keep = [shard.name.removesuffix(".tar") for shard in have.manifest.shards]
     if not source.videos:
         return _nothing_new(source, have, out)
-    first = 1 + max(int(name.rpartition("-")[2]) for name in keep)
     used = {key.rpartition("_s")[0] if options.segment else key for key in have.keys}
     ratio = output_ratio(source, options)
-    made = jobs(source, sample_keys([video.id for video in source.videos], used), options, ratio, first)
+    made = jobs(source, sample_keys([video.id for video in source.videos], used), options, ratio, next_number(keep))
     return carry_out(_plan(source, options, keep, made, ratio), made, source.root, out, options, how)
+
+
+def next_number(names: Sequence[str]) -> int:
+    """The number of a set's next shard. Someone may have renamed shards, in the manifest too.
+
+    >>> next_number(["shard-000000", "shard-000004", "evil"]), next_number(["evil"])
+    (5, 0)
+    """
+    numbers = [name.rpartition("-")[2] for name in names]
+    return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
 
 
 def _nothing_new(source: VideoSet, have: ShardSet, out: Folder) -> Summary:

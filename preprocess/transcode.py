@@ -18,9 +18,12 @@ import hashlib
 import io
 import itertools
 import math
+import os
+import re
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -66,6 +69,8 @@ REORDER = 32  # places that a picture may be coded away from its place in time
 RARE = 0.01  # share of timestamps that may be missing or equal
 PAUSE = 10  # seconds between two frames: pauses that long may not make up half of a video
 SARS = ("square", "keep")
+PART = re.compile(r"part,(\d+),(\d+),(/.*)", re.DOTALL)  # of a file: first byte, size, path
+LISTS = {b"ffconcat version": "ffconcat", b"#EXTM3U": "m3u8", b"v=0": "sdp", b"# VobSub": "VobSub"}  # how such files begin
 TURNS: dict[float, tuple[bool, bool, bool]] = {  # clockwise degrees -> transposed, then upside down, then mirrored
     0: (False, False, False), 90: (True, False, True), 180: (False, True, True), 270: (True, True, False),
 }  # fmt: skip
@@ -89,7 +94,7 @@ class Options:
     size: int = setting(128, "short side of the stored frames", metavar="PIXELS", least=16, most=1024)
     codec: str = setting("jpeg", "of the stored frames: jpeg reads fastest, h264 is a quarter of the bytes", choices=CODECS)
     quality: int | None = setting(
-        None, "JPEG quality (1 to 100) or h264's crf (0, the best, to 51)", metavar="Q",
+        None, "JPEG quality (1 to 100) or h264's crf (0, the best, to 51)", metavar="Q", least=0, most=100,
         derived=f"{QUALITY['jpeg'][0]} of jpeg, {QUALITY['h264'][0]} of h264",
     )  # fmt: skip
     cues: tuple[str, ...] = setting(
@@ -328,20 +333,19 @@ class OpenedVideo:
     fps: float = field(init=False)  # 0 where the file does not say
     rate: str | None = field(init=False)  # None: fps is the header's; "measured" or "contradictory" as shards/README.md says
     steady: bool = field(init=False)  # frames are equally far apart, or nothing tells how far
+    _stack: ExitStack = field(init=False)
     interlaced: bool = False  # a picture that was decoded so far is
     _packets: Any = field(init=False, default_factory=partial(hashlib.blake2b, digest_size=16))  # those that were decoded
 
     def __enter__(self) -> OpenedVideo:
-        self.container, self.stream = _opened(self.path)
-        try:
+        with ExitStack() as stack:
+            self.container, self.stream = stack.enter_context(_opened(self.path))
             self.fps, self.rate, self.steady = self._rate()
-        except BaseException:
-            self.container.close()
-            raise
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.container.close()
+        self._stack.close()
 
     def frames(self) -> Iterator[av.VideoFrame]:
         """Every decoded frame, in decode order; raises TranscodeError with the number of the frame."""
@@ -406,12 +410,12 @@ class OpenedVideo:
         return round(measured, 3), "measured", is_steady(times, self.stream.time_base, measured)
 
     def _packet_times(self) -> list[int | None]:
-        with _opened(self.path)[0] as container:  # once more: not every file can be wound back to its beginning
+        with _opened(self.path) as (container, _):  # once more: not every file can be wound back to its beginning
             packets = container.demux(container.streams[self.stream.index])
             return _timestamps(packet for packet in packets if packet.size)
 
     def _picture_times(self) -> list[int | None]:
-        with _opened(self.path)[0] as container:
+        with _opened(self.path) as (container, _):
             return _timestamps(container.decode(container.streams[self.stream.index]))
 
 
@@ -455,20 +459,66 @@ def is_steady(times: Sequence[int | None], time_base: Fraction, rate: float) -> 
     return bool(np.abs(told - told[0] - np.arange(len(told))).max() < 0.5)
 
 
-def _opened(path: Path) -> tuple[Any, Any]:
-    """The container and its video stream, to be decoded on one core."""
-    try:
-        container = av.open(str(path), metadata_errors="replace")
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise TranscodeError("open", _reason(error)) from None
-    try:
+class Bytes:
+    """A file, or the part of a file that :func:`part_of` names, as FFmpeg reads it: by its bytes, never by its name.
+
+    FFmpeg takes ``concat:a.avi`` and ``12:30 talk.avi`` for protocols, and a name with ``%03d`` for many files."""
+
+    def __init__(self, place: Path):
+        part = PART.fullmatch(str(place))
+        self.name = part[3] if part else str(place)  # whose suffix helps FFmpeg to tell what it is
+        self._file = open(self.name, "rb", buffering=0)  # noqa: SIM115
+        self._start, self._at = int(part[1]) if part else 0, 0
+        self._size = int(part[2]) if part else os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        self._file.close()
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int) -> bytes:
+        data = os.pread(self._file.fileno(), max(0, min(size, self._size - self._at)), self._start + self._at)
+        self._at += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        at = (0, self._at, self._size)[whence] + offset
+        self._at = max(at, 0)
+        return at
+
+
+def part_of(path: Path, start: int, size: int) -> Path:
+    """A video that is a part of a file of this machine, such as a member of a tar, for :class:`OpenedVideo` alone."""
+    return Path(f"part,{start},{size},{path.absolute()}")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The container and its video stream, to be decoded on one core. Nothing but the file itself is read: what it names, as a
+    playlist does, needs a protocol, and FFmpeg may use none."""
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(closing(Bytes(path)))
+            alone = {"protocol_whitelist": "none"}
+            container = stack.enter_context(av.open(file, metadata_errors="replace", options=alone))
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise TranscodeError("open", f"{_reason(error)}{_names_others(path)}") from None
         stream = _video_stream(container)
         stream.codec_context.thread_count = 1
         stream.codec_context.options = {"max_pixels": str(MAX_WIDTH * MAX_HEIGHT)}
-    except BaseException:
-        container.close()
-        raise
-    return container, stream
+        yield container, stream
+
+
+def _names_others(path: Path) -> str:
+    """What to say of a file that cannot be opened and is a list of others."""
+    try:
+        with closing(Bytes(path)) as file:
+            head = file.read(16)
+    except OSError:
+        return ""
+    kind = next((kind for begin, kind in LISTS.items() if head.startswith(begin)), None)
+    return f": a list of other files ({kind}), which are not read; give the videos themselves" if kind else ""
 
 
 def _video_stream(container: Any) -> Any:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from catalogue import pytest_sessionfinish, pytest_testnodedown  # noqa: F401  # hooks
 from hypothesis import settings
 from servers import Proxy, free_port, serving
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -137,7 +138,7 @@ def server() -> Iterator[int]:
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"MOTO_S3_DEFAULT_MAX_KEYS": "10"},
     )  # fmt: skip
     try:
         for _ in range(300):

@@ -30,11 +30,13 @@ def free_port() -> int:
 class Unreliable(http.server.BaseHTTPRequestHandler):
     """Answers requests, each with the next of ``faults``: ``""``, a status such as ``"500"`` (with ``more`` as its headers),
     ``"late"``, ``"reset"`` (no answer), ``"hang up"`` (in the middle), ``"short"`` (half of it, as if that were all),
-    ``"garbled"`` (one byte is another)."""
+    ``"garbled"`` (one byte is another), ``"broken"`` (reset in the middle), ``"long"`` (a length that never comes),
+    ``"endless"`` (a body without an end), ``"stale"`` (what is in ``old``, where it has the path), or a URL to which it redirects."""
 
     protocol_version = "HTTP/1.1"
     faults: Iterator[str] = itertools.cycle([""])
     more: ClassVar[dict[str, str]] = {}
+    old: ClassVar[dict[str, bytes]] = {}
     stalled: str = ""  # a request for such a path is never answered
     served: ClassVar[list[str]]  # faults, in order
     requests: ClassVar[Counter[str]]  # path -> requests for it
@@ -53,31 +55,49 @@ class Unreliable(http.server.BaseHTTPRequestHandler):
         self.requests[path] += 1
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if fault == "reset":
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.close_connection = True
-            self.connection.close()
+            self._hang_up(reset=True)
             return
         if fault == "late":
             time.sleep(0.3)
-        status, headers, data = (int(fault), self.more, b"") if fault.isdecimal() else self.answer(body)
+        if ":" in fault:
+            status, headers, data = 302, {"Location": fault + path}, b""
+        elif fault == "stale" and path in self.old:
+            status, headers, data = 200, {}, self.old[path]
+        else:
+            status, headers, data = (int(fault), self.more, b"") if fault.isdecimal() else self.answer(body)
         if fault == "short" and status == 206:
             data, headers = data[: len(data) // 2], {k: v for k, v in headers.items() if k != "Content-Range"}
         if fault == "garbled" and status == 206:
             data = data[:5000] + bytes([data[5000] ^ 1]) + data[5001:] if len(data) > 5000 else data
+        if fault == "endless":
+            headers = {"Transfer-Encoding": "chunked", "Content-Length": ""}
+        elif fault == "long":
+            headers = headers | {"Content-Length": str(len(data) + 1000)}
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(data))} | headers).items():
-            self.send_header(name, value)
+            if value:
+                self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":
             return
-        if fault == "hang up" and data:
-            self.wfile.write(data[: len(data) // 2])
+        while fault == "endless":  # until nobody listens any more
+            self.wfile.write(b"10000\r\n" + bytes(0x10000) + b"\r\n")
+            self.sent[path] += 0x10000
+        if fault in ("hang up", "broken", "long") and data:
+            self.wfile.write(data if fault == "long" else data[: len(data) // 2])
             self.wfile.flush()
-            self.connection.shutdown(socket.SHUT_RDWR)
-            self.close_connection = True
+            self._hang_up(reset=fault == "broken")
             return
         self.sent[path] += len(data)
         self.wfile.write(data)
+
+    def _hang_up(self, reset: bool) -> None:
+        self.close_connection = True
+        if reset:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+        else:
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
 

@@ -21,6 +21,15 @@ def test_a_log_gets_a_line_every_half_a_minute_and_one_at_the_end() -> None:
     assert all(line.startswith("working: ") and "\r" not in line for line in lines)
 
 
+def test_a_last_state_is_one_line_though_it_was_told_just_before() -> None:
+    seconds, log = [0.0], io.StringIO()
+    lines = bars.Lines(log, lambda: seconds[0])
+    seconds[0] += 31
+    for text in ("\rworking: 100%", "\rworking: 100%", "\n"):
+        lines.write(text)
+    assert log.getvalue() == "working: 100%\n"
+
+
 def test_short_work_is_one_line_and_what_vanishes_on_a_terminal_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert sum(bars.bar(range(1000), "adding", unit="video")) == 499500
     said = capsys.readouterr().err

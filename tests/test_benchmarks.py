@@ -201,8 +201,8 @@ def test_a_fresh_cell_is_held_against_the_kept_seeds(
 def test_paired_differences_are_of_the_same_videos() -> None:
     """Of four videos ours is right on two more: 1, 0, 1 and 0 points apart, or with a second seed 1, 0, 1/2 and 0."""
     ours, theirs = [{"right": {"class": "1110"}}], [{"right": {"class": "0100"}}]
-    assert evidence.paired(ours, theirs, "class") == "50.0 ± 56.6"  # 100 x 1.96 x sqrt(1/3) / 2
-    assert evidence.paired([*ours, {"right": {"class": "1100"}}], theirs, "class") == "37.5 ± 46.9"
+    assert evidence.paired(ours, theirs, "class") == "+50.0 ± 56.6"  # 100 x 1.96 x sqrt(1/3) / 2
+    assert evidence.paired([*ours, {"right": {"class": "1100"}}], theirs, "class") == "+37.5 ± 46.9"
 
 
 def test_a_worlds_random_network_is_that_of_its_pretraining() -> None:

@@ -108,7 +108,7 @@ def test_a_run_loads_as_it_was_saved(checkpoint: Path) -> None:
     trunk, encoder = load_trunk(checkpoint), load_encoder(checkpoint)
     saved = load(checkpoint)["model"]
     assert (trunk.arch, trunk.width, trunk.clip) == ("r2plus1d_10", 4, {"frames": 4, "stride": 2, "size": 32})
-    assert "r2plus1d_10 of width 4" in trunk.matched and "left aside: heads.vv, heads.sv" in trunk.matched
+    assert "r2plus1d_10 of width 4" in trunk.matched and "beside the trunk: heads.vv, heads.sv" in trunk.matched
     state = encoder.state_dict()
     assert set(state) == {name.removeprefix("f_q.") for name in saved if name.startswith("f_q.")}
     assert all(torch.equal(state[name], saved[f"f_q.{name}"]) for name in state)
@@ -127,7 +127,7 @@ def test_weights_of_the_published_layouts_load_strictly(arch: str, tmp_path: Pat
         state | {f"{classifier}.weight": torch.zeros(400, 64), f"{classifier}.bias": torch.zeros(400)}, tmp_path / "w.pth"
     )
     found = load_trunk(tmp_path / "w.pth")
-    assert (found.arch, found.width, found.clip) == (arch, 8, {}) and f"left aside: {classifier[:2]}" in found.matched
+    assert (found.arch, found.width, found.clip) == (arch, 8, {}) and f"beside the trunk: {classifier[:2]}" in found.matched
     assert f"{arch} of width 8" in found.matched and f"matched     {len(state)} " in found.matched
     for name, x in state.items():
         assert torch.equal(found.module.state_dict()[name], x.float())
@@ -141,7 +141,7 @@ def test_moco_style_files_load_their_trunk(prefix: str, tmp_path: Path) -> None:
     other = {f"{beside}{name}": x + 1 for name, x in trunk.state_dict().items()}
     torch.save({"state_dict": state | other, "epoch": 3}, tmp_path / "moco.pth.tar")
     found = load_trunk(tmp_path / "moco.pth.tar")
-    assert found.arch == "r3d_18" and "left aside: fc" in found.matched
+    assert found.arch == "r3d_18" and "beside the trunk: fc" in found.matched
     colours = torch.rand(1, 3, 8, 32, 32)
     clip = normalise(colours)
     encoder = load_encoder(tmp_path / "moco.pth.tar")
@@ -232,7 +232,7 @@ def test_pixels_that_are_none_and_those_that_contradict_the_file_are_refused(che
     for more, says in (
         ({"mean": (0.5, 0.5), "std": (1, 1)}, "--mean 0.5,0.5: expected three numbers"),
         ({"mean": (0.5, 0.5, 0.5)}, "expected both or neither"),
-        ({"mean": (0, 0, 0), "std": (0, 1, 1)}, "--std 0: expected above 0"),
+        ({"mean": (0, 0, 0), "std": (0, 1, 1)}, "--std 0: expected above 0 to 255"),
         ({"order": "gbr"}, "--order gbr: expected one of rgb, bgr"),
     ):
         with pytest.raises(InputError, match=says):

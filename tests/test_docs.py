@@ -27,6 +27,7 @@ PAGES = [
     REPOSITORY / "README.md",
     REPOSITORY / "CONTRIBUTING.md",
     REPOSITORY / "CHANGELOG.md",
+    REPOSITORY / "SECURITY.md",
     REPOSITORY / "shards" / "README.md",
     REPOSITORY / "benchmarks" / "RESULTS.md",
     *sorted((REPOSITORY / "docs").glob("*.md")),

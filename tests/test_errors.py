@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, SMALL, refuse, run
 
-from dclr.errors import NOT_KEPT
+from dclr.errors import NOT_KEPT, InputError, place
 
 TRAIN = ("train_pretrain.py", "--split", "train")
 EVAL = (
@@ -28,22 +28,22 @@ MAKE = ("-m", "preprocess", "synthetic")
 @pytest.mark.parametrize(
     "command, flag, value, says",
     [
-        (TRAIN, "--lr", "nan", "--lr nan: expected a finite number"),
-        (TRAIN, "--seed", str(10**22), "--seed 10000000000000000000000: expected at most 9223372036854775807"),
-        (TRAIN, "--stride", str(10**21), "--stride 1000000000000000000000: expected at most 2147483647"),
+        (TRAIN, "--lr", "nan", "--lr nan: expected above 0 to 1000"),
+        (TRAIN, "--seed", str(10**22), "--seed 10000000000000000000000: expected -9223372036854775807 to 9223372036854775807"),
+        (TRAIN, "--stride", str(10**21), "--stride 1000000000000000000000: expected 1 to 1e+06"),
         (TRAIN, "--cache", "", "--cache '': it is empty"),
         (TRAIN, "--out", "", "--out '': it is empty"),
-        (EVAL, "--probe-lr", "inf", "--probe-lr inf: expected a finite number"),
-        (EVAL, "--wd", "nan", "--wd nan: expected a finite number"),
+        (EVAL, "--probe-lr", "inf", "--probe-lr inf: expected above 0 to 1000"),
+        (EVAL, "--wd", "nan", "--wd nan: expected 0 to 1000"),
         (EVAL, "--cache-size", "inf", "--cache-size inf"),
-        (EVAL, "--draws", str(10**12), "--draws 1000000000000: expected at most"),
+        (EVAL, "--draws", str(10**12), "--draws 1000000000000: expected 1 to 1000000"),
         (EVAL, "--features", "", "--features '': it is empty"),
         (EVAL, "--out", " ", "--out ' ': it is empty"),
         (EVAL, "--pretrained", "", "--pretrained '': it is empty"),
-        (MAKE, "--seed", str(10**22), "--seed 10000000000000000000000: expected at most"),
-        (MAKE, "--timeout", "nan", "--timeout nan: expected a finite number"),
-        (MAKE, "--max-failures", "inf", "--max-failures inf: expected a finite number"),
-        (MAKE, "--size", str(10**21), "--size 1000000000000000000000: expected at most"),
+        (MAKE, "--seed", str(10**22), "--seed 10000000000000000000000: expected -9223372036854775807 to"),
+        (MAKE, "--timeout", "nan", "--timeout nan: expected 0.001 to 1e+09"),
+        (MAKE, "--max-failures", "inf", "--max-failures inf: expected 0 to 100"),
+        (MAKE, "--size", str(10**21), "--size 1000000000000000000000: expected 16 to 1024"),
         (MAKE, "--out", "", "argument --out: the folder '': it is empty"),
         (("-m", "preprocess", "stats", "set"), "--out", "", "argument --out: '': it is empty"),
         (("-m", "dclr.export", "last.pt"), "--out", "", "--out '': it is empty"),
@@ -106,3 +106,42 @@ def test_a_finetuning_keeps_its_numbers_on_a_full_disk(synthetic_set: Path, tmp_
     assert done.returncode == NOT_KEPT and "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert "result.json: cannot be written (No space left on device)" in last and "top1" in last
+
+
+LONG = "a" * 300
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (*TRAIN, "--shards", "SET", "--out", LONG),
+        (*TRAIN, "--shards", LONG, "--out", "OUT"),
+        (*TRAIN, "--shards", "SET", "--out", "OUT", "--cache", LONG),
+        (*TRAIN, "--shards", "SET", "--out", "OUT", "--config", LONG),
+        (*TRAIN, "--shards", "SET", "--out", "OUT", *SMALL, "--resume", LONG),
+        (*TRAIN, "--shards", "SET", "--out", "OUT", *SMALL, "--pretrained", LONG),
+        (*EVAL[:-4], "--pretrained", LONG, "--shards", "SET", "--out", "OUT"),
+        (*EVAL, "--shards", "SET", "--out", LONG),
+        (*EVAL, "--shards", "SET", "--out", "OUT", "--baseline", LONG),
+        (*MAKE, "--out", LONG),
+        ("-m", "preprocess", "folder", "--root", LONG, "--out", "OUT"),
+        ("-m", "preprocess", "csv", "--root", ".", "--list", LONG, "--out", "OUT"),
+        ("-m", "preprocess", "ucf101", "--root", ".", "--splits", LONG, "--out", "OUT"),
+        ("-m", "preprocess", "verify", LONG),
+        ("-m", "preprocess", "stats", "SET", "--out", LONG),
+        ("-m", "preprocess", "preview", "SET", "--out", LONG),
+        ("-m", "dclr.compare", LONG),
+        ("-m", "dclr.export", LONG, "--out", "OUT/"),
+        ("-m", "dclr.report", LONG),
+    ],
+    ids=lambda command: " ".join(word if word != LONG else "LONG" for word in command[:2] + command[-2:]),
+)
+def test_a_name_that_is_too_long_is_one_line(command: tuple[str, ...], synthetic_set: Path, tmp_path: Path) -> None:
+    places = {"SET": str(synthetic_set), "OUT": str(tmp_path / "out")}
+    said = refuse(*(places.get(word, word) for word in command))
+    assert said.startswith("error: ") and LONG in said
+
+
+def test_a_place_is_a_path() -> None:
+    with pytest.raises(InputError, match=r"--out 'a\\x00b': it is no path, expected a path"):
+        place("a\0b", "--out")

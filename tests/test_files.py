@@ -18,6 +18,7 @@ from conftest import REPOSITORY
 
 from dclr.errors import InputError
 from dclr.files import held, run_folder, whole
+from dclr.lease import writing
 from dclr.storage import open_folder
 
 
@@ -59,7 +60,11 @@ def test_files_have_the_mode_that_umask_says(mask: int, tmp_path: Path) -> None:
 @contextmanager
 def another(code: str) -> Iterator[subprocess.Popen[str]]:
     """Another process, which has run ``code`` and then waits for a line."""
-    code = f"from pathlib import Path\nfrom dclr.files import held\nfrom dclr.storage import open_folder\n{code}"
+    code = f"""from pathlib import Path
+from dclr.files import held
+from dclr.lease import writing
+from dclr.storage import open_folder
+{code}"""
     process = subprocess.Popen(
         [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -115,21 +120,17 @@ def test_one_that_waits_goes_on_when_it_is_free(tmp_path: Path, capsys: pytest.C
     assert entered.is_set() and capsys.readouterr().err.count(f"waiting for process {owner.pid} on") == 1
 
 
-@pytest.mark.parametrize("place", ["set", "s3://bucket/set"])
-def test_parts_of_a_set_are_made_side_by_side(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a set in object storage the lock is on this machine."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    place = place if "://" in place else str(tmp_path / place)
-    holds = f"with open_folder({place!r}).held((1, 2)):\n    print('held', flush=True)\n    input()"
+def test_parts_of_a_set_are_made_side_by_side(tmp_path: Path) -> None:
+    place = str(tmp_path / "set")
+    holds = f"with writing(open_folder({place!r}), (1, 2)):\n    print('held', flush=True)\n    input()"
     with another(holds) as owner:
-        with open_folder(place).held((2, 2)):
+        with writing(open_folder(place), (2, 2)):
             pass
         for part, named in ((None, ""), ((1, 2), ", part 1/2")):
             with pytest.raises(InputError, match=rf"^{place}{named}: process {owner.pid} on"):
-                open_folder(place).held(part).__enter__()
+                writing(open_folder(place), part).__enter__()
         owner.communicate("\n")
-    with open_folder(place).held():
+    with writing(open_folder(place)):
         pass
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

@@ -51,7 +51,7 @@ def test_every_flag_has_a_sentence_and_a_default_and_its_choices(one: Parser) ->
     told = [action for action in one._actions if action.help != argparse.SUPPRESS and action.dest != "help"]
     assert {*one.flags} <= {action.dest for action in told}
     for action in told:
-        sentence, ending = re.fullmatch(r"(.+) \((required|default: .+)\)", str(action.help)).groups()
+        sentence, ending = re.fullmatch(r"(.+) \((?:[^()]+ to [^()]+; )?(required|default: .+)\)", str(action.help)).groups()
         assert len(sentence.split()) >= 2 and "None" not in ending and "()" not in ending, action.dest
         flag = one.flags.get(action.dest)
         assert (ending == "required") == (flag.required if flag else action.required), action.dest
@@ -175,9 +175,10 @@ def test_messages_name_flags_of_the_command_that_was_typed() -> None:
 
 
 def test_a_set_that_another_process_holds_is_named_as_it_was_typed(tmp_path: Path) -> None:
+    from dclr.lease import writing
     from dclr.storage import open_folder
 
-    with open_folder(tmp_path / "set").held(), mock.patch("dclr.files.PATIENCE", 0.1):
+    with writing(open_folder(tmp_path / "set")), mock.patch("dclr.files.PATIENCE", 0.1):
         for command in ("retry", "merge"):
             said = refuse("-m", "preprocess", command, tmp_path / "set")
             assert said.startswith(f"error: {tmp_path}/set: process ") and "--out" not in said
@@ -187,7 +188,8 @@ def test_a_set_that_another_process_holds_is_named_as_it_was_typed(tmp_path: Pat
 
 
 def test_the_way_out_of_a_finished_embedded_set_is_not_append(synthetic_set: Path) -> None:
-    said = refuse("-m", "preprocess", "synthetic", "--hard", "--videos", "96", "--out", synthetic_set, "--size", "40")
-    assert "a finished shard set is there already" in said and "--append" not in said and "name another folder" in said
+    synthetic = ("-m", "preprocess", "synthetic", "--hard", "--videos", "96", "--out", synthetic_set)
+    said = refuse(*synthetic, "--size", "40")
+    assert re.search("--size 40: .* was made with --size 32; name another folder", said) and "append" not in said
     said = refuse("-m", "preprocess", "stats", "cached://x")
     assert "it keeps copies" in said and "--cache" not in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import train_pretrain
 from dclr.data.clips import ClipConfig
 from dclr.data.config import Choice
 from dclr.errors import InputError
-from dclr.evaluation.config import ALL, EvalConfig, Repeats, evaluation, others
+from dclr.evaluation.config import ALL, EvalConfig, Extraction, Prediction, Repeats, config_of, evaluation, others
 from dclr.evaluation.modes import MODES
 from dclr.method.objective import Method, Statistics
 from dclr.method.pixels import PixelSettings
@@ -39,6 +40,7 @@ from dclr.settings import (
     flags,
     free,
     from_flags,
+    range_of,
     setting,
 )
 from dclr.training.config import PRECISIONS
@@ -50,6 +52,7 @@ LISTINGS = tuple(launcher.listing(DATASETS[name]) for name in ("ucf101", "csv"))
 COLUMNS = tuple(settings for dataset in DATASETS.values() if (settings := dataset.settings))
 LAUNCHER = (launcher.Tolerance, launcher.Making, launcher.Selecting, *LISTINGS, *COLUMNS, launcher.Retrying)
 LOOKING = (launcher.Verifying, launcher.Describing, launcher.Previewing)
+NUMBERED = (config_of(ALL), Extraction, Prediction, launcher.Waiting, launcher.Browsing)
 EVERY = (PretrainConfig, EvalConfig, Repeats, Options, preprocess.run.How, Drawing, *LAUNCHER, *LOOKING)
 NEEDED = {"mode": "linear", "train_split": ("a",), "test_split": ("b",)}  # by EvalConfig, which a command line says otherwise
 # what fits to the change of one setting, where the others' defaults do not
@@ -83,8 +86,7 @@ def other(one: Flag) -> Any:
     value: Any = "other"
     if one.kind in (int, float):
         base = 0 if default in (None, ()) or isinstance(default, tuple) else default
-        value = one.kind(base / 2 or 1) if one.kind is float or said.most is not None else base * 2 or 64
-        value = value if said.below is None else 0.25
+        value = one.kind(base / 2) or one.kind(min(64, said.most or 0.25))
     if one.kind is Path:
         return Path("other.png")
     if one.kind.__name__ == "Folder":
@@ -123,7 +125,7 @@ def test_a_default_that_is_changed_in_its_field_is_the_command_lines(settings: t
     assert getattr(from_flags(part, parser.given([]), **needed | beside), name) == value
     shown = " ".join(parser.format_help().split())
     if value is not True and value != flags(settings)[name].default:
-        assert f"(default: {flags(part)[name].text(value)})" in shown
+        assert f"default: {flags(part)[name].text(value)})" in shown
 
 
 @pytest.mark.parametrize("name", [name for name, one in flags(PretrainConfig).items() if not one.required])
@@ -280,16 +282,17 @@ def test_the_modes_are_listed() -> None:
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        (("train_pretrain.py", "--lr", "fast"), "argument --lr: invalid float value: 'fast'"),
+        (("train_pretrain.py", "--lr", "fast"), "argument --lr: 'fast': expected a number, above 0 to 1000"),
         (("train_pretrain.py", "--rl", "1"), "unrecognized arguments: --rl 1"),
-        (("train_pretrain.py", "--lr", "1"), "the following arguments are required: --shards, --split, --out"),
+        (("train_pretrain.py", "--lr", "1"), "are required: --shards, --split, --out; --help says what there is"),
+        (("-m", "preprocess", "stats", "A", "B"), "unrecognized arguments: B; python -m preprocess stats --help says"),
         (("train_pretrain.py", "--split", ","), "argument --split: it is empty, expected at least one value"),
-        (("train_pretrain.py", "--schedule", "1,x"), "argument --schedule: invalid int value: '1,x'"),
+        (("train_pretrain.py", "--schedule", "1,x"), "argument --schedule: 'x': expected a whole number, 0 to 1000000"),
         (("train_eval.py", "guess"), "invalid choice: 'guess'"),
         (("train_eval.py",), "the following arguments are required: MODE"),
         (("-m", "preprocess", "synthetic", "--out", "x", "--segment", "1"), "--segment is no flag of python"),
         (("-m", "preprocess", "synthetic", "--out", "x", "--codec", "gif"), "--codec gif: expected one of jpeg, h264"),
-        (("-m", "preprocess", "preview", "x", "--out", "x.png", "--videos", "0"), "--videos 0: expected at least 1"),
+        (("-m", "preprocess", "preview", "x", "--out", "x.png", "--videos", "0"), "--videos 0: expected 1 to 1000"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_flags_is_one_line(command: tuple[str, ...], says: str) -> None:
@@ -337,9 +340,9 @@ def test_a_file_says_what_flags_say(text: str, expected: dict[str, Any], tmp_pat
     [
         ("symmetric: 1", "argument --symmetric: invalid bool value: 1"),
         ("cache: true", "argument --cache: invalid str value: True"),
-        ("epochs: 1.5", "argument --epochs: invalid int value: 1.5"),
+        ("epochs: 1.5", "argument --epochs: '1.5': expected a whole number, 1 to 1000000"),
         ("lr: [1, 2]", r"argument --lr: invalid float value: \[1, 2\]"),
-        ("schedule: [a]", r"argument --schedule: invalid int value: \['a'\]"),
+        ("schedule: [a]", r"argument --schedule: 'a': expected a whole number, 0 to 1000000"),
         ("split: []", "argument --split: it is empty"),
         ("1: 2", "1 is no flag of"),
         ("cue: diff", "'cue' is no flag of"),
@@ -403,7 +406,7 @@ class Older:
     """Settings of which ``newer`` came later: before, runs did 1, and today's default is 2."""
 
     lr: float = setting(0.1)
-    newer: int = setting(2, before=1)
+    newer: int = setting(2, most=10, before=1)
     place: str | None = setting(None, place=True)
     aside: int = setting(3, free=True)
 
@@ -469,13 +472,48 @@ def test_what_a_result_keeps_is_what_it_kept() -> None:
     ("wrong", "says"),
     [
         ({"lr": float("nan")}, "--lr nan: expected a finite number"),
-        ({"newer": 2**31}, "--newer 2147483648: expected at most"),
+        ({"newer": 2**31}, "--newer 2147483648: expected at most 10"),
         ({"place": " "}, "--place ' ': it is empty"),
     ],
 )
 def test_values_are_checked_by_their_fields(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         check_values(Older(**wrong))
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        (part, name)
+        for part in (*EVERY, *NUMBERED)
+        for name, one in flags(part).items()
+        if one.kind in (int, float) and not one.said.choices
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_a_number_has_one_range_and_what_is_outside_is_refused(part: type, name: str) -> None:
+    one = flags(part)[name]
+    said = one.said
+    low, high = (said.above if said.least is None else said.least), (said.below if said.most is None else said.most)
+    assert math.isfinite(low) and math.isfinite(high) and low < high
+    outside = [low if said.least is None else low - 1, high if said.most is None else high + 1]
+    outside += [math.nan, math.inf, -math.inf] if one.kind is float else []
+    needed = {need: "x" if other.kind is str else ("x",) for need, other in flags(part).items() if other.required}
+    needed |= {need: "x" for need in ("mode", "shards") if need in part.__dataclass_fields__ and need not in needed}
+    for value in outside:
+        with pytest.raises(InputError) as refused:
+            part(**needed | {name: (value,) if one.many else value})
+        assert str(refused.value) == f"{flag(name)} {value}: expected {range_of(said)}"
+    assert said.read or f"({one.range}; default" in one.help() or len(one.range) > 24
+
+
+@pytest.mark.parametrize("text", ["1_0", " 1", "\u0661", "1\uff10", "0x10", "1e5e5", ""])
+def test_a_number_is_written_in_plain_digits(text: str) -> None:
+    for name in ("epochs", "lr"):
+        with pytest.raises(InputError, match=f"argument --{name}: .*: expected a (whole )?number, "):
+            Parser(prog="x").add(PretrainConfig).given([f"--{name}={text}"])
+    with pytest.raises(InputError, match=r"argument --part: .*: expected I/N in digits with I from 1 to N"):
+        Parser(prog="x").add(preprocess.run.How).given([f"--part={text}/9"])
 
 
 def test_secrets_of_a_place_are_not_kept() -> None:

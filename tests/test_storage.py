@@ -90,6 +90,17 @@ def test_errors_stalls_and_dropped_connections_change_no_byte(
     assert contents(f"s3://{bucket}/set") == contents(local_set)
 
 
+@needs("s3fs", "moto")
+def test_a_listing_of_many_requests_goes_on_where_one_fails(bucket: str, unreliable: type[Proxy]) -> None:
+    folder, names = open_folder(f"s3://{bucket}/many"), [f"{n}.txt" for n in range(45)]  # ten in an answer
+    for name in names:
+        folder.write(name, b"x")
+    unreliable.served.clear()
+    unreliable.faults = itertools.cycle(["", "500"])
+    assert folder.files() == dict.fromkeys(sorted(names), 1)
+    assert unreliable.served.count("") == 5
+
+
 def test_a_video_that_never_arrives_is_given_up(videos: Path, bucket: str, unreliable: type[Proxy], tmp_path: Path) -> None:
     upload(videos, f"s3://{bucket}/in")
     unreliable.stalled = "B/3.mp4"

@@ -18,7 +18,7 @@ import numpy as np
 from dclr.cues import CUES, GRID, STILL, flow_size
 from dclr.draws import generator
 from dclr.errors import InputError
-from dclr.record import DEFAULT_FPS, EVEN, Record, video_id
+from dclr.record import DEFAULT_FPS, EVEN, MAX_SIDE, Record, video_id
 from dclr.settings import check_values, setting
 
 COLOURS = 10  # floats of one photometric draw: brightness, contrast, saturation, hue, their order (4), grey, blur sigma
@@ -40,9 +40,9 @@ class ClipConfig:
     energy), ``sample_motion`` whether a clip's start is drawn by the stored energy of its frames, ``cross_cuts`` whether a clip
     may show several shots where one is long enough. Raises InputError for what is none."""
 
-    frames: int = setting(16, "frames of a clip", short="-fpc", metavar="N", least=1)
-    stride: float = setting(2, "stored frames from one frame of a clip to the next", metavar="N", above=0)
-    size: int = setting(112, "side of a clip's square crop", short="-cs", metavar="PIXELS", least=8)
+    frames: int = setting(16, "frames of a clip", short="-fpc", metavar="N", least=1, most=10_000)
+    stride: float = setting(2, "stored frames from one frame of a clip to the next", metavar="N", above=0, most=PACES[1])
+    size: int = setting(112, "side of a clip's square crop", short="-cs", metavar="PIXELS", least=8, most=MAX_SIDE)
     min_scale: float = setting(
         0.2, "least share of a frame's area that a training crop keeps", metavar="SHARE", above=0, most=1
     )
@@ -96,6 +96,10 @@ class ClipConfig:
     def step(self) -> int:
         """The whole number of stored frames, one at least, that is nearest to the stride."""
         return max(1, math.ceil(self.stride - (0.5 + EVEN)))
+
+    def bytes(self, clips: float, inputs: float) -> int:
+        """What so many clips take as they are cut, uint8, and so many as a network gets them, float32."""
+        return int(3 * self.frames * self.size**2 * (clips + 4 * inputs))
 
     @property
     def said(self) -> dict[str, Any]:

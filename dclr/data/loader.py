@@ -23,16 +23,16 @@ import webdataset as wds
 from torch.utils.data import get_worker_info
 
 from dclr import distributed
-from dclr.data import plan
+from dclr.data import plan, watch
 from dclr.data.clips import CROPS, ClipConfig, eval_clips, eval_shapes, train_clips, train_shapes
-from dclr.data.config import ON_ERROR
+from dclr.data.config import ON_ERROR, STALL
 from dclr.data.fetch import Arrivals, Cache, Row, fetch_ahead
-from dclr.data.manifest import ShardSet
+from dclr.data.manifest import MANIFEST, ShardSet
 from dclr.data.pages import PREFETCH, Cut, Pages, Sample, Shapes, received, stack
 from dclr.data.plan import Mixture, Permutations, Plan, whole_parts
-from dclr.data.workers import signals_blocked, start_worker, stop_workers, worker_context
-from dclr.errors import InputError, Unreachable
-from dclr.patience import MINUTES, Interrupted, interruptible
+from dclr.data.workers import start_worker, worker_context
+from dclr.errors import InputError
+from dclr.patience import MINUTES, interruptible
 from dclr.record import FormatError, Record
 from dclr.storage import open_folder
 from dclr.text import plain
@@ -152,6 +152,7 @@ class ReadRecords:
             chosen = self.plan.source.instead(number, sample, attempt)
 
     def _record(self, sample: int, arrivals: Arrivals) -> Record:
+        watch.at(sample)
         if sample not in arrivals:
             return self.shards.read(sample)
         data = arrivals[sample].result()[sample]
@@ -208,32 +209,33 @@ def _eval_clips(record: Record, epoch: int, names: Sequence[str], **how: Any) ->
 
 
 def _batches(
-    rows: torch.utils.data.IterableDataset, read: ReadRecords, cut: CutClips, batch: int, workers: int
+    rows: torch.utils.data.IterableDataset, read: ReadRecords, cut: CutClips, batch: int, workers: int, stall_minutes: float
 ) -> Iterator[Sample]:
-    """The batches of the pipeline, ``batch`` samples each. Raises Interrupted where a signal ends the wait for one."""
+    """The batches of the pipeline, ``batch`` samples each. Raises Interrupted where a signal ends the wait for one, and
+    WorkerLost as :func:`dclr.data.watch.watched`."""
     pages = Pages(workers, batch * sum(math.prod(shape) for shape in cut.shapes.values())) if workers else None
     loader = torch.utils.data.DataLoader(
         wds.DataPipeline(rows, read, replace(cut, pages=pages), stack),
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=partial(start_worker, dict(os.environ)),
+        worker_init_fn=partial(start_worker, dict(os.environ), pages),
         multiprocessing_context=worker_context() if workers else None,
         prefetch_factor=PREFETCH if workers else None,
         generator=torch.Generator(),  # or it would draw from torch's own, whose state checkpoints keep
     )
-    with signals_blocked():
-        batches = iter(loader)
+    for made in watch.watched(loader, pages.numbers(), cut.shards.place, stall_minutes) if pages else _in_this_process(loader):
+        yield received(made, pages)
+
+
+def _in_this_process(loader: torch.utils.data.DataLoader) -> Iterator[Any]:
+    batches = iter(loader)
     while True:
-        try:
-            with interruptible():
-                made = next(batches, None)
-        except (Interrupted, Unreachable):  # the run ends, and its workers may wait for long
-            stop_workers()
-            raise
+        with interruptible():
+            made = next(batches, None)
         if made is None:
             return
-        yield received(made, pages)
+        yield made
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -251,6 +253,8 @@ def open_sets(
     sets = [ShardSet(open_folder(place, patience), keep_damaged=on_error == "skip") for place in places]
     for said in [said for shards in sets for said in shards.damaged] if os.environ.get("LOCAL_RANK", "0") == "0" else ():
         print(f"damaged: {said}", file=sys.stderr)
+    for shards in (one for one in sets if one.remote):
+        shards.root.read(MANIFEST, 0, 1)  # a server without byte ranges is named now, not at the first batch
     kept = None if cache is None else Cache(Path(cache), int(cache_size * 1e9))
     _check(on_error, kept, *sets)
     return sets, kept
@@ -286,9 +290,11 @@ class TrainLoader:
         weights: of several sets, the share of each in what is seen, in any unit; without them as they have samples.
         on_error: ``"stop"`` raises InputError for a sample that cannot be read. ``"skip"`` replaces it, and :attr:`skipped`
             has those that this rank met.
+        stall_minutes: for how long a worker may not go on to another sample.
     Raises:
         InputError: ``batch`` does not divide by ``world``, it or ``world`` exceeds the samples, or ``cache`` for a set on this
             machine.
+        WorkerLost: in an iteration: a worker was killed, or hangs (:mod:`dclr.data.watch`).
     """
 
     def __init__(
@@ -310,6 +316,7 @@ class TrainLoader:
         kind: str | None = None,
         cache: Cache | None = None,
         on_error: str = "stop",
+        stall_minutes: float = STALL,
     ):
         _check(on_error, cache, shards)
         if world > len(samples_N) * passes:
@@ -322,6 +329,7 @@ class TrainLoader:
         self.step, self.epochs = 0, epochs
         self.skipped: set[int] = set()
         self._share, self._workers, self._digest, self._seed = (rank, world), workers, shards.digest, seed
+        self._stall_minutes = stall_minutes
         self._stages = (
             ReadRecords(shards, on_error == "skip", self.plan, cache),
             CutClips(shards, kind, train_shapes(clip, clips), partial(train_clips, clip=clip, clips=clips, seed=seed)),
@@ -347,7 +355,7 @@ class TrainLoader:
             if self._batches is None:
                 rows = TrainRows(self.plan, *self._share, self.step, last)
                 share = self.plan.batch // self._share[1]
-                self._batches = _batches(rows, *self._stages, share, self._workers)
+                self._batches = _batches(rows, *self._stages, share, self._workers, self._stall_minutes)
             batch = next(self._batches)
             self.skipped.update(batch["damaged"][batch["damaged"] >= 0].tolist())
             self.step += 1
@@ -402,6 +410,7 @@ def eval_loader(
     kind: str | None = None,
     cache: Cache | None = None,
     on_error: str = "stop",
+    stall_minutes: float = STALL,
 ) -> Iterator[Sample]:
     """Evaluation batches of one rank, one video each; every selected video comes once over all ranks.
 
@@ -414,7 +423,8 @@ def eval_loader(
     rows, names = EvalRows(plan.eval_share(samples_N, rank, world), beside.partner), ("rgb", *beside.names)
     make = partial(_eval_clips, clip=clip, clips=clips, crops=crops, names=names, seed=beside.seed)
     cut = CutClips(shards, kind, eval_shapes(clip, clips, crops, names), make)
-    return _batches(rows, ReadRecords(shards, on_error == "skip", None, cache), cut, 1 + bool(beside.partner), workers)
+    read = ReadRecords(shards, on_error == "skip", None, cache)
+    return _batches(rows, read, cut, 1 + bool(beside.partner), workers, stall_minutes)
 
 
 def all_skipped(skipped: set[S], samples: int, percent: float) -> set[S]:

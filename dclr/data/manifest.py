@@ -42,6 +42,7 @@ from dclr.record import (
     DEFAULT_FPS,
     FORMAT_VERSION,
     TRAITS,
+    Extent,
     FormatError,
     Record,
     SampleMeta,
@@ -248,6 +249,13 @@ def _opened(path: Path, of: str) -> IO[bytes]:
     return path.open("rb", buffering=0)
 
 
+def extent(path: Path, offset: int, size: int, of: str) -> Extent:
+    """``size`` bytes of a shard from ``offset`` on, fewer where it ends before: only what is decoded is read. The file stays
+    open for the set whose digest is ``of``."""
+    file = _opened(path, of)
+    return Extent(file, offset, max(0, min(size, os.fstat(file.fileno()).st_size - offset)))
+
+
 def mapped(path: Path, offset: int, size: int, of: str) -> memoryview:
     """``size`` bytes of a shard from ``offset`` on, fewer where it ends before; mapped, so that only what is decoded is read.
     The file stays open for the set whose digest is ``of``."""
@@ -355,9 +363,9 @@ def pack_columns(entries: Sequence[Entry], splits: Sequence[str], kinds: Sequenc
     return out.getvalue()
 
 
-def parse_columns(file: IO[bytes], data: memoryview, samples: int, splits: int, kinds: int, name: str) -> dict[str, np.ndarray]:
-    """The columns of ``index.npz`` by name, as views of ``data``, which is all of ``file``; raises FormatError where one is not
-    as large as the manifest implies."""
+def parse_columns(data: bytes, samples: int, splits: int, kinds: int, name: str) -> dict[str, np.ndarray]:
+    """The columns of ``index.npz`` by name, as views of ``data``; raises FormatError where one is not as large as the manifest
+    implies."""
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {
         "key_ends": ("<i8", (samples,)),
         "size": ("<i8", (samples,)),
@@ -371,7 +379,7 @@ def parse_columns(file: IO[bytes], data: memoryview, samples: int, splits: int, 
     columns = {}
     with (
         parsing(name, "a set's index", "write it anew with python -m preprocess merge", FormatError),
-        zipfile.ZipFile(file) as archive,
+        zipfile.ZipFile(io.BytesIO(data)) as archive,
     ):
 
         def column(field: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -379,7 +387,7 @@ def parse_columns(file: IO[bytes], data: memoryview, samples: int, splits: int, 
             if info.compress_type != zipfile.ZIP_STORED:
                 raise FormatError(f"{name}: {field} is packed, expected it stored")
             start = info.header_offset + 30 + sum(struct.unpack_from("<HH", data, info.header_offset + 26))  # name, extra
-            return parse_array(data[start : start + info.file_size], dtype, shape, f"{name}: {field}")
+            return parse_array(memoryview(data)[start : start + info.file_size], dtype, shape, f"{name}: {field}")
 
         there = set(archive.namelist())
         shapes |= {field: (dtype, (samples,)) for field, dtype in OPTIONAL_COLUMNS.items() if f"{field}.npy" in there}
@@ -419,16 +427,17 @@ class ShardSet:
 
     def __init__(self, root: str | Path | Folder, keep_damaged: bool = False):
         self.root = root if isinstance(root, Folder) else open_folder(root)
-        path = f"{self.root}/{MANIFEST}"
-        try:
-            text = read_manifest(self.root)
-        except (FileNotFoundError, NotADirectoryError):
-            raise InputError(f"{self.root}: no {MANIFEST} there; make a shard set with python -m preprocess") from None
-        self.manifest = Manifest.loads(text.decode(errors="replace"), path)
+        data, before = None, b""
+        while data is None:
+            text = self._manifest_text()
+            self.manifest = Manifest.loads(text.decode(errors="replace"), f"{self.root}/{MANIFEST}")
+            data = self._index(again=text != before)
+            before = text
         self.digest = hashlib.sha256(text).hexdigest()
         self.tars, self.classes = self.manifest.shards, self.manifest.classes
         self.first_S, self.roots = np.zeros(1, np.int64), [self.root]
-        columns = self._columns()
+        counts = len(self.manifest.splits), len(self.manifest.classes)
+        columns = parse_columns(data, self.manifest.samples, *counts, f"{self.root}/{INDEX}")
         self.keys = Names(columns["keys"], columns["key_ends"])
         self.size_N, self.frames_N, self.fps_N = columns["size"], columns["frames"], columns["fps"]
         self.crc32_N, self.video_N = columns["crc32"], columns["video"]
@@ -447,38 +456,35 @@ class ShardSet:
             without = "train_pretrain.py and train_eval.py go on without it by --on-error skip"
             raise InputError(f"{self.damaged[0]}: copy the shard again; {without}")
 
-    def _columns(self) -> dict[str, np.ndarray]:
-        """``index.npz``: mapped here, where it lies on this machine, so that a column that nobody reads costs nothing."""
-        name, wanted = f"{self.root}/{INDEX}", self.manifest.index_sha256
+    def _manifest_text(self) -> bytes:
         try:
-            file = self._file(INDEX)
+            return read_manifest(self.root)
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(f"{self.root}: no {MANIFEST} there; make a shard set with python -m preprocess") from None
+
+    def _index(self, again: bool) -> bytes | None:
+        """``index.npz``, in memory: a file that is mapped and then cut short by a copy ends the process. With ``again`` None
+        where it is another than the manifest says: both may just have been written anew."""
+        manifest, name, wanted = self.manifest, f"{self.root}/{INDEX}", self.manifest.index_sha256
+        each = COLUMNS_BYTES + KEY_BYTES + 8 * len(manifest.classes) + len(manifest.splits)
+        most, what = manifest.samples * each + (1 << 16), f"the index of {manifest.samples} samples"  # and the zip's own
+        try:
+            data = self.root.read_whole(INDEX, most, what)
         except FileNotFoundError:
             raise InputError(f"{name} is missing, though {MANIFEST} lists it: copy the whole set again") from None
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256(data).hexdigest()
         if digest != wanted and SHA256.fullmatch(wanted):
             with suppress(FileNotFoundError):  # a change of the set was stopped between its two files
-                file, before = self._file(old_index(wanted)), file
-                before.close()
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        with file:
-            if digest != wanted:
-                raise InputError(
-                    f"{name}: sha256 is {digest}, {MANIFEST} says {wanted}: copy both again, or "
-                    "write both anew with python -m preprocess merge"
-                )
-            if not file.seek(0, os.SEEK_END):  # no memory maps an empty file
-                raise FormatError(f"{name}: empty, expected a zip of columns: write it anew with python -m preprocess merge")
-            data = file.getvalue() if isinstance(file, io.BytesIO) else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            splits, kinds = len(self.manifest.splits), len(self.manifest.classes)
-            return parse_columns(file, memoryview(data), self.manifest.samples, splits, kinds, name)
-
-    def _file(self, name: str) -> io.BytesIO | io.BufferedReader:
-        if isinstance(self.root, RemoteFolder):
-            manifest = self.manifest
-            each = COLUMNS_BYTES + KEY_BYTES + 8 * len(manifest.classes) + len(manifest.splits)
-            most = manifest.samples * each + (1 << 16)  # the zip's own
-            return io.BytesIO(self.root.read_whole(name, most, f"the index of {manifest.samples} samples"))
-        return Path(self.root.place, name).open("rb")
+                data = self.root.read_whole(old_index(wanted), most, what)
+                digest = hashlib.sha256(data).hexdigest()
+        if digest == wanted:
+            return data
+        if again:
+            return None
+        raise InputError(
+            f"{name}: sha256 is {digest}, {MANIFEST} says {wanted}: copy both again, or write both anew with "
+            "python -m preprocess merge"
+        )
 
     def _check(self) -> list[str]:
         """The errors of shards that are missing or have another size, so that they are named now and not in the middle of an
@@ -519,7 +525,7 @@ class ShardSet:
             return self.record(sample, self.fetch(sample))
         name, offset, size = self.where(sample)
         try:
-            return self.record(sample, mapped(Path(folder.place, name), offset, size, self.digest))
+            return self.record(sample, extent(Path(folder.place, name), offset, size, self.digest))
         except OSError as error:
             raise self.damage(sample, error.strerror or str(error)) from None
 
@@ -537,7 +543,7 @@ class ShardSet:
         except FileNotFoundError:
             raise self.damage(sample, "the shard is missing") from None
 
-    def record(self, sample: int, data: bytes | memoryview) -> Record:
+    def record(self, sample: int, data: bytes | memoryview | Extent) -> Record:
         """The sample that these bytes are, checked; raises FormatError naming the shard and the key."""
         try:
             if len(data) != self.size_N[sample]:
@@ -551,9 +557,12 @@ class ShardSet:
 
     def damage(self, sample: int, why: str) -> FormatError:
         """The error that names a sample's place."""
+        return FormatError(f"{self.place(sample)}: {why}; the shard is damaged, copy it again")
+
+    def place(self, sample: int) -> str:
+        """A sample's shard, key and byte, for messages."""
         name, offset, _ = self.where(sample)
-        place = f"{self.folder(sample)}/{name}, sample {self.keys[sample]!r} at byte {offset}"
-        return FormatError(f"{place}: {why}; the shard is damaged, copy it again")
+        return f"{self.folder(sample)}/{name}, sample {self.keys[sample]!r} at byte {offset}"
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -7,6 +7,7 @@ slot of its own shared memory. The trainer copies the slot out and frees it. Whe
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import get_worker_info
+
+from dclr.data.watch import NUMBERS, done
+from dclr.errors import InputError
 
 Sample = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
@@ -33,17 +37,23 @@ class Lent:
 
 
 class Pages:
-    """:data:`SLOTS` slots of ``size`` bytes for each worker, made before the workers start and sent to them. They are one piece
-    of memory, because a process is started with few open files.
+    """:data:`SLOTS` slots of ``size`` bytes for each worker, made before the workers start and sent to them, behind the numbers
+    of :mod:`dclr.data.watch`. All are one piece of memory, because a process is started with few open files.
 
     A worker takes its slots in turn, one for a batch; batches of one worker arrive in order, so the slot that :meth:`release`
     frees is always the one that it takes next.
+
+    Raises InputError where the machine has no shared memory, or no place for semaphores.
     """
 
     def __init__(self, workers: int, size: int):
-        self._size = size
-        self._memory = torch.UntypedStorage._new_shared(workers * SLOTS * size)
-        self._free = [torch.multiprocessing.get_context("spawn").Semaphore(SLOTS) for _ in range(workers)]
+        self._size, self._first = size, workers * 8 * len(NUMBERS)
+        try:
+            self._memory = _shared(self._first + workers * SLOTS * size)
+            self._free = [torch.multiprocessing.get_context("spawn").Semaphore(SLOTS) for _ in range(workers)]
+        except (RuntimeError, OSError) as error:
+            why = str(error).splitlines()[0]
+            raise InputError(f"--workers {workers}: no shared memory ({why}): mount /dev/shm, or give --workers 0") from None
         self._used = 0  # by this worker
 
     def lend(self, shapes: Shapes) -> dict[str, Lent]:
@@ -58,9 +68,16 @@ class Pages:
             start += math.prod(shape)
         return places
 
+    def _bytes(self) -> np.ndarray:
+        return torch.empty(0, dtype=torch.uint8).set_(self._memory).numpy()
+
+    def numbers(self) -> np.ndarray:
+        """What workers say of themselves, float64 (workers, 3)."""
+        return self._bytes()[: self._first].view(np.float64).reshape(-1, len(NUMBERS))
+
     def array(self, lent: Lent) -> np.ndarray:
-        start = (lent.worker * SLOTS + lent.slot) * self._size + lent.start
-        every = torch.empty(0, dtype=torch.uint8).set_(self._memory).numpy()
+        start = self._first + (lent.worker * SLOTS + lent.slot) * self._size + lent.start
+        every = self._bytes()
         return every[start : start + math.prod(lent.shape)].reshape(lent.shape)
 
     def release(self, worker: int) -> None:
@@ -71,6 +88,17 @@ class Pages:
         """In the worker: free the slot that it lent last, because no batch came of it."""
         self._used -= 1
         self._free[worker].release()
+
+
+def _shared(size: int) -> torch.UntypedStorage:
+    """Memory that processes started later share. None of it lies in /dev/shm, which is small in a container: a write to a page
+    for which that has no room is SIGBUS, and ends the process."""
+    file = os.memfd_create("dclr-pages")
+    try:
+        os.ftruncate(file, size)
+        return torch.UntypedStorage._new_shared_fd_cpu(file, size)  # type: ignore[attr-defined]  # it keeps a copy of the number
+    finally:
+        os.close(file)
 
 
 @dataclass
@@ -94,11 +122,13 @@ class Cut:
 def stack(batches: Iterable[Cut]) -> Iterator[Sample]:
     """Stage 4: samples -> one dict of arrays with the batch in front; keys stay a list, pictures lie where they were cut."""
     for cut in batches:
-        yield {
+        made = {
             name: [sample[name] for sample in cut.samples] if name == "key" else np.stack([s[name] for s in cut.samples])
             for name in cut.samples[0]
             if name not in cut.pictures
         } | (cut.lent or cut.pictures)
+        done()
+        yield made
 
 
 def received(batch: Sample, pages: Pages | None) -> Sample:

@@ -61,7 +61,7 @@ def choose(shards: ShardSet, samples_N: np.ndarray, choice: Choice) -> np.ndarra
         moving = f" and their motion is {motion_N.min():g} to {motion_N.max():g}" if choice.by_motion else ""
         raise InputError(
             f"{choice.chosen_by} leaves none of {len(samples_N)} videos of {shards}: "
-            f"they last {seconds_N.min():.3g} to {seconds_N.max():.3g} seconds{moving}"
+            f"they last {seconds_N.min():.3g} to {seconds_N.max():.3g} seconds{moving}; choose wider limits"
         )
     return samples_N[taken_N]
 

@@ -7,6 +7,7 @@ once, and each worker is a fork of it. Without torch, so that :func:`worker_cont
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -18,12 +19,15 @@ from multiprocessing import (
     active_children,
     context,
     forkserver,
-    get_context,
     parent_process,
     popen_forkserver,
+    process,
     resource_tracker,
 )
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dclr.data.pages import Pages
 
 FOR_THE_TRAINER = {signal.SIGTERM, signal.SIGINT}  # it ends a run by them, and needs its workers until then
 GLANCE = 1.0  # seconds between a worker's looks whether its trainer is gone
@@ -39,7 +43,7 @@ def worker_context() -> context.BaseContext:
     try:
         _server(os.getpid())
     except OSError:
-        return get_context("spawn")
+        return _SpawnContext()
     return _Context()
 
 
@@ -97,16 +101,30 @@ class _Context(context.ForkServerContext):
     Process = _Process
 
 
+class _Spawned(context.SpawnProcess):
+    pass
+
+
+class _SpawnContext(context.SpawnContext):
+    Process = _Spawned
+
+
+@atexit.register  # before multiprocessing's own, which waits for them
 def stop_workers() -> None:
-    """End the loader processes of this one at once: they may wait for a store."""
-    for process in active_children():
-        if isinstance(process, _Process):
-            process.terminate()
+    """End the loader processes of this one at once, also those that are stopped or wait for a store. What does not end, because
+    it waits for a disk, is left: nothing waits for it."""
+    ours = [process for process in active_children() if isinstance(process, _Process | _Spawned)]
+    for one in ours:
+        one.kill()
+    for one in ours:
+        one.join(GLANCE)
+        if one.is_alive():
+            process._children.discard(one)  # type: ignore[attr-defined]
 
 
-def start_worker(environment: Mapping[str, str], worker: int) -> None:
+def start_worker(environment: Mapping[str, str], pages: Pages | None, worker: int) -> None:
     """What a worker does first: it takes the trainer's ``environment``, which may be another than when the server started, one
-    core, and no signals but the trainer's.
+    core, a place in ``pages`` to say where it is, and no signals but the trainer's.
 
     Ctrl-C, torchrun and Slurm signal the trainer's whole process group. A worker that died of that would end the trainer before
     its checkpoint is written. So a worker ends by a signal of the trainer itself, which is how multiprocessing ends its
@@ -114,6 +132,10 @@ def start_worker(environment: Mapping[str, str], worker: int) -> None:
     os.environ.clear()
     os.environ.update(environment)
     threading.Thread(target=_heed, daemon=True).start()
+    if pages:
+        from dclr.data.watch import report_to
+
+        report_to(pages.numbers()[worker])
     one_core()
 
 

@@ -13,7 +13,7 @@ from dclr.errors import InputError, place
 from dclr.evaluation.modes import MODES
 from dclr.method.objective import Network
 from dclr.method.pixels import PixelSettings
-from dclr.settings import again, check_values, flag, flags, from_flags, setting
+from dclr.settings import MANY, SEEDS, again, check_values, flag, flags, from_flags, setting
 from dclr.text import public
 from dclr.training.config import Checkpoints, Optimisation
 
@@ -77,6 +77,7 @@ class Pretrained(PretrainedNetwork):
         "batches of RGB clips on which BatchNorm's statistics are estimated anew first; 0: none",
         metavar="N",
         least=0,
+        most=MANY,
     )
 
 
@@ -88,10 +89,12 @@ def _learned(otherwise: float) -> str:
 class UniformClips:
     title = "clips"
     frames: int | None = again(ClipConfig, "frames", None, derived=_learned(ClipConfig.frames))
-    stride: int | None = again(ClipConfig, "stride", None, least=1, above=None, derived=_learned(ClipConfig.stride))
+    stride: int | None = again(ClipConfig, "stride", None, least=1, derived=_learned(ClipConfig.stride))
     clip_fps: float | None = again(ClipConfig, "clip_fps", instead="stride", derived="the checkpoint's, or by the stride")
     size: int | None = again(ClipConfig, "size", None, derived=_learned(ClipConfig.size))
-    test_clips: int = setting(10, "uniform clips of a test video, of which the mean is taken", metavar="N", least=1)
+    test_clips: int = setting(
+        10, "uniform clips of a test video, of which the mean is taken", metavar="N", least=1, most=10_000
+    )
     crops: int = setting(1, "crops of each test clip: the middle, or three along the long side", choices=CROPS)
     cross_cuts: bool = again(ClipConfig, "cross_cuts")
 
@@ -108,8 +111,9 @@ class UniformClips:
 class EvalClips(UniformClips):
     title = UniformClips.title
     cpv: int = setting(
-        10, "clips of a training video: in each epoch of finetune, in all otherwise", short="-cpv", metavar="N", least=1
-    )
+        10, "clips of a training video: in each epoch of finetune, in all otherwise", short="-cpv", metavar="N", least=1,
+        most=10_000,
+    )  # fmt: skip
     average: str = setting("probabilities", "what of a test video's clips is averaged", choices=("probabilities", "logits"))
     min_scale: float = again(ClipConfig, "min_scale")
     flip: float = again(ClipConfig, "flip")
@@ -133,16 +137,19 @@ class Frozen:
         "convex", "how the probe is fitted: to the minimum of a convex loss, or by the authors' sgd", choices=("convex", "sgd")
     )
     probe_lr: tuple[float, ...] = setting(
-        (5.0,), "learning rate of --probe sgd; of several the best on --val", metavar="RATE", above=0
+        (5.0,), "learning rate of --probe sgd; of several the best on --val", metavar="RATE", above=0, most=1000
     )
-    shots: tuple[int, ...] = setting((1, 5, 10), "numbers of training videos of a class", metavar="N", least=1)
-    draws: int = setting(5, "how often these videos are drawn", metavar="N", least=1)
+    shots: tuple[int, ...] = setting((1, 5, 10), "numbers of training videos of a class", metavar="N", least=1, most=MANY)
+    draws: int = setting(5, "how often these videos are drawn", metavar="N", least=1, most=MANY)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Computing:
     title = "optimisation"
-    batch: int = setting(64, "clips of a step over all processes, also of --precise-bn", short="-b", metavar="N", least=1)
+    batch: int = setting(
+        64, "clips of a step over all processes, also of --precise-bn", short="-b", metavar="N", least=1,
+        most=MANY,
+    )  # fmt: skip
     seed: int = 0  # --seeds
     precision: str = again(Optimisation, "precision")
     deterministic: bool = again(Optimisation, "deterministic")
@@ -163,8 +170,9 @@ class Tuning:
         choices=("sync", "local", "frozen"),
     )  # fmt: skip
     early_stop: int = setting(
-        0, "epochs without a better one on --val after which it stops; 0: it never does", metavar="EPOCHS", least=0, before=0
-    )
+        0, "epochs without a better one on --val after which it stops; 0: it never does", metavar="EPOCHS", least=0,
+        most=MANY, before=0,
+    )  # fmt: skip
     save_minutes: float = again(Checkpoints, "save_minutes", group="run")
 
 
@@ -197,6 +205,8 @@ class EvalConfig(Tuning, Computing, Frozen, EvalClips, PixelSettings, Pretrained
                 f"--probe-lr {' '.join(map(str, self.probe_lr))}: expected one learning rate; of several one is chosen on "
                 "--val, such as 0.1"
             )
+        if self.baseline and Path(self.baseline).resolve() == Path(self.out).resolve():
+            raise InputError(f"--baseline {self.baseline}: it is --out itself, expected the folder of another evaluation")
         if not self.shots:
             raise InputError("--shots: expected numbers of videos a class, such as 1 5 10")
         self.check_network()
@@ -238,7 +248,7 @@ class Prediction:
     pretrained: str = again(
         PretrainedNetwork, "pretrained", help="folder of train_eval.py finetune, or a checkpoint in it", metavar="RUN"
     )
-    top: int = setting(5, "classes of a line, the most probable first", metavar="K", least=1)
+    top: int = setting(5, "classes of a line, the most probable first", metavar="K", least=1, most=MANY)
     json: str | None = setting(
         None, "file for all probabilities, a line of JSON a video", metavar="FILE", place=True, derived="none"
     )
@@ -262,11 +272,11 @@ class Repeats:
 
     folds: tuple[int, ...] = setting(
         (), "folds: splits train0N and test0N in the place of both, one fold after the other, and their mean", metavar="N",
-        least=0, group="data",
+        least=0, most=MANY, group="data",
     )  # fmt: skip
     seeds: tuple[int, ...] = setting(
         (0,), "seeds of every random number; with several one evaluation after the other, and their mean", metavar="N",
-        group="optimisation",
+        least=-SEEDS, most=SEEDS, group="optimisation",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

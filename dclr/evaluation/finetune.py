@@ -24,7 +24,7 @@ from dclr.evaluation.pieces import Pieces
 from dclr.evaluation.probe import averaged
 from dclr.evaluation.result import Pictures, options, overlays, own, save_scores
 from dclr.evaluation.setting import Setting, forward, over_videos, prepare
-from dclr.hardware import peak_memory_gb, place, precision_name, sent
+from dclr.hardware import peak_memory_gb, place, precision_name, require_memory, sent
 from dclr.method import norm
 from dclr.method.backbones.layers import Backbone
 from dclr.method.views import normalise, to_clip
@@ -33,7 +33,7 @@ from dclr.settings import check_values, completed, free
 from dclr.text import plain
 from dclr.training.curves import Curves
 from dclr.training.lines import read_lines
-from dclr.training.loop import DUE, Learner, diverged, train
+from dclr.training.loop import DUE, Learner, diverged, sound, train
 from dclr.training.optimiser import build_optimiser
 from dclr.training.rate import learning_rate
 from dclr.training.saver import LAST, Saver, found, resume
@@ -95,12 +95,15 @@ def finetune(config: EvalConfig) -> dict[str, Any]:
     goes on from its newest valid checkpoint, bit for bit. Raises SystemExit with PREEMPTED where a signal ended it.
     """
     setting = prepare(config)
+    clips = config.batch / distributed.world()
+    said = f"--batch {config.batch} --frames {setting.clip.frames} --size {setting.clip.size}"
+    require_memory({said: setting.clip.bytes(clips, clips)}, setting.device)
     distributed.wait()  # makes the group for the last wait, which is for rank 0's checkpoint
     out, first = setting.out, distributed.rank() == 0
     loader = TrainLoader(
         setting.shards, setting.train_N, setting.clip, clips=1, batch=config.batch, seed=config.seed, epochs=config.epochs,
         passes=config.cpv, rank=distributed.rank(), world=distributed.world(), workers=config.workers, kind=setting.kind,
-        cache=setting.cache, on_error=config.on_error,
+        cache=setting.cache, on_error=config.on_error, stall_minutes=config.stall_minutes,
     )  # fmt: skip
     first_step, last_step = 0, len(loader) * config.epochs
     if first and config.force:
@@ -167,11 +170,8 @@ class Finetuning(Learner):
         self.scaler.update()
 
     def check(self, done: int, saver: Saver) -> None:
-        tensors = [self._loss, *(x for x in self.model.state_dict().values() if x.is_floating_point())]
-        bad = sum(torch.stack([x.detach().isfinite().all().logical_not() for x in tensors]).tolist())
-        if distributed.agree(bad):
-            kept = "the last good checkpoint stays" if saver.kept >= 0 else "nothing was saved"
-            diverged(saver, f"the loss or the weights were not finite by step {done}; {kept}")
+        if distributed.agree(not sound(self.model, self._loss)):
+            diverged(saver, done, f"the loss or the weights were not finite by step {done}")
 
     def scalars(self, rate: float) -> dict[str, float]:
         right = (self._logits.argmax(1) == self._label).float().mean()
@@ -298,7 +298,12 @@ def finetuned(path: Path) -> Finetuned:
     """The network in a checkpoint of train_eval.py finetune, or in the folder of one, where it is the one that was tested; in
     evaluation mode. Raises InputError for any other file."""
     if path.is_dir():
-        path = path / (BEST if (path / BEST).exists() else LAST)
+        there = next((path / name for name in (BEST, LAST) if (path / name).exists()), None)
+        if there is None:
+            usage = path / "usage.py"
+            way = f"python {usage} VIDEO names the classes of this one" if usage.exists() else "or its last.pt"
+            raise InputError(f"{path}: no {BEST} and no {LAST} in it, expected the folder of train_eval.py finetune; {way}")
+        path = there
     trunk, state = checkpoint.load_trunk(path), checkpoint.read(path)
     if not isinstance(state, dict) or not {"classes", "stored", "config", "model"} <= set(state):
         raise InputError(

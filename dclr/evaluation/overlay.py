@@ -31,9 +31,9 @@ RGB = np.ndarray  # uint8 (H, W, 3)
 def write(video: Path, named: Named, shown: Mapping[str, int], options: Options, out: Path) -> None:
     """Write ``video`` to ``out``, an MP4 of H.264 with as many frames a second: all of its frames, with the curves of the
     classes ``shown``, by name. ``options`` say how the network saw it. Raises TranscodeError as reading it does."""
-    with OpenedVideo(video) as opened, whole(out) as unfinished:
+    with OpenedVideo(video.absolute()) as opened, whole(out) as unfinished:
         rate, square = opened.fps or DEFAULT_FPS, opened.sar if options.sar == "square" else Fraction(1)
-        with av.open(str(unfinished), "w", format="mp4", options={"movflags": "faststart"}) as made:
+        with av.open(str(unfinished.absolute()), "w", format="mp4", options={"movflags": "faststart"}) as made:
             stream = made.add_stream("libx264", Fraction(rate).limit_denominator(1001))
             stream.pix_fmt, stream.options = "yuv420p", {"crf": str(CRF), "preset": "veryfast"}
             stream.codec_context.thread_count = torch.get_num_threads()

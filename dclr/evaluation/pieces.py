@@ -37,8 +37,14 @@ class Pieces:
         if self.folder is None:
             return
         self._pending[sample] = result
-        if time.monotonic() - self._since < SECONDS:
+        if time.monotonic() - self._since >= SECONDS:
+            self.keep()
+
+    def keep(self) -> None:
+        """Write what is not on the disk yet."""
+        if self.folder is None or not self._pending:
             return
+        sample = next(reversed(self._pending))
         numbers = np.array(list(self._pending), np.int64)
         try:
             with whole(self.folder / f"{sample:012d}.safetensors") as unfinished:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -93,6 +93,9 @@ class Probing:
 def frozen(config: EvalConfig, evaluate: Callable[[Probing], dict[str, Any]]) -> dict[str, Any]:
     """Give ``evaluate`` the features of both splits on rank 0 and return its result; {} on other ranks."""
     setting = prepare(config)
+    if config.mode == "fewshot":  # before features are extracted in vain
+        _, first = np.unique(setting.shards.video_N[setting.train_N], return_index=True)
+        usable(config.shots, setting.label(setting.train_N[first]))
     found = both(setting)
     return evaluate(Probing(setting, *found, round(peak_memory_gb(), 2))) if found else {}
 
@@ -235,6 +238,17 @@ def sgd_probe(
     return scores, {"lr": lr, "val_top1": tried, **rule}
 
 
+def usable(shots: Sequence[int], label_N: np.ndarray) -> list[int]:
+    """The numbers of ``shots`` for which every class has enough of the training videos with these labels, int64 (N,). Raises
+    InputError where there is none."""
+    smallest = int(np.unique(label_N, return_counts=True)[1].min())
+    found = [count for count in shots if count <= smallest]
+    if not found:
+        said = " ".join(map(str, shots))
+        raise InputError(f"--shots {said}: the smallest class of --train-split has {smallest} videos, expected at most as many")
+    return found
+
+
 def few_shot(known: Labelled, asked: Labelled, classes: int, config: EvalConfig) -> dict[int, np.ndarray]:
     """Which test videos convex probes on ``--shots`` training videos of each class name: shots -> bool (``--draws``, M).
 
@@ -242,11 +256,7 @@ def few_shot(known: Labelled, asked: Labelled, classes: int, config: EvalConfig)
     include its 1 video. Shots above the size of the smallest class are left out; raises InputError where none is left.
     """
     present = np.unique(known.label)
-    smallest = min(int((known.label == c).sum()) for c in present)
-    found: dict[int, list[np.ndarray]] = {count: [] for count in config.shots if count <= smallest}
-    if not found:
-        shots = " ".join(map(str, config.shots))
-        raise InputError(f"--shots {shots}: the smallest class of --train-split has {smallest} videos")
+    found: dict[int, list[np.ndarray]] = {count: [] for count in usable(config.shots, known.label)}
     for draw in range(config.draws):
         order = {
             c: generator("few-shot", config.seed, draw, int(c)).permutation(np.flatnonzero(known.label == c)) for c in present

@@ -39,6 +39,7 @@ from dclr.training.curves import write_settings
 
 Pictures = Mapping[str, Callable[[Path], object]]  # file name -> what writes it there
 Numbers = Mapping[str, float | np.ndarray]  # each a number, or what each test video adds to it, (M,): it is their mean
+PRINTED = 8  # numbers in the last line of an evaluation; a bias report has many
 NO_SCORES: Mapping[str, np.ndarray] = {}
 
 
@@ -111,10 +112,15 @@ def save_result(
     result = _made(setting, numbers, measured, sample_M, extra, kinds)
     guessed = guesses(result)
     shown = {**measured, **dict.fromkeys(guessed, Metric("percent"))}
-    text = ", ".join(f"{name} {shown[name].text(value)}{shown[name].unit}" for name, value in (numbers | guessed).items())
-    said = f"{setting.config.mode} on {plain(setting.kind)}: {text} of {videos} videos, {result['classes']} classes"
-    write(out, result, said)
-    print(said)
+    texts = [f"{name} {shown[name].text(value)}{shown[name].unit}" for name, value in (numbers | guessed).items()]
+
+    def said(most: int) -> str:
+        more = [f"{len(numbers) - most} more numbers"] * (len(numbers) > most)
+        text = ", ".join([*texts[: len(numbers)][:most], *more, *texts[len(numbers) :]])
+        return f"{setting.config.mode} on {plain(setting.kind)}: {text} of {videos} videos, {result['classes']} classes"
+
+    write(out, result, said(len(numbers)))
+    print(said(PRINTED))
     for kind, names in result["unseen"].items():
         classes = setting.classes_of(kind)
         absent = int((classes.number(setting.shards.labels[kind][sample_M]) >= classes.known).sum())
@@ -133,7 +139,7 @@ def save_result(
     result["pictures"] = _drawn(out, pictures)
     events(out, result["options"], numbers, result["pictures"])
     with dispensable("the list of pictures in result.json"):
-        write(out, result, said)
+        write(out, result, said(len(numbers)))
     made = [str(out / RESULT)]
     with dispensable("report.html"):
         (out / "report.html").unlink(missing_ok=True)

@@ -39,6 +39,14 @@ FILE_BYTES = 256_000_000  # of features, in a file
 DRAWN = 5000  # rows in the picture
 LEGEND = 20  # classes up to which it names them
 Columns = dict[str, np.ndarray]
+OTHERWISE = {  # what the file MADE says -> what another value of it means
+    "version": "by another version of dclr or torch",
+    "weights": "with other weights",
+    "set": "from another set",
+    "samples": "of other videos",
+    "what": "with other --per, --test-clips or --crops",
+    "clip": "of other clips (--frames, --stride, --clip-fps, --size, --cross-cuts)",
+}
 EXTRAS: dict[str, tuple[Callable[[Extraction], bool], str, str]] = {  # flag -> whether it is asked for, module, package
     "--format parquet": (lambda config: config.format == "parquet", "pyarrow", "pyarrow"),
     "--plot": (lambda config: config.plot, "sklearn", "scikit-learn"),
@@ -95,8 +103,8 @@ def _check(out: Path, made: Mapping[str, Any]) -> None:
     other = next((name for name, value in made.items() if there.get(name) != value), None)
     if other:
         raise InputError(
-            f"--out {out}: its features were made with {other} {plain(str(there.get(other)), 80)}, not {made[other]}; name "
-            "another folder, or --force makes them anew"
+            f"--out {out}: its features were made {OTHERWISE.get(other, f'with other --{other}')}; name another folder, or "
+            "--force makes them anew"
         )
 
 

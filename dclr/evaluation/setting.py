@@ -26,12 +26,13 @@ from dclr.data.loader import RGB_ALONE, Beside, TrainLoader, all_skipped, eval_l
 from dclr.data.manifest import ShardSet, require_size
 from dclr.data.sets import choose, leaks, pace_warnings
 from dclr.draws import generator
-from dclr.errors import InputError, Unreachable, make_folder
+from dclr.errors import InputError, Lost, make_folder
 from dclr.evaluation.baseline import Each, require_same
 from dclr.evaluation.config import EvalConfig, Extraction
 from dclr.evaluation.pieces import Pieces
-from dclr.hardware import pick_device, place, resolve_precision, sent
+from dclr.hardware import pick_device, place, require_memory, resolve_precision, sent
 from dclr.method import norm
+from dclr.method.backbones import weight_bytes
 from dclr.method.pixels import IMAGENET, InputPixels
 from dclr.method.views import normalise, to_clip
 from dclr.patience import Interrupted
@@ -149,6 +150,7 @@ def opened(config: EvalConfig | Extraction) -> Opened:
     dtype = resolve_precision(config.precision, device)
     if config.pretrained == "random":
         assert config.arch is not None  # its configuration checked it
+        require_memory({f"--arch {config.arch} --width {config.width}": weight_bytes(config.arch, config.width)}, device)
         trunk, weights = random_weights(config.arch, config.width, config.seed, config.pixels())
     else:
         trunk = checkpoint.load_trunk(config.pretrained, config)
@@ -156,6 +158,11 @@ def opened(config: EvalConfig | Extraction) -> Opened:
         if config.arch not in (None, trunk.arch):
             raise InputError(f"{config.pretrained} holds a {trunk.arch}, not the {config.arch} of -a: leave -a out")
     clip = config.clip(trunk.clip)
+    at_once = {f"--test-clips {config.test_clips} --crops {config.crops}": config.test_clips * config.crops}
+    if isinstance(config, EvalConfig) and config.mode != "finetune":
+        at_once[f"--cpv {config.cpv}"] = config.cpv
+    for said, clips in at_once.items():  # of a video
+        require_memory({f"{said} --frames {clip.frames} --size {clip.size}": clip.bytes(clips, clips)}, device)
     (shards,), cache = open_sets([config.shards], config.on_error, config.cache, config.cache_size, config.patience)
     require_size(shards, clip.size)
     return Opened(config, trunk, weights, shards, cache, clip, device, dtype)
@@ -254,7 +261,9 @@ def held_out(shards: ShardSet, kind: str, samples_N: np.ndarray, share: float, s
                 break
             out[here & (group_N == group)] = True
     if not out.any():
-        raise InputError(f"--val {share}: every class of --train-split has one group of videos, none can be held out")
+        raise InputError(
+            f"--val {share}: every class of --train-split has one group of videos, none can be held out; leave --val out"
+        )
     return samples_N[~out], samples_N[out]
 
 
@@ -265,7 +274,7 @@ def training_clips(setting: Setting, batches: int) -> Iterator[torch.Tensor]:
     epochs = -(-batches // (len(setting.train_N) // batch))
     loader = TrainLoader(
         setting.shards, setting.train_N, setting.clip, clips=1, batch=batch, seed=config.seed, epochs=epochs,
-        workers=config.workers, cache=setting.cache, on_error=config.on_error,
+        workers=config.workers, cache=setting.cache, on_error=config.on_error, stall_minutes=config.stall_minutes,
     )  # fmt: skip
     endless = itertools.chain.from_iterable(itertools.repeat(loader, epochs))
     bar = bars.bar(total=batches, desc="BatchNorm statistics", unit="batch", disable=distributed.rank() != 0)
@@ -316,7 +325,7 @@ def over_videos(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """What ``found`` says of every video, each asked exactly once over all ranks, in ascending sample order; the segments of a
     cut video count as one, with the mean of their results. What cannot be read is left out and named in ``setting.skipped``
-    where ``--on-error skip`` says so. Raises Unreachable or Interrupted on every rank where one of them could not go on.
+    where ``--on-error skip`` says so. Raises Lost or Interrupted on every rank where one of them could not go on.
 
     Args:
         found: a batch of :func:`dclr.data.loader.eval_loader` (one video, and what is ``beside`` it) -> a tensor.
@@ -331,17 +340,21 @@ def over_videos(
     rest_N = np.setdiff1d(samples_N, np.array(list(before), np.int64))
     loader = eval_loader(
         setting.shards, rest_N, setting.clip, clips=clips, crops=crops, beside=beside, rank=rank, world=world,
-        workers=config.workers, cache=setting.cache, on_error=config.on_error,
+        workers=config.workers, cache=setting.cache, on_error=config.on_error, stall_minutes=config.stall_minutes,
     )  # fmt: skip
     mine: dict[int, np.ndarray] = {}
     ended: BaseException | None = None
     try:
         for batch in bars.bar(loader, total=-(-len(rest_N) // world), desc=title, unit="video", disable=rank != 0):
+            if distributed.called_off():
+                break
             sample = int(batch["sample"][0])
             mine[sample] = result = found(batch).cpu().numpy()
             pieces.add(sample, result)
-    except (Interrupted, Unreachable) as error:
+    except (Interrupted, Lost) as error:
         ended = error
+        distributed.call_off()  # the others need not first ask all of theirs
+    pieces.keep()
     distributed.unanimous(ended)
     results = before | {sample: value for part in distributed.joined_objects(mine) for sample, value in part.items()}
     absent = set(samples_N.tolist()) - set(results)

@@ -74,12 +74,12 @@ class Namer:
             }
             self.options = Options(**stored | {"cues": (), "max_seconds": LONGEST})
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"the checkpoint says of its set's frames what is not readable: {error}") from None
+            raise InputError(f"the checkpoint says of its set's frames what is not readable: {error}; finetune again") from None
 
     def __call__(self, video: Path) -> Named:
         """Raises TranscodeError for a video that cannot be read."""
         how, windows, every = self.found.how, list[Window](), list[np.ndarray]()
-        for made in transcode(video, self.options):
+        for made in transcode(video.absolute(), self.options):
             record = as_record(made)
             windows += self._windows(record)
             clips = torch.from_numpy(eval_clips(record, self.found.clip, how.test_clips, how.crops)["rgb"])
@@ -144,7 +144,9 @@ def predict(videos: Sequence[Path], config: Prediction) -> None:
     """Print what the videos show, and write ``--json`` and ``--overlay``. Exits with 1 where a video could not be read; the
     others are done."""
     if config.overlay and len(videos) > 1:
-        raise InputError(f"--overlay {config.overlay}: it shows one video, and {len(videos)} are given")
+        raise InputError(f"--overlay {config.overlay}: it shows one video, and {len(videos)} are given; give one")
+    if absent := [plain(str(video), 300) for video in videos if not video.is_file()]:
+        raise InputError(f"{absent[0]}: no such file, expected a video" + f" ({len(absent)} are not there)" * (len(absent) > 1))
     namer, failed = Namer(finetuned(Path(config.pretrained)), config.precision), 0
     for path in filter(None, (config.json, config.overlay)):
         make_folder(Path(path).parent, f"--{'json' if path == config.json else 'overlay'}")

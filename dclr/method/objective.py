@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dclr.cues import DYNAMICS
 from dclr.errors import InputError
 from dclr.method.backbones import ARCHITECTURES
-from dclr.settings import again, check_values, setting
+from dclr.settings import MANY, again, check_values, setting
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +38,7 @@ BN_MODES = ("sync", "shuffle", "local")  # of BatchNorm's statistics: over which
 BN_VIEWS = ("split", "shared")  # and over which views
 HEADS = ("torch", "authors")  # how their first weights are drawn
 CLIPS = ("other", "same")  # of the video, whose motion is the dynamic key
+QUEUE = 10**9  # the most entries of a queue
 MINERS = {"both": 0, "s": 0, "d": 0, "energy": 1, "flow": 2}  # what mines: channels of its stored cue
 
 
@@ -66,7 +67,7 @@ class Method:
     """
 
     views: str = "vsd"
-    mined: int = setting(5, "positives that each contrast mines from other videos; 0: none", metavar="K", least=0)
+    mined: int = setting(5, "positives that each contrast mines from other videos; 0: none", metavar="K", least=0, most=QUEUE)
     alignment: float = 0.1
     decoupling: bool = True
     loss: str = setting(
@@ -83,7 +84,7 @@ class Method:
     static_momentum: float | None = _teacher("s has keys and maps")
     dynamic_momentum: float | None = _teacher("d has keys and maps")
     mining_momentum: float | None = _teacher("positives are mined")
-    temperature: float = setting(0.07, "temperature of the contrasts", metavar="T", above=0, before=0.07)
+    temperature: float = setting(0.07, "temperature of the contrasts", metavar="T", above=0, most=1000, before=0.07)
     in_batch: bool = setting(
         False, "a batch's keys enter the queue before its contrasts, so that they are negatives; not after", before=False
     )
@@ -94,14 +95,16 @@ class Method:
         before="both",
     )
     mining_temperature: float = setting(
-        0.07, "temperature of the cosines that mine; 1: the authors' plain cosine", metavar="T", above=0, before=0.07
-    )
-    dim: int = setting(128, "dimensions of an embedding", metavar="N", least=1, before=128)
-    static_weight: float = setting(1.0, "weight of the contrasts vs and sv", metavar="W", least=0, before=1.0)
-    dynamic_weight: float = setting(1.0, "weight of the contrasts vd and dv", metavar="W", least=0, before=1.0)
+        0.07, "temperature of the cosines that mine; 1: the authors' plain cosine", metavar="T", above=0, most=1000,
+        before=0.07,
+    )  # fmt: skip
+    dim: int = setting(128, "dimensions of an embedding", metavar="N", least=1, most=65_536, before=128)
+    static_weight: float = setting(1.0, "weight of the contrasts vs and sv", metavar="W", least=0, most=1e6, before=1.0)
+    dynamic_weight: float = setting(1.0, "weight of the contrasts vd and dv", metavar="W", least=0, most=1e6, before=1.0)
     flow_weight: float = setting(
-        0.0, "weight of predicting the clip's stored flow; 0: it is not predicted", metavar="W", least=0, before=0.0
-    )
+        0.0, "weight of predicting the clip's stored flow; 0: it is not predicted", metavar="W", least=0,
+        most=1e6, before=0.0,
+    )  # fmt: skip
     dynamic_key: str = setting(
         "other", "the clip whose motion vd and dv meet: the other one, or the same", choices=CLIPS, before="other"
     )
@@ -210,17 +213,17 @@ class Network:
     arch: str = setting(
         "r2plus1d_10", "the network; r2plus1d_10 is the authors'", short="-a", metavar="ARCH", choices=ARCHITECTURES
     )
-    width: int = setting(64, "channels of the first stage", metavar="N", least=1)
+    width: int = setting(64, "channels of the first stage", metavar="N", least=1, most=65_536)
     dynamic: str = setting(
         "rgbdiff", "dynamic view: the clip's difference, the stored one (cue), or the stored flow", choices=DYNAMICS
     )
     queue: int | None = setting(
-        None, "negatives of a contrast, at least a batch", metavar="N",
+        None, "negatives of a contrast, at least a batch", metavar="N", least=1, most=QUEUE,
         derived="half of the videos and 2048 at most, in whole batches: the first epoch fills it",
     )  # fmt: skip
     bn: str = again(Statistics, "mode")
     bn_groups: int | None = setting(
-        None, "groups of each process's batch, for --bn shuffle or local", metavar="N", least=1,
+        None, "groups of each process's batch, for --bn shuffle or local", metavar="N", least=1, most=MANY,
         derived="2 for --bn shuffle on one process, else 1",
     )  # fmt: skip
     bn_views: str = again(Statistics, "views")

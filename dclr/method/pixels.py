@@ -62,9 +62,12 @@ class PixelSettings:
     title = "model"
     mean: tuple[float, ...] = setting(
         (), "mean of the network's three channels, on 0..1 or 0..255, where its file does not say it", metavar="MEAN",
-        before=list(MEAN),
+        least=0, most=255, before=list(MEAN),
     )  # fmt: skip
-    std: tuple[float, ...] = setting((), "deviation of the same, on the same scale", metavar="STD", above=0, before=list(STD))
+    std: tuple[float, ...] = setting(
+        (), "deviation of the same, on the same scale", metavar="STD", above=0, most=255,
+        before=list(STD),
+    )  # fmt: skip
     order: str | None = setting(None, "order of the same", choices=CHANNEL_ORDERS, before="rgb")
 
     def __post_init__(self) -> None:

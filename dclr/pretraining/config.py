@@ -14,7 +14,7 @@ from dclr.data.plan import LAST_BATCH, whole_parts
 from dclr.errors import InputError
 from dclr.method.objective import Method, Network, Statistics, default_length
 from dclr.method.pixels import PixelSettings
-from dclr.settings import again, as_table, check_values, differences, flag, flags, setting
+from dclr.settings import MANY, again, as_table, check_values, differences, flag, flags, setting
 from dclr.training.config import Checkpoints, Optimisation
 
 OBJECTIVES = ("dclr", "moco")
@@ -57,7 +57,7 @@ class Split:
 class Beginning(PixelSettings):
     pretrained: str | None = setting(
         None,
-        "weights to begin from, of the same --arch and --width: as train_eval.py's",
+        "weights to begin from, of the same --arch and --width: what train_eval.py --pretrained takes",
         metavar="FILE",
         place=True,
         before=None,
@@ -68,9 +68,7 @@ class Beginning(PixelSettings):
 class Clips:
     title = "clips"
     frames: int = again(ClipConfig, "frames", least=2)
-    stride: int | None = again(
-        ClipConfig, "stride", None, least=1, above=None, derived=f"{ClipConfig.stride} without --clip-fps"
-    )
+    stride: int | None = again(ClipConfig, "stride", None, least=1, derived=f"{ClipConfig.stride} without --clip-fps")
     clip_fps: float | None = again(ClipConfig, "clip_fps", instead="stride")
     size: int = again(ClipConfig, "size")
     min_scale: float = again(ClipConfig, "min_scale")
@@ -117,7 +115,7 @@ class Levers:
     dynamic_weight: float = again(Method, "dynamic_weight")
     flow_weight: float = again(Method, "flow_weight")
     flow_weight_end: float | None = setting(
-        None, "what --flow-weight comes to at the run's end, by one factor a step", metavar="W", above=0, before=None,
+        None, "what --flow-weight comes to at the run's end, by one factor a step", metavar="W", above=0, most=1e6, before=None,
         derived="it stays",
     )  # fmt: skip
     dynamic_key: str = again(Method, "dynamic_key")
@@ -130,7 +128,10 @@ class Watching:
     knn_split: tuple[str, ...] = setting(
         (), "labelled splits on whose videos k-NN is tried while it trains", metavar="SPLIT", nargs="*", free=True, before=()
     )
-    knn_every: int = setting(10, "epochs from one try of k-NN to the next", metavar="EPOCHS", least=1, free=True, before=10)
+    knn_every: int = setting(
+        10, "epochs from one try of k-NN to the next", metavar="EPOCHS", least=1, most=MANY, free=True,
+        before=10,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +160,9 @@ class PretrainConfig(
         if self.queue is not None:
             self.queue_length(0)
         if self.objective == "moco" and self.without:
-            raise InputError(f"--objective moco --without {' '.join(self.without)}: moco has none of these parts")
+            raise InputError(
+                f"--objective moco --without {' '.join(self.without)}: moco has none of these parts; leave that out"
+            )
         if self.plain_query and self.symmetric:
             raise InputError("--plain-query with --symmetric: there each clip is a query once; expected one of them")
         if self.in_batch and self.accumulate > 1:
@@ -221,7 +224,7 @@ class PretrainConfig(
         if groups >= 1 and self.batch % (groups * world * self.accumulate):
             raise InputError(
                 f"--batch {self.batch} does not divide into {world} process(es), {self.accumulate} part(s) (--accumulate) "
-                f"and {groups} group(s) (--bn-groups)"
+                f"and {groups} group(s) (--bn-groups); give a multiple of {groups * world * self.accumulate}"
             )
         return Statistics(self.bn, groups, self.bn_views)
 

@@ -67,7 +67,9 @@ def write(out: Path) -> Path:
 
     Raises InputError where the folder is no training's."""
     if not (out / LINES).is_file() and not (out / CONFIG).is_file():
-        raise InputError(f"{out}: neither a training's folder (it has no {LINES}) nor an evaluation's (no result.json)")
+        raise InputError(
+            f"{out}: neither a training's folder (it has no {LINES}) nor an evaluation's (no result.json); name one of these"
+        )
     lines, config = read_lines(out), _config(out / CONFIG)
     if not lines:
         return page.write(out, out.resolve().name, [element("p", f"{LINES} has no step yet."), *_settings(config)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -21,8 +22,8 @@ from dclr.data.manifest import require_cue, require_size
 from dclr.data.sets import Selection, pace_warnings
 from dclr.errors import InputError, spared
 from dclr.files import run_folder
-from dclr.hardware import peak_memory_gb, pick_device, place, precision_name, resolve_precision
-from dclr.method.backbones import build
+from dclr.hardware import peak_memory_gb, pick_device, place, precision_name, require_memory, resolve_precision
+from dclr.method.backbones import build, weight_bytes
 from dclr.method.backbones.layers import fronted
 from dclr.method.model import DCLR, Output
 from dclr.method.objective import Method
@@ -33,7 +34,7 @@ from dclr.pretraining.config import MOMENTA, PretrainConfig
 from dclr.pretraining.watch import Videos, knn_setting, online_knn
 from dclr.settings import flag
 from dclr.training.curves import Curves
-from dclr.training.loop import DUE, Learner, diverged, train
+from dclr.training.loop import DUE, Learner, diverged, sound, train
 from dclr.training.optimiser import build_optimiser
 from dclr.training.rate import learning_rate
 from dclr.training.saver import LAST, Saver, resume
@@ -116,6 +117,19 @@ def begun(config: PretrainConfig, saved: Mapping[str, Any] | None) -> tuple[Pret
     return replace(config, mean=pixels.mean, std=pixels.std, order=pixels.order), learned
 
 
+def needed(config: PretrainConfig, length: int, world: int) -> dict[str, int]:
+    """Bytes that each of ``world`` processes holds at once, by the flags that decide them: the queue; both encoders, gradient
+    and momenta; the clips of a batch, and of a part of it each view. Activations, which take more, are left out."""
+    clips, method, weights = 2 * config.batch / world, config.method, 4 + (config.optimiser == "adamw")
+    return {
+        f"--queue {length} --dim {config.dim}": 4 * len(method.rings) * length * config.dim,
+        f"--arch {config.arch} --width {config.width}": weights * weight_bytes(config.arch, config.width),
+        f"--batch {config.batch} --frames {config.frames} --size {config.size}": config.clip.bytes(
+            clips, len(method.views) * clips / config.accumulate
+        ),
+    }
+
+
 def make_model(config: PretrainConfig, length: int, dtype: torch.dtype, learned: Trunk | None = None) -> DCLR:
     """The network of a run before its first step, with a queue of so many entries: its weights are those of the trunk
     ``learned``, the rest is drawn from the seed, and everything else of the run from (seed, epoch, sample)."""
@@ -152,8 +166,9 @@ def train_step(
 ) -> tuple[list[Output], dict[str, torch.Tensor], torch.Tensor]:
     """Losses, gradient and update of this rank's share of a batch, part by part; nothing in it waits for a GPU.
 
-    ``bad``, int64 () on the device, counts steps whose loss or gradient is not finite. With a scaler the gradient of a finite
-    loss may overflow: the scaler sees it by itself, leaves the step out and lowers its scale.
+    ``bad``, int64 () on the device, counts steps whose loss or gradient is not finite. None of them reaches the parameters, on
+    any rank: a loss that is not finite makes its gradient NaN, and with that the mean over all ranks. With a scaler the
+    gradient of a finite loss may overflow: the scaler sees it by itself, leaves the step out and lowers its scale.
 
     Returns:
         each part's output, the views of the last part's q clips, and the gradient's norm before it is clipped.
@@ -168,7 +183,9 @@ def train_step(
         )
         with distributed.unsynchronised(parallel, part + 1 < config.accumulate):
             outputs.append(parallel(q, k, batch["video"][mine], step, part == 0))
-            scaler.scale(outputs[-1].total / config.accumulate).backward()
+            total = outputs[-1].total
+            factor = torch.where(total.detach().isfinite(), 1.0, torch.nan)  # an infinite loss may have a finite gradient
+            scaler.scale(factor * total / config.accumulate).backward()
     scaler.unscale_(optimiser)
     gradient = nn.utils.clip_grad_norm_(parallel.parameters(), config.clip_grad or math.inf)  # f_k's have none
     finite = torch.stack([output.total.detach() for output in outputs]).isfinite().all()
@@ -196,6 +213,7 @@ def pretrain(config: PretrainConfig) -> Path:
             require_cue(shards, "energy")
     data = Selection.of(sets, config.split, config)
     length = config.queue_length(len(data.samples_N))
+    require_memory(needed(config, length, int(os.environ.get("WORLD_SIZE", 1))), device)
     distributed.setup(device)
     with run_folder(config.out, "config.yaml"):
         return _train(config, data, cache, length, device, dtype)
@@ -209,7 +227,7 @@ def _train(
     loader = TrainLoader(
         data.shards, data.samples_N, config.clip, clips=2, batch=config.batch, seed=config.seed, epochs=config.epochs,
         last=config.last_batch, weights=config.weights, rank=distributed.rank(), world=distributed.world(),
-        workers=config.workers, cache=cache, on_error=config.on_error,
+        workers=config.workers, cache=cache, on_error=config.on_error, stall_minutes=config.stall_minutes,
     )  # fmt: skip
     first_step, last_step, due = 0, len(loader) * config.epochs, False
     saved = distributed.from_first(resume(out, config.resume) if first else None)
@@ -285,18 +303,22 @@ class Pretraining(Learner):
         self._shown += batch["key"]
 
     def check(self, done: int, saver: Saver) -> None:
-        """No such step reached the weights."""
+        """No such step reached the parameters; what it did to BatchNorm's statistics and the queue is not saved either, because
+        every save comes after a check."""
         bad, out = distributed.agree(int(self._bad)), saver.folder
         if bad:
             keys = [key for part in distributed.joined_objects(self._shown) for key in part]
             if distributed.rank() == 0:
                 with spared(out):
-                    (out / BAD).write_text("\n".join(keys) + "\n")
+                    (out / BAD).write_text("\n".join(keys) + "\n", "utf-8")
             diverged(
                 saver,
+                done,
                 f"the loss or its gradient was not finite in {bad} of the last steps up to {done}, and none of them reached "
-                f"the weights; the last good checkpoint stays; {out / BAD} names the videos since the last look",
+                f"the weights; {out / BAD} names the videos since the last look",
             )
+        if distributed.agree(not sound(self.model)):
+            diverged(saver, done, f"the weights were not finite by step {done}, though every loss and its gradient was")
         self._shown.clear()
 
     def scalars(self, rate: float) -> dict[str, float]:

@@ -31,21 +31,24 @@ class Videos:
         kinds = list(shards.classes)
         self._label = shards.labels[kinds[0]] if kinds else np.full(len(shards.video_N), -1)
         self._names = shards.classes[kinds[0]] if kinds else []
+        several = (kind for kind in kinds if len(np.unique(shards.labels[kind][samples_N])) > 1)  # of one class all are alike
+        self._labels = {kind: shards.labels[kind] for kind in several}
 
     def sample(self, video: torch.Tensor) -> np.ndarray:
         """A sample of each video, int64. An unknown id, which is that of an empty entry, gives any known video's sample."""
         return self._samples[np.searchsorted(self._ids, video.cpu().numpy()).clip(max=len(self._ids) - 1)]
 
     def alike(self, mined_BK: torch.Tensor, query_B: np.ndarray, entry_K: np.ndarray) -> dict[str, float]:
-        """The share of mined positives that have the query's label, for each kind of label, over all ranks; without a kind that
-        no mined pair is labelled with."""
-        mined, labels, counts = mined_BK.cpu().numpy(), self._shards.labels, []
-        for label_N in labels.values():
+        """The share of mined positives that have the query's label, for each kind of label that has several classes, over all
+        ranks; without a kind that no mined pair is labelled with."""
+        mined, counts = mined_BK.cpu().numpy(), []
+        for label_N in self._labels.values():
             query_B1, entry_1K = label_N[query_B][:, None], label_N[entry_K][None]
             known = mined & (query_B1 >= 0) & (entry_1K >= 0)
             counts.append((int((known & (query_B1 == entry_1K)).sum()), int(known.sum())))
         sums = np.sum(distributed.joined_objects(counts), axis=0).tolist()
-        return {f"contrast/mined_same_{kind}": same / total for kind, (same, total) in zip(labels, sums, strict=True) if total}
+        shares = zip(self._labels, sums, strict=True)
+        return {f"contrast/mined_same_{kind}": same / total for kind, (same, total) in shares if total}
 
     def fetch(self, mined_BK: torch.Tensor, query_B: np.ndarray, entry_K: np.ndarray) -> None:
         """Begin to fetch what :meth:`pictures` will draw."""
@@ -80,6 +83,7 @@ def knn_setting(
         mode="knn", shards=config.shards[place], out=config.out, test_split=config.knn_split,
         train_split=tuple(split for split in config.split if split in shards.splits),
         pretrained="in training", test_clips=1, workers=config.workers, on_error=config.on_error,
+        stall_minutes=config.stall_minutes,
         max_skipped=config.max_skipped, **{one.name: getattr(config, one.name) for one in fields(Choice)},
     )  # fmt: skip
     trunk, cache = Trunk(model.f_q.backbone, config.arch, config.width, {}), cache if shards.remote else None

@@ -14,12 +14,12 @@ from torch import nn
 from dclr import bars, distributed
 from dclr.data.loader import TrainLoader, all_skipped
 from dclr.data.workers import stop_workers
-from dclr.errors import Unreachable
+from dclr.errors import Lost
 from dclr.hardware import peak_memory_gb
 from dclr.method import norm
 from dclr.patience import Interrupted
 from dclr.training.curves import Curves
-from dclr.training.saver import LAST, Saver
+from dclr.training.saver import LAST, Saver, found, number
 from dclr.training.signals import PREEMPTED, Preemption
 from dclr.training.state import TrainState
 
@@ -77,7 +77,8 @@ def train(
     due: bool = False,
 ) -> None:  # fmt: skip
     """The steps from ``first_step`` on. A checkpoint comes after each epoch, every ``save_minutes``, after a signal, which ends
-    the run by SystemExit with :data:`PREEMPTED`, and before Unreachable is raised where a store did not answer.
+    the run by SystemExit with :data:`PREEMPTED`, and before what is Lost is raised: a store that did not answer, or a loader
+    process.
 
     With ``due`` what is due at the end of the epoch before ``first_step`` was not done (:data:`DUE`), and comes first."""
     loader, clock, next_save = learner.loader, Clock(learner.clips, first_step), time.monotonic() + 60 * save_minutes
@@ -120,7 +121,7 @@ def train(
                     _save(learner, saver, done, look)
                 if wish == STOP and not (learner.ends_here and done == last_step):
                     _leave(done, saver)
-        except (Interrupted, Unreachable) as ended:
+        except (Interrupted, Lost) as ended:
             stop_workers()
             if done > saved:
                 loader.load_state_dict(loader.state_dict() | {"step": done})  # this rank may have had its next batch
@@ -146,7 +147,7 @@ def _next(batches: Iterator[dict[str, Any]], clock: Clock) -> dict[str, Any]:
     with clock:
         try:
             batch = next(batches)
-        except (Interrupted, Unreachable) as error:
+        except (Interrupted, Lost) as error:
             ended = error
         distributed.unanimous(ended)
     return batch
@@ -194,26 +195,34 @@ def _short(means: Mapping[str, float], scalars: Mapping[str, float]) -> dict[str
 
 
 def _leave(done: int, saver: Saver, ended: BaseException | None = None, made: bool = True) -> NoReturn:
-    """End the run after a signal, or because a store did not answer, when its checkpoint is written; ``made``: there is one of
+    """End the run after a signal, or because what feeds it is gone, when its checkpoint is written; ``made``: there is one of
     this start."""
     stop_workers()  # they may wait for long
     saver.wait()
     on = f"the same command goes on from {saver.folder / LAST}" if done else "start the same command again"
     if saver.kept == done or not made:
-        if isinstance(ended, Unreachable):
+        if isinstance(ended, Lost):
             ended.args = (f"{ended}; {f'saved after step {done}: ' if done else ''}{on}",)
         elif distributed.rank() == 0:
             print(f"stopped by a signal after step {done}; {on}", flush=True)
     distributed.wait()  # until rank 0 has written: torchrun ends it as soon as another one leaves
     if made and distributed.rank() == 0:
         saver.require(done)
-    if isinstance(ended, Unreachable):
+    if isinstance(ended, Lost):
         raise ended
     raise SystemExit(PREEMPTED)
 
 
-def diverged(saver: Saver, why: str) -> NoReturn:
-    """End the run, on every rank, with what is kept; ``why`` says what was not finite."""
+def sound(model: nn.Module, *more: torch.Tensor) -> bool:
+    """Whether every weight and buffer of a model, and ``more``, is finite. It asks the device once."""
+    tensors = [x for x in (*model.state_dict().values(), *more) if x.is_floating_point()]
+    return bool(torch.stack([x.detach().isfinite().all() for x in tensors]).all())
+
+
+def diverged(saver: Saver, done: int, why: str) -> NoReturn:
+    """End the run after step ``done``, on every rank, and name the good checkpoint; ``why`` says what was not finite."""
     saver.wait()
     distributed.wait()  # as where a signal ends the run
-    raise FloatingPointError(f"{why}; try --precision fp32 or a smaller --lr")
+    good = distributed.from_first(next((path for path in found(saver.folder) if number(path) < done), None))
+    kept = f"{good} is from before that" if good else "no checkpoint was saved before"
+    raise FloatingPointError(f"{why}; {kept}; try --precision fp32 or a smaller --lr")

@@ -73,7 +73,7 @@ class TrainState:
         table = {"revision": "unknown"} | old | dict(saved)
         missing = sorted(names - set(table))
         if missing:
-            raise InputError(f"{file}: it lacks {', '.join(missing)}: an older version made it")
+            raise InputError(f"{file}: it lacks {', '.join(missing)}: an older version made it; {OTHER}")
         for name, of in get_type_hints(cls).items():
             of = get_origin(of) or of
             if name in names and (not isinstance(table[name], of) or isinstance(table[name], bool)):

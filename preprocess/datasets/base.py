@@ -117,12 +117,13 @@ def video_set(
     files, unread = on_disk or find_files(root)
     listed = sorted(listed, key=lambda video: video.order)
     if not listed:
-        raise InputError(f"{lists}: no videos in its lists")
+        raise InputError(f"{lists}: no videos in its lists, expected a line for each")
     videos = [replace(video, bytes=files[video.path]) for video in listed if video.path in files]
     if not videos:
+        why = f" ({unread[listed[0].path]})" if listed[0].path in unread else ""
         raise InputError(
             f"{lists} names {len(listed)} videos and --root {root} holds {len(files)} files, but none of them is the "
-            f"same: expected {str(root).rstrip('/')}/{listed[0].path}"
+            f"same: expected {str(root).rstrip('/')}/{listed[0].path}{why}"
         )
     for video in videos:
         if UNFIT.search(video.path):  # bytes that are not UTF-8 come as lone surrogates

@@ -20,7 +20,7 @@ def find(root: Folder, lists: Path) -> VideoSet:
     """
     files = list_files(lists, r".+_test_split[1-9]\.txt")
     if not files:
-        raise InputError(f"--splits {lists}: no <class>_test_split1.txt, ... in it")
+        raise InputError(f"--splits {lists}: no <class>_test_split1.txt, ... in it; name the folder that holds them")
     classes, _, rounds = zip(*(file.stem.rpartition("_test_split") for file in files), strict=True)
     names = sorted(set(classes))
     for name in names:

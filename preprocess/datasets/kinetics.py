@@ -56,7 +56,7 @@ def _label_map(lists: Path) -> list[str] | None:
             raise InputError(f"{files[0]}, line {number}: {quoted(line)} is a class already, expected each once")
         names[line] = None
     if not names:
-        raise InputError(f"{files[0]}: no classes in it")
+        raise InputError(f"{files[0]}: no classes in it, expected a label on a line at least")
     return list(names)
 
 

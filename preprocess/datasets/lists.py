@@ -30,7 +30,7 @@ def list_files(lists: Path, pattern: str) -> list[Path]:
     try:
         return sorted(lists / name for name in os.listdir(lists) if re.fullmatch(pattern, name))
     except OSError as error:
-        raise InputError(f"--splits {lists}: no such folder of lists ({error.strerror})") from None
+        raise InputError(f"--splits {lists}: no such folder of lists ({error.strerror}); name one") from None
 
 
 def read_text(path: Path) -> str:
@@ -39,7 +39,7 @@ def read_text(path: Path) -> str:
         text = read_whole(path, MAX_BYTES, "a list").decode("utf-8-sig", errors="replace")
         return text.replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); name a list of this machine") from None
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
@@ -72,7 +72,9 @@ def _rows(lines: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
             if any(values):
                 yield lines.line_num, values
     except CsvError as error:
-        raise InputError(f"{path}, line {lines.line_num}: not a line of a CSV file ({error})") from None
+        raise InputError(
+            f"{path}, line {lines.line_num}: not a line of a CSV file ({error}), expected values with commas or tabs"
+        ) from None
 
 
 def read_table(
@@ -150,7 +152,7 @@ class Labels:
         for kind, name in self.kinds.items():
             labels = {of[kind] for of in self._of.values() if kind in of}
             if not labels and self._given:
-                raise InputError(f"--label-column {name}: no video of {self._source} has a label there")
+                raise InputError(f"--label-column {name}: no video of {self._source} has a label there; name another column")
             if labels:
                 classes[kind], self._numbers[kind] = _numbered(labels, f"{self._source}: {name}")
         return classes

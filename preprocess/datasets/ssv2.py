@@ -22,7 +22,9 @@ def find(root: Folder, lists: Path) -> VideoSet:
     """
     files = {split: file for split in ("train", "validation", "test") if (file := _file(lists, f"{split}.json"))}
     if not files:
-        raise InputError(f"--splits {lists}: no train.json, validation.json or test.json in it")
+        raise InputError(
+            f"--splits {lists}: no train.json, validation.json or test.json in it; name the folder that holds them"
+        )
     names = _classes(_file(lists, "labels.json") or lists / "labels.json")
     index = {name: label for label, name in enumerate(names)}
     answers = _answers(_file(lists, "test-answers.csv"), index)

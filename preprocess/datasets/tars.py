@@ -25,6 +25,7 @@ from dclr.storage import Folder, RemoteFolder
 from dclr.text import plain
 from preprocess.datasets.lists import inside
 from preprocess.found import HIDDEN, no_video, suffix_of
+from preprocess.transcode import part_of
 
 TEXTS = (".json", ".cls")  # members that are read while they are listed
 MOST = 1 << 22  # bytes of such a text, and of a header
@@ -142,7 +143,7 @@ class TarFolder(Folder):
         tar, offset, size = _member(name)
         if not isinstance(self._folder, RemoteFolder):
             with self._folder.local(tar) as path:
-                yield Path(f"subfile,,start,{offset},end,{offset + size},,:{path}")
+                yield part_of(path, offset, size)
             return
         with tempfile.TemporaryDirectory(prefix="dclr-") as folder:
             copy = Path(folder, "file")

@@ -19,7 +19,7 @@ def find(root: Folder, lists: Path) -> VideoSet:
     files = list_files(lists, r"(train|test)list\d\d\.txt")
     names = read_classes(lists / "classInd.txt")
     if not files:
-        raise InputError(f"--splits {lists}: no trainlist01.txt, testlist01.txt, ... in it")
+        raise InputError(f"--splits {lists}: no trainlist01.txt, testlist01.txt, ... in it; name the folder that holds them")
     index = {name: label for label, name in enumerate(names)}
     splits: dict[str, list[str]] = {}
     for file in sorted(files, key=lambda p: (p.stem[-2:], p.name.startswith("test"))):
@@ -51,7 +51,7 @@ def read_classes(path: Path) -> list[str]:
             raise InputError(f"{path}, line {number}: {quoted(line)}, expected '{len(names) + 1} ClassName', each class once")
         names.append(name.strip())
     if not names:
-        raise InputError(f"{path}: no classes in it")
+        raise InputError(f"{path}: no classes in it, expected lines of '1 Class'")
     return names
 
 

@@ -70,7 +70,7 @@ def find(root: Folder, label_column: tuple[str, ...] = (), split_column: str | N
         if len(notes) <= ROWS_SHOWN:
             notes.append(as_read(path, told, splits[path]))
     if split_column and not any(split_column in row for row in fields.values()):
-        raise InputError(f"--split-column {split_column}: no KEY.json of {root} has such a field")
+        raise InputError(f"--split-column {split_column}: no KEY.json of {root} has such a field; name another")
     classes = labels.classes()
     listed = [Video(path, labels.of(path), (splits[path],)) for path in paths]
     kept = {path: size for path, size in files.items() if path not in texts or path in others}

@@ -19,9 +19,8 @@ import numpy as np
 
 from dclr.bars import bar
 from dclr.draws import generator
-from dclr.errors import InputError
 from dclr.files import whole
-from dclr.settings import check_values, setting
+from dclr.settings import MANY, SEEDS, check_values, setting
 from dclr.storage import Folder
 from preprocess.datasets import Video, VideoSet
 from preprocess.synthetic.hard import HARD
@@ -40,20 +39,21 @@ class Drawing:
 
     title = WHICH
     videos: int | None = setting(
-        None, "how many videos are drawn, a third of them for test", metavar="N", least=1, derived="1536, with --hard 1200"
+        None, "how many videos are drawn, a third of them for test", metavar="N", least=1, most=MANY,
+        derived="1536, with --hard 1200",
+    )  # fmt: skip
+    seed: int = setting(
+        0, "seed of all that is drawn: the same seed gives the same bytes", metavar="N", least=-SEEDS, most=SEEDS
     )
-    seed: int = setting(0, "seed of all that is drawn: the same seed gives the same bytes", metavar="N")
     hard: bool = setting(False, "draw small objects over backgrounds full of edges, at five frame rates; no textures")
     swap_scenes: bool = setting(False, "draw a split 'swapped' too: each test video's motion over another scene")
     correlate: float | None = setting(
         None, "draw a split 'correlated' too: train's videos, the scene belonging to the motion in this share", metavar="SHARE",
-        derived="no such split",
+        above=0, most=1, derived="no such split",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_values(self)
-        if self.correlate is not None and not 0 < self.correlate <= 1:
-            raise InputError(f"--correlate {self.correlate:g}: expected a share of the videos, above 0 and at most 1")
 
     @property
     def world(self) -> World:
@@ -75,7 +75,7 @@ def encode(frames_NHW3: np.ndarray, rate: int, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         whole(path) as unfinished,
-        av.open(str(unfinished), "w", format=path.suffix[1:], options={"fflags": "+bitexact"}) as container,
+        av.open(str(unfinished.absolute()), "w", format=path.suffix[1:], options={"fflags": "+bitexact"}) as container,
     ):
         codec = {".avi": "mpeg4", ".mp4": "libx264"}[path.suffix]
         options = {"flags": "+bitexact", "threads": "1"}

@@ -185,7 +185,9 @@ def test_servers_that_cannot_serve_are_told_in_one_line(
         rf"error: {nobody}/manifest.json: ClientConnectorError: .* no answer for 0.005 minutes \(--patience\)", said
     )
     handler.ranges = False
+    handler.requests.clear()
     assert "the server sends whole files where byte ranges are asked for" in refuse(*common, url)
+    assert not any(path.endswith(".tar") for path in handler.requests)  # it was found before the first shard
     assert "a web server cannot say what it holds" in refuse(
         "-m", "preprocess", "folder", "--root", url, "--out", tmp_path / "x"
     )

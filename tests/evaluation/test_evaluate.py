@@ -144,6 +144,18 @@ def test_few_shot_probes_take_that_many_of_each_class(monkeypatch: pytest.Monkey
         few_shot((9,), 1, 0)
 
 
+def test_shots_that_no_class_has_are_refused_before_features_are_extracted(
+    synthetic_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "both", lambda setting: pytest.fail("extracted"))
+    config = replace(
+        GOOD, mode="fewshot", shards=str(synthetic_set), train_split=("train",), test_split=("test",), shots=(1000,),
+        out=str(tmp_path / "out"), pretrained="random", arch="r2plus1d_10", width=4, size=32,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="--shots 1000: the smallest class of --train-split has 8 videos, expected at most"):
+        probe.frozen(config, probe.fewshot)
+
+
 def test_the_authors_probe_and_its_learning_rate() -> None:
     """SGD comes near the convex probe, and the rate is the one that does best on what is held out, never on the test videos."""
     rng = np.random.default_rng(0)
@@ -322,13 +334,14 @@ def test_the_probe_separates_what_is_separable() -> None:
         ({"arch": "vgg"}, "r2plus1d_10"),
         ({"test_clips": 0}, "test-clips 0"),
         ({"dropout": 1.0}, "dropout 1.0"),
-        ({"shots": (0, 5)}, "--shots 0: expected at least 1"),
+        ({"shots": (0, 5)}, "--shots 0: expected 1 to 1000000"),
         ({"average": "votes"}, "expected one of probabilities, logits"),
         ({"head": "mlp"}, "expected one of linear, bn"),
         ({"bn": "shuffle"}, "expected one of sync, local, frozen"),
         ({"early_stop": 2}, "--early-stop 2: it needs --val"),
         ({"probe_lr": (1.0, 5.0)}, "of several one is chosen on --val"),
-        ({"val": 1.0}, "--val 1.0: expected at least 0 and below 1"),
+        ({"baseline": "./o"}, "--baseline ./o: it is --out itself, expected the folder of another evaluation"),
+        ({"val": 1.0}, "--val 1.0: expected 0 to below 1"),
     ],
 )
 def test_configurations_that_cannot_work_are_refused(wrong: dict, says: str) -> None:

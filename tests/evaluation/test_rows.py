@@ -124,11 +124,13 @@ def test_what_was_made_otherwise_is_refused(config: Extraction, synthetic_set: P
     out = Path(config.out)
     before = (out / "features-00000.npz").read_bytes()
     common = ("-m", "dclr.extract", synthetic_set, "--pretrained", checkpoint, "--out", out, *FLAGS)
-    assert "its features were made with split ['test'], not ['train']" in refuse(*common, "--split", "train")
-    assert "what ['video', 2, 1], not ['clip', 2, 1]" in refuse(*common, "--per", "clip")
+    assert "its features were made with other --split; name another folder" in refuse(*common, "--split", "train")
+    assert "made with other --per, --test-clips or --crops; name" in refuse(*common, "--per", "clip")
     assert "it has: test (32), train (64)" in refuse(*common, "--split", "nothing")
     assert "name it with -a" in refuse(*common[:3], "--pretrained", "random", "--out", out)
+    (out / "features.png").touch()
     extract(replace(config, per="clip", force=True))
+    assert not (out / "features.png").exists()  # it showed what is gone
     assert len(read(out / "features-00000.npz", "key")) == 64 and (out / "features-00000.npz").read_bytes() != before
     (out / "features-00000.npz").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"features-00000\.npz: not features of python -m dclr\.extract"):

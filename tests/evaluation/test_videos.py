@@ -119,7 +119,10 @@ def test_mistakes(run: Path, checkpoint: Path, synthetic_set: Path, tmp_path: Pa
     path = source_of(ShardSet(synthetic_set), 0)
     command = ("-m", "dclr.predict", path, "--pretrained")
     assert "it names no classes, expected the folder of train_eval.py finetune" in refuse(*command, checkpoint)
-    assert "no such checkpoint" in refuse(*command, tmp_path)
+    assert f"{tmp_path}: no best.pt and no last.pt in it, expected the folder of train_eval.py" in refuse(*command, tmp_path)
+    assert "no_one.mp4: no such file, expected a video" in refuse(*command[:2], "no_one.mp4", *command[3:], run)
+    (tmp_path / "usage.py").touch()  # as a model folder has
+    assert f"python {tmp_path}/usage.py VIDEO names the classes" in refuse(*command, tmp_path)
     assert "expected a name that ends in .mp4" in refuse(*command, run, "--overlay", tmp_path / "a.avi")
     assert "it exists" in refuse(*command, run, "--json", run / "result.json")
     with pytest.raises(InputError, match="it shows one video, and 2 are given"):

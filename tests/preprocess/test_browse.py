@@ -79,11 +79,11 @@ def found(get: Get, **query: object) -> list[int]:
     while True:
         asked = "&".join(f"{name}={quote(str(value))}" for name, value in query.items())
         answer = table(get(f"/samples?{asked}&page={page}"))
-        if not answer["rows"]:
-            assert len(samples) == answer["found"]
-            return samples
         assert answer["first"] == len(samples) and len(answer["rows"]) <= ON_A_PAGE
         samples += [row["sample"] for row in answer["rows"]]
+        if len(samples) >= answer["found"]:
+            assert len(samples) == answer["found"]
+            return samples
         page += 1
 
 
@@ -197,6 +197,14 @@ def test_what_a_url_must_not_say_is_refused(get: Get) -> None:
     for path in (*outside, *(f"/preview/{rest}" for rest in no_preview)):
         assert get(path)[0] == 404, path
     assert get("/set", method="POST")[0] == 501
+
+
+def test_a_page_behind_the_last_is_the_last_and_head_has_no_body(get: Get) -> None:
+    last = table(get("/samples?page=99"))
+    assert (last["page"], last["first"], len(last["rows"])) == (3, 72, 24) and last["rows"][-1]["sample"] == 95
+    assert table(get("/samples?page=99&search=nothing+at+all"))["page"] == 0
+    status, headers, body = get("/set", method="HEAD")
+    assert (status, body, headers["Content-Length"]) == (200, b"", str(len(get("/set")[2])))
 
 
 def test_a_preview_holds_the_frames_as_they_are_stored(get: Get, synthetic_set: Path) -> None:
@@ -328,7 +336,7 @@ def test_failures_are_paged_and_searched(copied: Path, monkeypatch: pytest.Monke
     lines = [{"path": f"a/{n}.avi", "stage": stages[n % 2], "seconds": 0, "reason": f"because {n}"} for n in range(60)]
     (copied / "failures.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with served(copied) as get:
-        last = table(get("/failures?page=2"))
+        last = table(get("/failures?page=9"))
         assert (last["found"], last["first"], len(last["rows"])) == (60, 48, 12)
         assert last["rows"][-1] == ["a/59.avi", "missing", "because 59"]
         assert last["note"] == ""
@@ -344,7 +352,7 @@ def test_a_set_without_failures_and_labels_opens(copied: Path) -> None:
     (copied / "failures.jsonl").unlink()
     changed(copied, lambda entry: replace(entry, label=None, labels={}))
     with served(copied) as get:
-        assert table(get("/failures")) == {"found": 0, "first": 0, "rows": [], "note": ""}
+        assert table(get("/failures")) == {"found": 0, "first": 0, "page": 0, "rows": [], "note": ""}
         assert table(get("/samples"))["rows"][0]["classes"] == []
         assert found(get, **{"class": "0:none"}) == list(range(96))
 

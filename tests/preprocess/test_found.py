@@ -2,13 +2,18 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
-from dclr.storage import FOLLOWED, Folder
+import preprocess.__main__ as launcher
+from dclr.settings import from_flags
+from dclr.storage import FOLLOWED, OUTWARDS, Folder
 from preprocess import found
+from preprocess.add_cues import _videos
 from preprocess.datasets import EMPTY_CLASS, OTHER_TAKEN, VideoSet, folder, kinetics, ucf101
 from preprocess.found import HIDDEN, NO_VIDEO, ONE_FRAME, SUFFIXES, VIDEO_SUFFIXES
 
@@ -59,6 +64,36 @@ def test_links_are_followed_and_circles_end(tmp_path: Path) -> None:
     assert others == {"walk/up/": circle, "stroll/up/": circle, "self": itself}
     source = folder.find(root)
     assert source.classes == {"action": ["run", "stroll", "walk"]} and source.left_out == others
+
+
+def test_links_that_lead_out_of_the_root_are_refused_without_a_flag(tmp_path: Path) -> None:
+    """When the folder is listed, and again when a worker opens the file."""
+    files(tmp_path / "elsewhere", "run/a.mp4", "b.mp4")
+    root = files(tmp_path / "root", "walk/c.mp4", "walk/d.mp4")
+    for name, target in {
+        "run": "../elsewhere/run",
+        "walk/b.mp4": "../../elsewhere/b.mp4",
+        "c.mp4": "walk/c.mp4",
+        "up": "..",
+    }.items():
+        (tmp_path / "root" / name).symlink_to(target)
+    (tmp_path / "door").symlink_to("root")  # the root itself may be a link
+    for place in (root, Folder(str(tmp_path / "door"))):
+        place.links = False
+        found_files, others = place.listing()
+        assert found_files == dict.fromkeys(["c.mp4", "walk/c.mp4", "walk/d.mp4"], 1)
+        assert others == dict.fromkeys(["run", "up", "walk/b.mp4"], OUTWARDS)
+        assert [place.absent(name) for name in ("c.mp4", "walk/d.mp4", "run/a.mp4")] == [None, None, OUTWARDS]
+    command = ["folder", "--root", str(tmp_path / "root"), "--out", str(tmp_path / "set")]
+    for more, inside in (([], {"c.mp4", "walk/c.mp4", "walk/d.mp4"}), (["--follow-links"], {"run/a.mp4", "walk/b.mp4"})):
+        given = launcher.parser().given([*command, *more])
+        source = launcher._found(given, from_flags(launcher.Selecting, given))
+        assert inside <= set(taken(source)) and ("run/a.mp4" in taken(source)) == bool(more)
+        assert (source.left_out.get("run") == OUTWARDS) != bool(more)
+    plan: Any = SimpleNamespace(root=str(tmp_path / "root"), dataset="folder")
+    assert [("run/a.mp4" in _videos(plan, None, 1, links)[1]) for links in (False, True)] == [False, True]
+    root.links = True
+    assert {"run/a.mp4", "walk/b.mp4"} <= root.files().keys() and root.absent("run/a.mp4") is None
 
 
 def test_a_link_to_a_folder_above_the_root_does_not_come_back(tmp_path: Path) -> None:

@@ -149,4 +149,4 @@ def test_a_set_says_its_rate_and_its_sources_and_is_continued_with_it(tmp_path: 
     assert ShardSet(out).fps_N.tolist() == [30, 30, 30]
     assert "no faults" in succeed("-m", "preprocess", "verify", out)
     assert "repeated frames 1" in succeed("-m", "preprocess", "stats", out, "--out", tmp_path / "stats.png")
-    assert "--fps 0.0: expected above 0 and at most 1000" in refuse(*command, "--fps", "0")
+    assert "--fps 0.0: expected above 0 to 1000" in refuse(*command, "--fps", "0")

@@ -385,7 +385,10 @@ def test_append_adds_the_new_videos_of_a_grown_set(few: Path, tmp_path: Path) ->
     for name in ("A/new.avi", "AA/new.avi"):  # a class whose name sorts between the old ones
         encode(render("up", "rings", (name,))[0], 25, root / name)
     assert "a finished shard set is there already" in refuse(*FOLDER, root, "--out", out, *SMALL_SHARDS)
-    assert "made with --size 96" in refuse(*FOLDER, root, "--out", out, "--size", "64", "--shard-size", "1", "--append")
+    otherwise = (*FOLDER, root, "--out", out, "--size", "64", "--shard-size", "1")
+    for more in ((), ("--append",)):  # which would be refused too, and is not advised
+        said = refuse(*otherwise, *more)
+        assert "--size 64" in said and "made with --size 96; give the same to append to it, or name another" in said
     assert "10 videos" in succeed(*FOLDER, root, "--out", out, *SMALL_SHARDS, "--append")
     after, shards = contents(out), ShardSet(out)
     whole = ("manifest.json", "index.npz")  # these are of the whole set
@@ -746,8 +749,8 @@ def test_preprocess_refuses_what_cannot_work(half_broken: tuple[Path, Path], tmp
     assert contents(synthetic_set) == before
     for flags, says in (
         (("--size", "4"), "--size 4: expected 16 to 1024"),
-        (("--workers", "0"), "--workers 0: expected at least 1"),
-        (("--quality", "101"), "--quality 101: expected 1 to 100"),
+        (("--workers", "0"), "--workers 0: expected 1 to 100000"),
+        (("--quality", "0"), "--quality 0: expected 1 to 100"),
         (("--codec", "h264", "--quality", "90"), "--quality 90: expected 0 to 51"),
         (("--codec", "h264", "--size", "113"), "--size 113: --codec h264 needs an even number"),
         (("--cues", "diff,taste"), "--cues taste: expected any of diff, flow, energy"),

@@ -262,7 +262,7 @@ def test_a_worker_reads_a_member_by_its_address_and_holds_no_list(downloaded: Pa
     copy = pickle.loads(pickle.dumps(folder))
     assert len(pickle.dumps(folder)) < 300 + len(str(downloaded))
     with copy.local(folder.address(name)) as place, OpenedVideo(place) as member:
-        assert str(place).startswith("subfile,,start,")
+        assert str(place).startswith("part,")
         with OpenedVideo(downloaded / "files" / name) as file:
             frames, expected = ([frame.to_ndarray() for frame in opened.frames()] for opened in (member, file))
             assert (member.fps, member.rate) == (file.fps, file.rate)

@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 import simplejpeg
@@ -16,8 +17,19 @@ from conftest import REAL, needs_real_data, refuse, run, stored, succeed
 
 from dclr.data.manifest import ShardSet
 from dclr.record import Record, Source, pack, unpack
+from dclr.storage import open_folder
 from preprocess.synthetic import encode
-from preprocess.transcode import OpenedVideo, Options, Span, TranscodeError, measured_rate, stored_size, transcode
+from preprocess.transcode import (
+    Bytes,
+    OpenedVideo,
+    Options,
+    Span,
+    TranscodeError,
+    measured_rate,
+    part_of,
+    stored_size,
+    transcode,
+)
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -470,6 +482,72 @@ def test_what_is_no_video_fails_at_open(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(TranscodeError) as caught:
         list(transcode(tmp_path / "v.avi", Options()))
     assert caught.value.stage == "open"
+
+
+ODD_NAMES = ["12:30 talk.avi", "concat:x.avi", "concat:v.avi|v.avi", "pipe:0", "-i.avi", "subfile,,start,0,end,9,,:v.avi"]
+ODD_NAMES += ["part,0,9,v.avi", "clip%03d.avi", "a*.avi", "http:/localhost/v.avi", "file:v.avi", "s3:bucket/v.avi"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_name_is_a_file_and_never_a_protocol(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode(moving_square(3), 25, tmp_path / "v.avi")
+    root = tmp_path / "s3:root"
+    (root / name).parent.mkdir(parents=True)
+    (tmp_path / "v.avi").rename(root / name)
+    monkeypatch.chdir(tmp_path)
+    folder = open_folder("s3:root")
+    assert folder.files().keys() == {name}
+    with folder.local(name) as place, OpenedVideo(place) as opened:
+        assert len(list(opened.frames())) == 3
+    monkeypatch.chdir(root)
+    (done,) = transcode(Path(name).absolute(), Options())
+    assert done.meta.frames == 3
+
+
+@pytest.mark.parametrize("name", ["list.ffconcat", "list.avi", "list.m3u8", "list"])
+def test_a_playlist_reads_nothing_but_itself(name: str, tmp_path: Path) -> None:
+    """FFmpeg follows these lists by itself, out of the folder too."""
+    encode(moving_square(3), 25, tmp_path / "secret.avi")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "in.avi").symlink_to("../secret.avi")
+    listed = f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile://{tmp_path}/secret.avi\n#EXT-X-ENDLIST\n"
+    (root / name).write_text(listed if "m3u8" in name else "ffconcat version 1.0\nfile in.avi\n")
+    with av.open(str(root / name)) as container:
+        assert next(container.decode(video=0)).width == 128
+    with pytest.raises(TranscodeError, match=r"a list of other files .*, which are not read; give the videos") as caught:
+        list(transcode(root / name, Options()))
+    assert caught.value.stage == "open"
+
+
+def test_a_session_description_opens_no_port(tmp_path: Path) -> None:
+    (tmp_path / "x.avi").write_text(
+        "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=video 5004 RTP/AVP 26\r\n"
+    )
+    with pytest.raises(TranscodeError, match=r"a list of other files \(sdp\)"):
+        list(transcode(tmp_path / "x.avi", Options()))
+
+
+def test_a_pattern_in_a_name_takes_no_other_file(tmp_path: Path) -> None:
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f"a{number}.png"), np.full((48, 64, 3), 80 * number, np.uint8))
+    (tmp_path / "a%d.png").write_bytes((tmp_path / "a2.png").read_bytes())
+    with av.open(str(tmp_path / "a%d.png")) as container:
+        assert len(list(container.decode(video=0))) == 3
+    with OpenedVideo(tmp_path / "a%d.png") as opened:
+        (frame,) = opened.frames()
+    assert frame.to_ndarray(format="rgb24").mean() == 160
+
+
+def test_a_part_of_a_file_is_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"0123456789")
+    file = Bytes(part_of(tmp_path / "f", 2, 5))
+    assert (file.read(3), file.read(9), file.read(1)) == (b"234", b"56", b"") and file.tell() == 5
+    assert (file.seek(-1, 2), file.read(9), file.seek(-3, 1), file.read(1)) == (4, b"6", 2, b"4")
+    file.close()
+    (tmp_path / "empty").touch()
+    with pytest.raises(TranscodeError, match="Invalid data found"):
+        list(transcode(tmp_path / "empty", Options()))
 
 
 @needs_real_data

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -28,9 +29,10 @@ from dclr.method.model import DCLR
 from dclr.method.objective import DYNAMICS, Method
 from dclr.pretraining import pretrain
 from dclr.pretraining.config import PretrainConfig
-from dclr.pretraining.pretrain import flow_weight, guessing, make_optimiser, momentum, pretraining_rate
+from dclr.pretraining.pretrain import Pretraining, flow_weight, guessing, make_optimiser, momentum, needed, pretraining_rate
 from dclr.pretraining.watch import Videos
 from dclr.training.rate import learning_rate
+from dclr.training.saver import Saver
 
 
 def test_a_run_leaves_checkpoint_curves_config_and_picture(checkpoint: Path) -> None:
@@ -75,8 +77,10 @@ def test_what_is_mined_is_held_against_labels(synthetic_set: Path) -> None:
     rows = videos.pictures(mined, query, entries)
     assert [len(row) for row in rows] == [3, 2] and rows[0][0][0].shape == (*shards.read(int(samples[0])).size, 3)
     assert rows[1][1][1] == shards.manifest.classes["motion"][shards.labels["motion"][samples[3]]]
-    shards.labels["motion"] = np.full_like(shards.labels["motion"], -1)
-    assert "contrast/mined_same_motion" not in videos.alike(mined, query, entries)
+    for kind, label in (("motion", -1), ("scene", 0)):  # unlabelled, and of one class, where all are alike
+        shards.labels[kind] = np.full_like(shards.labels[kind], label)
+    few = Videos(shards, shards.select(["train"])).alike(mined, query, entries)
+    assert list(few) == [f"contrast/mined_same_{kind}" for kind in list(shards.labels)[2:]]
 
 
 def test_two_processes_make_the_run_of_one(synthetic_set: Path, tmp_path: Path) -> None:
@@ -262,8 +266,9 @@ def test_a_step_that_is_left_out_changes_nothing(name: str, plain: Callable[...,
         torch.testing.assert_close(p, q)
 
 
-def test_a_gradient_that_is_not_finite_never_reaches_the_weights(synthetic_set: Path, tmp_path: Path) -> None:
-    """From step 10 on the clips are NaN: the checkpoint of step 8 stays, and the videos since the last look are named."""
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(checkpoint: Path, synthetic_set: Path, tmp_path: Path) -> None:
+    """From step 10 on the clips are NaN: the checkpoint of step 8 stays, bit for bit that of a run whose clips are good, and
+    the videos since the last look are named."""
     script = tmp_path / "breaks.py"
     script.write_text(
         "from dclr.pretraining import pretrain\n"
@@ -271,7 +276,8 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(synthetic_set: 
         "make, calls = pretrain.make_views, []\n"
         "def breaking(*args):\n"
         "    calls.append(1)\n"
-        "    return {name: view * (1 if len(calls) <= 18 else float('nan')) for name, view in make(*args).items()}\n"
+        "    views = make(*args)\n"
+        "    return views if len(calls) <= 18 else {name: view * float('nan') for name, view in views.items()}\n"
         "pretrain.make_views = breaking\n"
         "train_pretrain.main()\n"
     )
@@ -280,8 +286,26 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(synthetic_set: 
     )
     assert done.returncode == 1 and "not finite in 1 of the last steps up to 10" in done.stderr
     assert len((tmp_path / "o" / "bad-keys.txt").read_text().split()) == 2 * 8  # steps 9 and 10
-    state = load(tmp_path / "o" / "last.pt")
-    assert state["step"] == 8 and all(torch.isfinite(x).all() for x in state["model"].values() if x.is_floating_point())
+    assert f"{tmp_path}/o/step-000000008.pt is from before that" in done.stderr
+    state, good = load(tmp_path / "o" / "last.pt"), load(checkpoint.parent / "step-000000008.pt")
+    assert state["step"] == 8 and all(torch.equal(x, good["model"][name]) for name, x in state["model"].items())
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    """A step of a finite gradient can be too large; before anything is lost the run ends and says what it has."""
+    model = torch.nn.Linear(2, 2)
+    learner: Any = SimpleNamespace(model=model, _bad=torch.tensor(0), _shown=[])
+    Pretraining.check(learner, 5, saver := Saver(tmp_path, 2, 10))
+    with torch.no_grad():
+        model.weight[0, 0] = math.inf
+    with pytest.raises(
+        FloatingPointError, match=r"the weights were not finite by step 5, .*; no checkpoint was saved before; try"
+    ):
+        Pretraining.check(learner, 5, saver)
+    for step in (4, 6):  # the later one is of a course that the run has left
+        (tmp_path / f"step-{step:09d}.pt").touch()
+    with pytest.raises(FloatingPointError, match=rf"{tmp_path}/step-000000004\.pt is from before that"):
+        Pretraining.check(learner, 5, saver)
 
 
 def test_knn_watches_the_training_and_does_not_change_it(checkpoint: Path, synthetic_set: Path, tmp_path: Path) -> None:
@@ -313,18 +337,18 @@ def test_precision_is_resolved_or_refused() -> None:
     ("wrong", "says"),
     [
         ({"arch": "resnet50"}, "r2plus1d_10, r2plus1d_18"),
-        ({"batch": 0}, "batch 0: expected at least 1"),
-        ({"frames": 1}, "frames 1: expected at least 2"),
-        ({"lr": 0.0}, "--lr 0.0: expected above 0"),
+        ({"batch": 0}, "batch 0: expected 1 to 1000000"),
+        ({"frames": 1}, "frames 1: expected 2 to 10000"),
+        ({"lr": 0.0}, "--lr 0.0: expected above 0 to 1000"),
         ({"queue": 8, "batch": 16}, "queue 8 is smaller than the batch 16"),
         ({"queue": 8, "batch": 8, "mined": 8}, "--mined 8: the queue has 8 entries, all would be positives"),
-        ({"lr": math.inf}, "--lr inf: expected a finite number"),
+        ({"lr": math.inf}, "--lr inf: expected above 0 to 1000"),
         ({"clip_grad": math.nan}, "--clip-grad nan"),
         ({"wd": math.nan}, "--wd nan"),
         ({"save_minutes": math.inf}, "--save-minutes inf"),
         ({"cache_size": math.nan}, "--cache-size nan"),
-        ({"stride": 10**21}, "--stride 10{21}: expected at most 2147483647"),
-        ({"seed": 10**22}, "--seed 10{22}: expected at most 9223372036854775807"),
+        ({"stride": 10**21}, "--stride 10{21}: expected 1 to 1e.06"),
+        ({"seed": 10**22}, "--seed 10{22}: expected -9223372036854775807 to 9223372036854775807"),
         ({"schedule": (10**10,)}, "--schedule 10000000000"),
         ({"out": ""}, "--out '': it is empty"),
         ({"cache": " "}, "--cache ' ': it is empty"),
@@ -344,7 +368,7 @@ def test_precision_is_resolved_or_refused() -> None:
         ({"objective": "moco", "without": ("static",)}, "moco has none of these parts"),
         ({"loss": "nce"}, "--loss nce"),
         ({"flow_weight": 1.0, "dynamic": "cue"}, "--flow-weight with --dynamic cue: a clip has one stored cue"),
-        ({"stride": 0}, "--stride 0: expected at least 1"),
+        ({"stride": 0}, "--stride 0: expected 1 to 1e.06"),
         ({"workers": -1}, "workers -1"),
         ({"warmup": 300.0}, "expected fewer epochs than 200"),
         ({"clip_grad": -1.0}, "clip-grad -1.0"),
@@ -357,14 +381,48 @@ def test_configurations_that_cannot_work_are_refused(wrong: dict, says: str) -> 
         PretrainConfig(**{"shards": "s", "out": "o", "split": ("train",)} | wrong)
 
 
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (("--queue", "1000000000"), "--queue 1000000000 --dim 128: takes at least 2,560.0 GB"),
+        (("--dim", "65536", "--queue", "10000000"), "--queue 10000000 --dim 65536"),
+        (("--width", "65536"), "--arch r2plus1d_10 --width 65536"),
+        (("-b", "1000000", "--last-batch", "wrap"), "--batch 1000000 --frames 4 --size 32"),
+        (("-fpc", "10000", "-b", "10000", "--last-batch", "wrap"), "--batch 10000 --frames 10000"),
+    ],
+)
+def test_what_no_machine_holds_is_refused_with_its_memory(
+    flags: tuple[str, ...], names: str, synthetic_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "memory_bytes", lambda device: 40 * 10**9)
+    out = tmp_path / "o"
+    said = refuse("train_pretrain.py", "--shards", synthetic_set, "--split", "train", *SMALL, "-b", "8", "--out", out, *flags)
+    assert (
+        names in said and "GB of memory, a process as a whole" in said and "this machine has 40.0 GB; make it smaller" in said
+    )
+    assert not out.exists()
+
+
+def test_what_a_process_needs_is_no_more_than_it_takes() -> None:
+    """Against what is really allocated: the queue, four times the weights, and the clips of a batch."""
+    config = PretrainConfig(shards="s", out="o", split=("a",), arch="r2plus1d_10", width=4, frames=4, size=32, batch=8)
+    said = list(needed(config, 16, 1).values())
+    model = pretrain.make_model(config, 16, torch.float32)
+    assert said[0] == model.queue.keys_RKD.numel() * 4
+    assert said[1] == 4 * 4 * sum(p.numel() for p in build("r2plus1d_10", 4).parameters())
+    clips = 2 * 8 * 4 * 32 * 32 * 3
+    assert said[2] == clips + 3 * 4 * clips and list(needed(config, 16, 2).values())[2] == said[2] / 2
+    assert 10**8 < hardware.memory_bytes(torch.device("cpu")) < 10**15
+
+
 def test_each_of_several_sets_is_checked(synthetic_set: Path, h264_set: Path, tmp_path: Path) -> None:
     common = ("train_pretrain.py", *SMALL, "-b", "8", "--split", "train", "--out", tmp_path / "no", "--shards", synthetic_set)
     assert f"{h264_set} holds no cue 'flow' (it has: diff, energy)" in refuse(*common, h264_set, "--dynamic", "flow")
     assert f"short side 32 of {synthetic_set}" in refuse(*common, h264_set, "-cs", "64")
     assert f"--shards {synthetic_set}: the same set twice" in refuse(*common, synthetic_set)
     assert "--weights 1.0: expected a number above 0 for each set" in refuse(*common, h264_set, "--weights", "1")
-    assert "--weights 0.0: expected above 0" in refuse(*common, h264_set, "--weights", "1", "0")
-    assert "argument --share: share '0%': expected a part of the videos, such as 25%" in refuse(*common, "--share", "0%")
+    assert "--weights 0.0: expected above 0 to 1e+09" in refuse(*common, h264_set, "--weights", "1", "0")
+    assert "--share 0.0: expected above 0 to 1" in refuse(*common, "--share", "0%")
     said = refuse(*common, h264_set, "--min-seconds", "100")
     assert f"--min-seconds 100 leaves none of 64 videos of {synthetic_set}" in said
     said = refuse(*common, h264_set, "--split", "train,train01")

@@ -3,6 +3,7 @@
 import copy
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -129,6 +130,19 @@ def test_parts_of_a_batch_have_the_gradient_of_their_mean_loss_and_are_followed_
 def test_a_loss_that_is_not_finite_is_counted_with_a_scaler_too(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
     make = pretrain.make_views
     monkeypatch.setattr(pretrain, "make_views", lambda *a: {name: view * math.nan for name, view in make(*a).items()})
+    model = made(config := configured())
+    before = [p.detach().clone() for p in model.f_q.parameters()]
+    assert step(config, model, scale)[0] == 1
+    assert all(torch.equal(p, q) for p, q in zip(model.f_q.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1024.0])
+def test_an_infinite_loss_of_a_finite_gradient_does_not_reach_the_weights(
+    scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = DCLR.forward
+    far = lambda *a, **k: replace(output := forward(*a, **k), total=output.total + math.inf)  # noqa: E731
+    monkeypatch.setattr(DCLR, "forward", far)
     model = made(config := configured())
     before = [p.detach().clone() for p in model.f_q.parameters()]
     assert step(config, model, scale)[0] == 1

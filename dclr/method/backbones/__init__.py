@@ -57,3 +57,11 @@ def build(arch: str, width: int = 64) -> Backbone:
     ``channels`` is C'. Raises InputError as :func:`check` does."""
     check(arch, width)
     return ARCHITECTURES[arch](width)
+
+
+def weight_bytes(arch: str, width: int = 64) -> int:
+    """What the weights of a trunk take in float32. It is built without them, so any width may be asked for."""
+    import torch
+
+    with torch.device("meta"):
+        return 4 * sum(p.numel() for p in build(arch, width).parameters())
