@@ -7,7 +7,6 @@ import sys
 import tarfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import fields
 from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +20,7 @@ import torch
 from catalogue import REPOSITORY, TRIED, UNTRIED, Place, places, untried
 from safetensors.numpy import save_file
 
-from dclr.checkpoint import CHECKPOINT_VERSION, _pixels, load, load_trunk
+from dclr.checkpoint import CHECKPOINT_VERSION, _pixels, _require_held, load, load_trunk
 from dclr.data.clips import ClipConfig
 from dclr.data.config import share
 from dclr.data.fetch import Cache
@@ -289,6 +288,12 @@ def no_video_read() -> object:
         return over_videos(setting, np.array([0]), 1, 1, "testing", lambda batch: torch.zeros(1))
 
 
+def state_of(kind: str = "pretraining") -> dict[str, Any]:
+    """The table of a training of no network."""
+    parts = dict.fromkeys(("config", "model", "optimiser", "scaler", "loader"), {})
+    return {"kind": kind, "state_version": 1, "step": 0, "generator": torch.zeros(1), "revision": "r", **parts}
+
+
 def begun_from(arch: str, width: int) -> object:
     trunk = SimpleNamespace(module=SimpleNamespace(pixels=IMAGENET), arch=arch, width=width)
     with mock.patch("dclr.pretraining.pretrain.load_trunk", lambda *given: trunk):
@@ -399,7 +404,7 @@ CASES: dict[str, Callable[[Path], object]] = {
         "fsspec", open_folder("gs://bucket/set").files
     ),
     "--baseline .*: .* is no evaluation; only these have one": lambda at: report(at, at),
-    "the checkpoint to resume from lacks .*: an older version made it": lambda at: TrainState.read({}, "pretraining"),
+    "the checkpoint to resume from: it lacks .*: an older version made it": lambda at: TrainState.read({}, "pretraining"),
     "the new shards take about 1.*GB are free; free some space": lambda at: _check_space(Folder(str(at)), 1e30),
     # what a network and its clips cannot be
     "--mean 0.5: expected three numbers, one a channel": lambda at: PixelSettings(mean=(0.5,)),
@@ -462,7 +467,7 @@ CASES: dict[str, Callable[[Path], object]] = {
         EvalConfig(**EVALUATION), (), (), [], [{"set": "1"}, {"set": "2"}]
     ),
     "features.npz: not features of python -m dclr.extract": lambda at: read_rows(written(at / "features.npz", b"x"), "key"),
-    "extract.json: not of python -m dclr.extract; name another": lambda at: check_rows(written(at / MADE, b"x").parent, {}),
+    "extract.json: not of python -m dclr.extract .*; name another": lambda at: check_rows(written(at / MADE, b"x").parent, {}),
     "its features were made with size 1, not 2; name another folder": lambda at: check_rows(
         written(at / MADE, b'{"made": {"size": 1}}').parent, {"size": 2}
     ),
@@ -476,16 +481,12 @@ CASES: dict[str, Callable[[Path], object]] = {
     "its classes are no list of names": lambda at: load_trunk(saved(at, {"a": torch.zeros(1)}, classes=5)),
     "a folder without .*: name one that dclr.export wrote": lambda at: load_trunk(at),
     r"not a checkpoint of train_pretrain\.py \(it lacks": lambda at: load(saved(at, {}, only=True)),
-    "the checkpoint to resume from is of kind 'finetuning', expected 'pretraining'": lambda at: TrainState.read(
-        {one.name: 0 for one in fields(TrainState)} | {"kind": "finetuning", "state_version": 1}, "pretraining"
+    "the checkpoint to resume from: it is of kind 'finetuning', expected 'pretraining'": lambda at: TrainState.read(
+        state_of(kind="finetuning"), "pretraining"
     ),
-    "the checkpoint to resume from is of another network": lambda at: TrainState.restore(
-        SimpleNamespace(model={}),
-        torch.nn.Linear(1, 1),
-        None,
-        None,
-        None,  # type: ignore[arg-type]
-    ),
+    "the checkpoint to resume from: it is of another network": lambda at: TrainState.read(state_of(), "pretraining").restore(
+        torch.nn.Linear(1, 1), None, None, None
+    ),  # type: ignore[arg-type]
     "r: neither a training's folder .* nor an evaluation's .*; name one of these": lambda at: report(folder_of(at / "r")),
     "report.html: cannot be written .*; copy the folder": lambda at: unwritten(lambda: page_write(at, "t", [])),
     "the following arguments are required: --shards, --split, --out": lambda at: from_flags(PretrainConfig, {}),
@@ -532,9 +533,18 @@ CASES: dict[str, Callable[[Path], object]] = {
         SimpleNamespace(config=IMAGENET.said),
         PixelSettings(order="bgr"),  # type: ignore[arg-type]
     ),
-    "it does not say 'numbers', as those of an earlier version": lambda at: _each(scored(at), {}),
+    "it does not say numbers, keys, labels, videos, as those of an earlier version": lambda at: _each(scored(at), {}),
     "not a checkpoint of train_eval.py finetune .*; finetune again": lambda at: finetuned_of(
         at, {"classes": [], "stored": {}, "config": {}, "model": {}}
+    ),
+    "its tensors up to a claim 36 bytes, and the file has 1": lambda at: _require_held(
+        written(at / "w.pt", b"x"), {"a": torch.zeros(9)}
+    ),
+    "plan.json: not of options that a set can have .*; make the set again": lambda at: options_of(
+        SimpleNamespace(options={"max_seconds": {}})  # type: ignore[arg-type]
+    ),
+    "last.pt: not a pretraining's": lambda at: begun(
+        PretrainConfig(shards=("s",), out="o", split=("a",)), {"file": "last.pt", "config": {"mean": 3, "std": 3}}
     ),
     "none of 1 videos could be read: python -m preprocess verify": lambda at: no_video_read(),
     "--out x.txt: expected a name that ends in": lambda at: export("x", "x.txt"),
