@@ -67,8 +67,8 @@ def last_line(text: str) -> str:
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Turn errors for a user into one line on standard error and an exit code: 2 for an :class:`InputError` and for what
-    this machine refuses (:data:`REFUSED`), :data:`NOT_KEPT` for a full or read-only disk, :data:`AGAIN` for a store, a loader
+    """Turn errors for a user into one line on standard error and an exit code: 2 for an :class:`InputError` and for what this
+    machine refuses (:data:`REFUSED`), :data:`NOT_KEPT` for a full or read-only disk, :data:`AGAIN` for a store, a loader
     process or another rank that is gone, 1 for a training that diverged, :data:`INTERRUPTED` after Ctrl-C, and without a line
     :data:`NO_READER`. Any other error is a bug and keeps its traceback. However it ends, nothing waits for a store any more."""
     _open_streams()

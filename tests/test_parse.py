@@ -112,8 +112,7 @@ def index(path: Path) -> object:
 
 
 def columns(path: Path) -> object:
-    data = path.read_bytes()
-    return parse_columns(io.BytesIO(data), memoryview(data), 12, 2, 1, path.name)
+    return parse_columns(path.read_bytes(), 12, 2, 1, path.name)
 
 
 def opened(path: Path) -> object:
