@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
