@@ -156,7 +156,7 @@ def test_a_resumed_run_may_change_what_it_could_change() -> None:
     from dclr.evaluation import finetune
     from dclr.evaluation.repeat import HELD
 
-    aside = {"out", "workers", "cache", "cache_size", "patience", "save_minutes", "deterministic"}
+    aside = {"out", "workers", "cache", "cache_size", "patience", "stall_minutes", "save_minutes", "deterministic"}
     assert free(PretrainConfig) == aside | {"epochs", "resume", "keep", "milestone", "knn_split", "knn_every"}
     assert {"epochs", "shards", "pretrained"} == HELD and aside | {"baseline", "features", "force"} | HELD == finetune.FREE
 
