@@ -101,8 +101,10 @@ def test_a_run_that_was_stopped_loses_no_time(monkeypatch: pytest.MonkeyPatch) -
     passed, waits, monotonic = [0.0], pool.wait, time.monotonic
 
     def stopped(pipes: list, seconds: float) -> list:
-        passed[0] += 0 if passed[0] else 1000
-        return waits(pipes, seconds)
+        if passed[0]:
+            return waits(pipes, seconds)
+        passed[0] = 1000
+        return []
 
     monkeypatch.setattr(pool, "wait", stopped)
     monkeypatch.setattr(pool, "time", SimpleNamespace(monotonic=lambda: monotonic() + passed[0]))
