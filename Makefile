@@ -12,7 +12,7 @@ ONE := OMP_NUM_THREADS=1 $(BIN)/python
 TRAIN := $(ONE) train_pretrain.py --config recipes/lab.yaml --shards shards/demo
 LINEAR := $(ONE) train_eval.py linear --shards shards/demo --train-split train --test-split test -cpv 2 --test-clips 2 --precision fp32
 
-.PHONY: demo results evidence test soak clean
+.PHONY: demo results evidence test fuzz soak clean
 .SUFFIXES:
 
 # torch is not in the locks: which build of it fits depends on the machine. What it needs beside GPU packages is.
@@ -38,6 +38,9 @@ test: $(VENV)/installed-dev
 soak: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/faults -m "soak or not soak"
 	PYTHONPATH=tests $(BIN)/python tests/faults/soak.py $(SHORT)
+
+fuzz: $(VENV)/installed-dev  # RUNS=1000: so many executions of each target
+	$(BIN)/python tests/fuzz/fuzz.py $(if $(RUNS),--runs $(RUNS))
 
 evidence: $(VENV)/installed
 	$(BIN)/python benchmarks/evidence.py $(CELL) $(if $(FRESH),--fresh)

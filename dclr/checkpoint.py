@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from dclr.data.clips import LEARNED, ClipConfig
 from dclr.errors import InputError
@@ -31,9 +30,13 @@ from dclr.method.model import Encoder
 from dclr.method.norm import Statistics
 from dclr.method.objective import RINGS
 from dclr.method.pixels import IMAGENET, PUBLISHED, InputPixels, PixelSettings, recorded
-from dclr.text import table
+from dclr.parse import from_json, parsing, read_whole, require_small
+from dclr.text import plain, table
 
 CHECKPOINT_VERSION = 1
+PLAIN = {  # without tensors in them
+    "version", "config", "classes", "stored", "kind", "state_version", "loader", "scaler", "revision",
+}  # fmt: skip
 OURS = "f_q."  # the trained encoder in our checkpoints
 TABLES = ("state_dict", "model", "model_state_dict", "model_state")  # around the tensors in others'
 PREFIXES = ("_orig_mod.", "module.", "model.", "encoder_q.", "backbone.")  # around the trunk's names in others'
@@ -41,6 +44,8 @@ MOST_WRAPPED = 8  # tables and names in one another
 WEIGHTS = "model.safetensors"  # of a folder that dclr.export wrote, and beside it
 FOLDER_SAID = ("config.json", "preprocessing.json")  # what it says of itself
 MAX_SAID = 1 << 24  # bytes of each
+MAX_PIXELS = 1 << 28  # of a clip that a file says that its network takes
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # of weights; of others torch cannot say what is finite
 NO_FILES = {  # beginnings of what downloads leave in the place of weights, and the way out
     b"<!doctype html": "an HTML page, not weights: its server answered with a page; download the file itself",
     b"<html": "an HTML page, not weights: its server answered with a page; download the file itself",
@@ -65,18 +70,21 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> Any:
-    """Read what torch.save wrote to ``path``, onto the CPU. Only tensors and plain Python are read (``weights_only``).
+    """Read what torch.save wrote to ``path``, onto the CPU. Only tensors and plain Python are read (``weights_only``). Tensors
+    are mapped: what is not used takes no memory.
 
-    Raises InputError for a file that is missing or damaged, that claims to unpack to more bytes than it has, or that holds
-    anything else, which the message names."""
+    Raises InputError for a file that is missing or damaged, that claims more bytes than it has, or that holds anything else,
+    which the message names."""
     if not path.is_file():
         raise InputError(
             f"{path}: no such checkpoint; expected a file that train_pretrain.py wrote, such as runs/first/last.pt, or weights"
         )
     require_file(path)
     require_unpacked(path)
+    with path.open("rb") as file:
+        mapped = file.read(4) == b"PK\x03\x04"  # torch's test; before 1.6 it wrote another format
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # whatever a hostile or damaged file makes the reader raise, the file is to blame
         other = re.search(r"GLOBAL (\S+)", str(error))
         if other:
@@ -84,7 +92,38 @@ def read(path: Path) -> Any:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         if reason.startswith("Weights only load failed"):  # torch's advice is to read pickled code
             reason = "neither a file of torch.save, or a damaged one, nor safetensors"
-        raise InputError(f"{path}: not a readable checkpoint ({reason})") from None
+        raise InputError(f"{path}: not a readable checkpoint ({plain(reason, 200)})") from None
+    with parsing(str(path), "a readable checkpoint"):
+        require_small(state)
+        _require_held(path, state)
+    return state
+
+
+def _require_held(path: Path, state: Any) -> None:
+    """Raises InputError where tensors claim more bytes than the file has."""
+    held, there = dict[int, int](), path.stat().st_size
+    for name, value in _tensors(state, ""):
+        if value.layout != torch.strided or value.is_nested or value.is_meta:
+            continue  # whoever takes tensors wants plain ones
+        claimed, storage = value.numel() * value.element_size(), value.untyped_storage()
+        if claimed > storage.nbytes():  # one number said to fill a tensor that no memory holds
+            where = plain(name, 80)
+            raise InputError(f"{path}: {where} claims {claimed} bytes, and the file has {storage.nbytes()} for it")
+        held[storage.data_ptr()] = storage.nbytes()
+        if (claimed := sum(held.values())) > there:
+            raise InputError(f"{path}: its tensors up to {plain(name, 80)} claim {claimed} bytes, and the file has {there}")
+
+
+def _tensors(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors in nested tables and lists, with their places."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, inside in value.items():
+            yield from _tensors(inside, f"{name}.{plain(str(key), 80)}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for number, inside in enumerate(value):
+            yield from _tensors(inside, f"{name}.{number}".lstrip("."))
 
 
 def require_file(path: Path) -> None:
@@ -118,8 +157,15 @@ def _checked(path: Path, state: Any) -> dict[str, Any]:
         raise InputError(f"{path}: not a checkpoint of train_pretrain.py (it lacks {', '.join(sorted(missing))})")
     if not isinstance(state["config"], dict) or not isinstance(state["model"], dict):
         raise InputError(f"{path}: not a checkpoint of train_pretrain.py (its config and model are no tables)")
+    for name in PLAIN & state.keys():
+        if where := next((where for where, _ in _tensors(state[name], name)), None):
+            raise InputError(f"{path}: {where} is a tensor, expected plain values")
     if type(state["version"]) is not int or state["version"] != CHECKPOINT_VERSION:
-        raise InputError(f"{path}: checkpoint version {state['version']!r}, this code reads version {CHECKPOINT_VERSION}")
+        found = plain(repr(state["version"]), 80)
+        raise InputError(f"{path}: checkpoint version {found}, this code reads version {CHECKPOINT_VERSION}")
+    for name in ("config", "model"):
+        if odd := [key for key in state[name] if not isinstance(key, str)]:
+            raise InputError(f"{path}: its {name} has {plain(repr(odd[0]), 80)}, expected names")
     return state
 
 
@@ -215,14 +261,9 @@ def _folder(path: Path) -> dict[str, Any]:
     """What a folder that dclr.export wrote says of its network."""
     said: dict[str, Any] = {}
     for name in FOLDER_SAID:
-        try:
-            if (path / name).stat().st_size > MAX_SAID:
-                raise ValueError(f"more than {MAX_SAID} bytes")
-            said |= json.loads((path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            pass  # the weights may say it, or are in a layout that is recognised
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise InputError(f"{path / name}: not what dclr.export writes ({error}), expected a table in JSON") from None
+        if (path / name).is_file():  # else the weights may say it, or are in a layout that is recognised
+            with parsing(str(path / name), "what dclr.export writes"):
+                said |= from_json(read_whole(path / name, MAX_SAID, "a table"), dict)
     return said
 
 
@@ -235,12 +276,9 @@ def _weights(path: Path) -> Weights:
         said, path = _folder(path), path / WEIGHTS
     if path.suffix == ".safetensors" and path.is_file():
         require_file(path)
-        try:
-            with safe_open(path, "pt") as file:
-                state: Any = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                config = dict(file.metadata() or {})
-        except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+        with parsing(str(path), "a readable safetensors file"), safe_open(path, "pt") as file:
+            state: Any = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # mapped
+            config = dict(file.metadata() or {})
     else:
         state = read(path)
     if isinstance(state, dict) and {"version", "config", "model"} <= set(state):
@@ -255,13 +293,11 @@ def _weights(path: Path) -> Weights:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise InputError(
-                f"{path}: {name!r} is a {type(value).__name__}, and only tensors are read: save its state_dict alone"
+                f"{path}: {plain(repr(name), 200)} is a {type(value).__name__}, and only tensors are read: save its state_dict "
+                "alone"
             )
         if value.layout != torch.strided or value.is_nested or value.is_meta or value.is_quantized:
             raise InputError(f"{path}: {name} is no plain tensor (layout {value.layout}): save its state_dict on the CPU")
-        claimed, held = value.numel() * value.element_size(), value.untyped_storage().nbytes()
-        if claimed > held:  # one number said to fill a tensor that no memory holds
-            raise InputError(f"{path}: {name} claims {claimed} bytes, and the file has {held} for it")
     config |= said
     classes = said.get("classes", classes)
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
@@ -313,7 +349,8 @@ def _trunk(path: Path, found: Weights, told: PixelSettings) -> Trunk:
     width = next((len(tensors[name]) for name in FIRST if name in tensors and tensors[name].dim() == 1), 0)
     said = config.get("arch", config.get("architecture"))
     if said is not None and said not in list(ARCHITECTURES):
-        raise InputError(f"{path}: it says its network is {said!r}, expected one of {', '.join(ARCHITECTURES)}")
+        found_arch = plain(repr(said), 80)
+        raise InputError(f"{path}: it says its network is {found_arch}, expected one of {', '.join(ARCHITECTURES)}")
     if not width and said is not None and re.fullmatch("[0-9]{1,5}", str(config.get("width"))):  # of a network with other names
         width = int(config["width"])
     best, wanted, wrong = "", Tensors(), ["?"]
@@ -342,7 +379,8 @@ def _trunk(path: Path, found: Weights, told: PixelSettings) -> Trunk:
     module.load_state_dict({name: tensors[name] for name in wanted}, strict=False)  # all of them: checked above
     try:
         clip: dict[str, Any] = {name: kind(config[name]) for name, kind in LEARNED.items() if config.get(name) is not None}
-        ClipConfig(**clip)
+        if (count := ClipConfig(**clip).frames * ClipConfig(**clip).size ** 2) > MAX_PIXELS:
+            raise InputError(f"frames and size are {count} pixels, expected at most {MAX_PIXELS}")
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(f"{path}: what it says of its clips is not readable: {str(error).removeprefix('--')}") from None
     pixels, seen = _pixels(path, best, found, told)
@@ -367,7 +405,7 @@ def _group(name: str) -> str:
 
 def _check_values(path: Path, tensors: Tensors, names: Iterable[str]) -> None:
     for name in names:
-        if not tensors[name].is_floating_point():
+        if tensors[name].dtype not in FLOATS:
             raise InputError(f"{path}: {name} holds {str(tensors[name].dtype)[6:]}, expected floating point")
         if not torch.isfinite(tensors[name]).all():
             raise InputError(f"{path}: {name} is not finite everywhere: the training that made it had diverged")

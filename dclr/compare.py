@@ -6,16 +6,19 @@ RUN is the folder of an evaluation or one that holds some, at any depth, such as
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from dclr.errors import InputError, exit_on_input_error, path_flag
 from dclr.metrics import Metric
+from dclr.parse import Number, Whole, from_json, parsing, read_whole
 from dclr.settings import Parser
 from dclr.text import plain, table
 
@@ -23,23 +26,62 @@ FIRST_COLUMNS = ("run", "mode", "label", "pretrained", "arch", "width", "videos"
 GUESSES = ("chance", "majority")
 GUESSED = dict.fromkeys(GUESSES, Metric("percent"))
 RESULT = "result.json"
+MAX_BYTES = 1 << 25  # of it
 LISTED_MOST = 10  # of the folders that are left out
 
 
+@dataclass(frozen=True)
+class Options:
+    """What is read of a result's options."""
+
+    mode: str
+    pretrained: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a result.json says besides its numbers. What has a default here, earlier versions may lack."""
+
+    options: Options
+    classes: Annotated[float, msgspec.Meta(gt=0)]
+    chance: Number | dict[str, Number] = 0
+    majority: Number | dict[str, Number] = 0
+    deviation: dict[str, Number] = field(default_factory=dict)
+    interval: dict[str, tuple[Number, Number]] = field(default_factory=dict)
+    random: dict[str, Number] | None = None
+    videos: Whole = 0
+    label: str = ""
+    arch: str = ""
+    width: Whole = 0
+    skipped: list[str] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)
+    unseen: dict[str, list[str]] = field(default_factory=dict)
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A result.json as it is written; raises InputError for what is none, and OSError."""
+    with parsing(str(path), "a result of train_eval.py"):
+        table: dict[str, Any] = from_json(read_whole(path, MAX_BYTES, "a result of train_eval.py"), dict, nan=True)
+        msgspec.convert(table, Result)
+        for name in measured(table):
+            msgspec.convert(table[name], Number)
+        return table
+
+
 def read_result(folder: Path) -> dict[str, Any]:
-    """The result.json of one evaluation; raises InputError naming what is wrong with it."""
-    path = folder / "result.json"
+    """The result.json of one evaluation, with the ``mode`` and the weights (``pretrained``) of its options; raises InputError
+    naming what is wrong with it."""
+    path = folder / RESULT
     if not path.is_file():
         what = "it holds no result.json" if folder.is_dir() else "no such folder"
         raise InputError(f"{folder}: {what}; expected an --out of train_eval.py")
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        said = {name: result["options"][name] for name in ("mode", "pretrained")}
-        for name in measured(result):
-            float(result[name])
-        return result | {"chance": result.get("chance", 1 / result["classes"])} | said
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-        raise InputError(f"{path}: not a result of train_eval.py ({type(error).__name__}: {error})") from None
+        result = read_table(path)
+    except OSError as error:
+        raise InputError(f"{path}: not a result of train_eval.py ({error.strerror})") from None
+    said = {name: result["options"][name] for name in ("mode", "pretrained")}
+    return result | {"chance": result.get("chance", 1 / result["classes"])} | said
 
 
 def measured(result: Mapping[str, Any]) -> dict[str, Metric]:

@@ -25,10 +25,12 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from dclr.errors import InputError, place
+from dclr.parse import parsing, read_whole
 from dclr.text import plain, public
 
 RECIPES = Path(__file__).parent / "recipes"  # in the repository a link to the one copy; a wheel has the files
-MAX_BYTES = 1 << 16  # of a recipe
+MAX_BYTES, MAX_DEPTH = 1 << 16, 4  # of a recipe; lists and tables in one another
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, ten times as fast, where PyYAML was built with it
 NONE = "none"  # on a command line: the empty list
 WIDTH, COLUMN = 100, 26  # of --help: most columns, and where what it says of a flag begins
 SHORT = 24  # letters of a range that --help shows
@@ -245,6 +247,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise InputError(f"{message}; {self.prog} --help says what there is")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """As argparse, which hides that what it prints could not be written."""
+        (file or sys.stderr).write(message)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse, but for ``--help``: it comes last, so that it shows what a ``--config`` beside it says."""
         words = list(sys.argv[1:] if args is None else args)
@@ -377,32 +383,42 @@ def from_flags(settings: type[C], given: Mapping[str, Any], **more: Any) -> C:
     return settings(**more | {name: given[name] for name in every if name in given})
 
 
+def read_yaml(path: Path) -> Any:
+    """What a recipe or a run's config.yaml says. A few bytes stay a few values: no list may refer to another one, nor be deep.
+    Raises what the file system and the parser raise, and InputError for a file of more than :data:`MAX_BYTES`."""
+    data, depth = read_whole(path, MAX_BYTES, "a recipe"), 0
+    for event in yaml.parse(data, LOADER):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"it refers to *{event.anchor}, expected each value where it belongs")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_DEPTH} lists and tables in one another")
+    return yaml.load(data, LOADER)
+
+
 def from_file(path: Path, parser: Parser) -> dict[str, Any]:
     """What a saved configuration or a recipe (YAML, a flat table: ``lr: 0.01``) says, value by name.
 
     A table that has every setting without a ``before`` is a run's own: what it lacks has the value of before it existed.
     Raises InputError for a file that cannot be read, is no table of plain values, or names what is no flag.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"--config {path}: {path.stat().st_size} bytes, expected a recipe of at most {MAX_BYTES}")
-        table = yaml.safe_load(path.read_text())
-    except InputError:
-        raise
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = plain(str(error).partition("\n")[0], 200)
-        raise InputError(f"--config {path}: not a readable YAML file ({reason})") from None
-    if not isinstance(table, dict):
-        raise InputError(f"--config {path}: expected a table of flags, such as lr: 0.01")
     found = {}
-    for name, value in table.items():
-        if name not in parser.flags:
-            raise InputError(f"--config {path}: {plain(repr(name), 80)} is no flag of {parser.prog}")
-        try:
-            if value is not None or parser.flags[name].optional:
-                found[name] = _from_yaml(parser.flags[name], value)
-        except (ValueError, argparse.ArgumentTypeError) as error:
-            raise InputError(f"--config {path}: argument {flag(name)}: {_mistake(parser.flags[name], value, error)}") from None
+    try:
+        with parsing(f"--config {path}", "a readable YAML file"):
+            table = read_yaml(path)
+            if not isinstance(table, dict):
+                raise InputError(f"--config {path}: expected a table of flags, such as lr: 0.01")
+            for name, value in table.items():
+                if name not in parser.flags:
+                    raise InputError(f"--config {path}: {plain(repr(name), 80)} is no flag of {parser.prog}")
+                try:
+                    if value is not None or parser.flags[name].optional:
+                        found[name] = _from_yaml(parser.flags[name], value)
+                except (ValueError, argparse.ArgumentTypeError) as error:
+                    wrong = _mistake(parser.flags[name], value, error)
+                    raise InputError(f"--config {path}: argument {flag(name)}: {wrong}") from None
+    except OSError as error:
+        raise InputError(f"--config {path}: not a readable YAML file ({error.strerror})") from None
     older = {name: one.said.before for name, one in parser.flags.items() if one.said.before is not ...}
     return older | found if set(parser.flags) <= {*table, *older} else found
 

@@ -25,6 +25,7 @@ from uuid import uuid4
 
 from dclr.errors import InputError, Unreachable, make_folder
 from dclr.errors import place as as_place
+from dclr.parse import require_size
 from dclr.patience import MINUTES, Wait
 from dclr.text import public
 
@@ -160,7 +161,13 @@ class Folder:
         """The bytes of a file, or ``size`` of them from ``start`` on; raises FileNotFoundError."""
         with Path(self.place, name).open("rb") as file:
             file.seek(start)
-            return file.read(-1 if size is None else size)
+            there = os.fstat(file.fileno()).st_size - start
+            return file.read(-1 if size is None else max(0, min(size, there)))  # so much memory is taken before it is read
+
+    def read_whole(self, name: str, most: int, what: str) -> bytes:
+        """A file of at most ``most`` bytes. Of a larger one nothing is read; InputError names it. Raises FileNotFoundError."""
+        require_size(str(self._path(name)), self.size(name) or 0, most, what)
+        return self.read(name)
 
     def address(self, name: str) -> str:
         """What :meth:`local` finds a file of the listing by in any process."""
@@ -354,7 +361,7 @@ class RemoteFolder(Folder):
 
     def size(self, name: str) -> int | None:
         with self._asked(), suppress(FileNotFoundError):
-            return int(self._patiently(lambda: self._system.size(self._path(name)), name))
+            return self._patiently(lambda: self._system.size(self._path(name)), name)
         return None
 
     def modified(self, name: str) -> datetime | None:

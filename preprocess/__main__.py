@@ -12,7 +12,7 @@ from typing import Any
 
 from dclr.cues import CUES
 from dclr.data.config import Reading
-from dclr.data.manifest import MANIFEST, Manifest, ShardSet
+from dclr.data.manifest import MANIFEST, Manifest, ShardSet, read_manifest
 from dclr.data.sets import folds, leaks
 from dclr.errors import InputError, exit_on_input_error, path_flag
 from dclr.lease import writing
@@ -287,7 +287,7 @@ def _drawn(drawing: synthetic.Drawing, out: Folder, workers: int, stack: ExitSta
     """The embedded set's videos, drawn below the set's folder (a temporary one where that is in object storage)."""
     wanted = drawing.made_with()
     if out.size(MANIFEST) is not None:
-        old = Manifest.loads(out.read(MANIFEST).decode(errors="replace"), f"{out}/{MANIFEST}").options
+        old = Manifest.loads(read_manifest(out).decode(errors="replace"), f"{out}/{MANIFEST}").options
         if wanted != {name: old[name] for name in synthetic.RECORDED if name in old}:
             raise InputError(f"--out {out}: a finished shard set is there already; name another folder or remove it")
     if isinstance(out, RemoteFolder):

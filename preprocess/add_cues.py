@@ -33,6 +33,7 @@ from dclr.data.manifest import (
     pack_columns,
     publish,
     read_index,
+    read_manifest,
 )
 from dclr.errors import InputError, Unreachable
 from dclr.record import Contents, FormatError, Record, SampleMeta, array_name, mean_motion, members, pack, parse, parse_array
@@ -231,7 +232,7 @@ def settle(out: Folder) -> None:
 def _manifest(out: Folder) -> Manifest:
     if out.size(MANIFEST) is None:
         raise InputError(f"{out}: no {MANIFEST} there; finish the set first: the command that makes it, or merge for its parts")
-    return Manifest.loads(out.read(MANIFEST).decode(errors="replace"), f"{out}/{MANIFEST}")
+    return Manifest.loads(read_manifest(out).decode(errors="replace"), f"{out}/{MANIFEST}")
 
 
 def _jobs(

@@ -30,6 +30,7 @@ from preprocess.pool import Lost, Pool
 from preprocess.transcode import QUALITY, OpenedVideo, Options, Span, TranscodeError, stored_size
 
 PLAN = "plan.json"
+MAX_BYTES = 1 << 30  # of it and of failures.jsonl, which name each file that is not in the set
 MISSING, LEFT_OUT = "missing", "left-out"  # stages of a failure that nothing was tried for
 PROBE_SECONDS = 15.0
 PROBED = 32  # videos whose headers are read to learn how many output bytes a source byte gives
@@ -130,15 +131,18 @@ class RunPlan:
     @classmethod
     def load(cls, folder: Folder) -> RunPlan | None:
         """The plan in a set's folder; None where there is none."""
-        return None if folder.size(PLAN) is None else cls.loads(folder.read(PLAN), f"{folder}/{PLAN}")
+        return (
+            None if folder.size(PLAN) is None else cls.loads(folder.read_whole(PLAN, MAX_BYTES, "a plan"), f"{folder}/{PLAN}")
+        )
 
 
 def options_of(plan: RunPlan) -> Options:
     """What the plan's set is made with; raises InputError where that cannot be."""
-    try:
-        return Options(**{name: value for name, value in plan.options.items() if name in Options.__dataclass_fields__})
-    except InputError as error:
-        raise InputError(f"{PLAN}: the set is made with {str(error).removeprefix('--')}; make it again") from None
+    with parsing(PLAN, "a plan of this version", "make the set again"):
+        try:
+            return Options(**{name: value for name, value in plan.options.items() if name in Options.__dataclass_fields__})
+        except InputError as error:
+            raise InputError(f"{PLAN}: the set is made with {str(error).removeprefix('--')}; make it again") from None
 
 
 def manifest_options(options: Options, source: VideoSet) -> dict[str, Any]:

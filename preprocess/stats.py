@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dclr.bars import bar
-from dclr.data.manifest import ShardSet, read_index
+from dclr.data.manifest import MAX_INDEX, ShardSet, read_index
 from dclr.errors import InputError, make_folder
 from dclr.record import TRAITS
 from dclr.storage import Folder, RemoteFolder
@@ -73,7 +73,7 @@ def source_traits(shards: ShardSet) -> dict[str, int] | None:
     traits = Counter({trait: 0 for trait in TRAITS})
     try:
         for shard in bar(shards.tars, "reading indexes", unit="shard", leave=False):
-            if b'"traits"' in shards.root.read(shard.index_name):
+            if b'"traits"' in shards.root.read_whole(shard.index_name, MAX_INDEX, "a shard's index"):
                 traits.update(trait for entry in read_index(shards.root, shard.index_name)[1] for trait in entry.traits)
     except FileNotFoundError:
         return None

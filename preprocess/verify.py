@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from dclr import bars
-from dclr.data.manifest import INDEX, MANIFEST, Entry, Manifest, Shard, ShardSet, content_id, read_index
+from dclr.data.manifest import INDEX, MANIFEST, Entry, Manifest, Shard, ShardSet, content_id, read_index, read_manifest
 from dclr.errors import InputError
 from dclr.record import BLOCK, FormatError, mean_motion, unpack, video_id
 from dclr.storage import Folder
@@ -29,7 +29,7 @@ def verify(folder: Folder, deep: bool, workers: int) -> list[str]:
     """The faults of a set, each printed as it is found; raises InputError where there is no readable manifest."""
     if folder.size(MANIFEST) is None:
         raise InputError(f"{folder}: no {MANIFEST} there; make a shard set with python -m preprocess")
-    manifest = Manifest.loads(folder.read(MANIFEST).decode(errors="replace"), f"{folder}/{MANIFEST}")
+    manifest = Manifest.loads(read_manifest(folder).decode(errors="replace"), f"{folder}/{MANIFEST}")
     faults: list[str] = []
     splits: dict[str, int] = {}
     keys: set[str] = set()

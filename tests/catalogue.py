@@ -44,10 +44,13 @@ def places() -> list[Place]:
     """Every call of an error's class, and of ``parsing``, which makes one of whatever a parser raises."""
     found, names = [], {kind.__name__ for kind in KINDS}
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        begins = {item.context_expr: node.lineno for node in nodes if isinstance(node, ast.With) for item in node.items}
+        for node in nodes:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {*names, "parsing"}:
                 last, says = node.end_lineno or node.lineno, " ".join(map(ast.unparse, node.args))
-                found.append(Place(path.relative_to(REPOSITORY).as_posix(), node.lineno, last, says[:100]))
+                name, first = path.relative_to(REPOSITORY).as_posix(), begins.get(node, node.lineno)  # a block's is its with's
+                found.append(Place(name, first, last, says[:100]))
     return found
 
 

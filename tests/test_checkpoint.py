@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SMALL, refuse, succeed
+from safetensors.torch import save_file
 from torch import nn
 
 from dclr.checkpoint import load, load_encoder, load_trunk, save
@@ -290,6 +293,74 @@ def test_what_does_not_match_is_named(tmp_path: Path) -> None:
         load_trunk(tmp_path / "bad.safetensors")
 
 
+def written_out(depth: int) -> Any:
+    """A list of a few bytes in a file, and of 10 ** ``depth`` letters written out."""
+    value: Any = "x"
+    for _ in range(depth):
+        value = [value] * 10
+    return value
+
+
+def test_an_edited_checkpoint_is_refused_by_name_before_memory_is_taken(tmp_path: Path) -> None:
+    model = {f"f_q.backbone.{name}": x for name, x in build("r3d_18", 1).state_dict().items()}
+    first = "f_q.backbone.stem.0.weight"
+    said = {"arch": "r3d_18", "frames": 4, "stride": 2, "size": 16}
+
+    def edited(config: dict[Any, Any] | None = None, **tensors: Any) -> dict[str, Any]:
+        return {"config": said if config is None else config, "model": model | {first: tensors.get("first", model[first])}}
+
+    huge = torch.zeros(1).expand(10**9, 512)
+    for state, says in (
+        (edited(first=torch.zeros(1, 3, 3, 7)), r"the first mismatch is stem.0.weight: found \(1, 3, 3, 7\), expected"),
+        (edited(first=model[first].to(torch.float8_e4m3fn)), "stem.0.weight holds float8_e4m3fn, expected floating point"),
+        (edited(first=torch.zeros(1).expand_as(model[first])), rf"model.{first} claims \d+ bytes, and the file has 4 for it"),
+        (edited() | {"optimiser": {"state": {0: {"exp_avg": huge}}}}, "optimiser.state.0.exp_avg claims 2048000000000 bytes"),
+        (edited(said | {"frames": 10**9}), "clips is not readable: frames and size are 256000000000 pixels"),
+        (edited(said | {"size": 10**5}), "clips is not readable: "),
+        (edited(said | {"arch": written_out(12)}), "lists and tables of more than"),
+        (edited(said | {"mean": torch.zeros(3)}), "config.mean is a tensor, expected plain values"),
+        (edited({3: 4}), "its config has 3, expected names"),
+        ({"config": said, "model": {3: torch.zeros(3)}}, "its model has 3, expected names"),
+        ({"config": said, "model": {first: torch.zeros(3)}}, "no trunk of .* its first tensors are stem.0.weight"),
+    ):
+        save(tmp_path / "w.pt", state)
+        with pytest.raises(InputError, match=rf"w.pt: .*{says}") as refused:
+            load_trunk(tmp_path / "w.pt")
+        assert "\n" not in str(refused.value) and len(str(refused.value)) < 600
+    save(tmp_path / "w.pt", edited())
+    assert load_trunk(tmp_path / "w.pt").width == 1
+
+
+def resident() -> int:
+    """Bytes of memory that this process has and no file holds."""
+    return int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")
+def test_what_is_not_wanted_of_a_file_of_weights_takes_no_memory(tmp_path: Path) -> None:
+    """A hole in a file is 2 GB that cost nobody anything."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1 << 29], "data_offsets": [0, 1 << 31]}}).encode()
+    with (tmp_path / "w.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + (1 << 31))
+    before = resident()
+    with pytest.raises(InputError, match="no trunk of"):
+        load_trunk(tmp_path / "w.safetensors")
+    assert resident() - before < 200 << 20
+
+
+def test_metadata_of_safetensors_is_as_hostile(tmp_path: Path) -> None:
+    trunk = {name: x for name, x in build("r3d_18", 1).state_dict().items() if x.is_floating_point()}
+    for said, says in (
+        ({"frames": "1000000000"}, "what it says of its clips is not readable"),
+        ({"architecture": "r9d"}, "it says its network is 'r9d'"),
+        ({"mean": "[" * 9999, "std": "1"}, "what it says of its pixels is not readable"),
+    ):
+        save_file(trunk, tmp_path / "w.safetensors", said)
+        with pytest.raises(InputError, match=says):
+            load_trunk(tmp_path / "w.safetensors")
+
+
 def test_heads_of_another_shape_are_refused(authors: tuple[Path, nn.Module, nn.ModuleDict], tmp_path: Path) -> None:
     state = torch.load(authors[0], weights_only=True)["state_dict"]
     name = "module.encoder_q.fvd"
@@ -335,3 +406,18 @@ def test_files_that_are_no_checkpoints_are_refused_in_one_line(tmp_path: Path) -
     out = ("--shards", tmp_path, "--train-split", "a", "--test-split", "b", "--out", tmp_path / "out")
     assert "not a readable checkpoint" in refuse("train_eval.py", "linear", *out, "--pretrained", tmp_path / "text.pt")
     assert "no such checkpoint" in refuse("train_eval.py", "linear", *out, "--pretrained", tmp_path / "none.pt")
+
+
+def test_an_edited_checkpoint_is_not_resumed_from(checkpoint: Path, synthetic_set: Path, tmp_path: Path) -> None:
+    made = load(checkpoint)
+    del made["version"]
+    name = "f_q.backbone.stem.0.weight"
+    run = ("train_pretrain.py", "--shards", synthetic_set, "--split", "train", *SMALL, "-b", "8", "--epochs", "2")
+    for edits, says in (
+        ({"step": 10**6, "loader": made["loader"] | {"step": 10**6}}, "it is of step 1000000, of 16 that it says"),
+        ({"config": made["config"] | {"batch": "many"}}, "(--batch 8|not the state of a pretraining)"),
+        ({"model": made["model"] | {name: torch.zeros(2)}}, rf"\({name} is float32 \(2,\), expected float32 \(.*\)\)"),
+    ):
+        save(tmp_path / "edited.pt", made | edits)
+        said = refuse(*run, "--out", tmp_path / "out", "--resume", tmp_path / "edited.pt")
+        assert re.search(says, said), said

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import refuse, succeed
 
-from dclr.compare import compare, gather
+from dclr.compare import compare, gather, read_result
 from dclr.errors import InputError
 
 
@@ -69,3 +69,44 @@ def test_what_is_left_out_is_one_line(runs: Path) -> None:
     assert listed({f"r{n}": "a pretraining" for n in range(LISTED_MOST + 5)}).endswith(
         f"r{LISTED_MOST - 1} (a pretraining) and 5 more"
     )
+
+
+@pytest.mark.parametrize(
+    ("edited", "says"),
+    [
+        ({"top1": "0.5"}, "expected int . float, got str"),
+        ({"top1": [1]}, "expected int . float, got array"),
+        ({"top1": 10**400}, "expected int"),
+        ({"classes": 0}, "classes: "),
+        ({"options": []}, "options: expected object"),
+        ({"options": {"mode": 3, "pretrained": "random"}}, "options.mode: expected str, got int"),
+        ({"metrics": {"top1": {"kind": "lots"}}}, "a metric of kind"),
+        ({"metrics": {"top2": {"kind": "share"}}}, "KeyError: 'top2'"),
+        ({"deviation": {"top1": "wide"}}, "deviation"),
+        ({"chance": {"a": None}}, "chance"),
+        ({"interval": {"top1": [0.1]}}, "interval"),
+        ({"runs": [3]}, "runs"),
+    ],
+)
+def test_an_edited_result_is_refused_by_what_is_wrong(edited: dict[str, object], says: str, tmp_path: Path) -> None:
+    path = made(tmp_path / "run") / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | edited))
+    with pytest.raises(InputError, match=rf"result.json: not a result of train_eval.py \(.*{says}") as refused:
+        read_result(tmp_path / "run")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_deep_or_huge_result_is_refused(tmp_path: Path) -> None:
+    path = made(tmp_path / "run") / "result.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"not a result of train_eval\.py"):
+        read_result(tmp_path / "run")
+    with path.open("wb") as file:
+        file.truncate(10**10)
+    with pytest.raises(InputError, match=r"10000000000 bytes, expected a result of train_eval\.py of at most"):
+        read_result(tmp_path / "run")
+
+
+def test_a_number_that_is_none_is_shown(tmp_path: Path) -> None:
+    """Python's JSON has NaN, and an evaluation may find it."""
+    assert "nan" in compare([made(tmp_path / "run", float("nan"))])

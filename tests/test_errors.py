@@ -129,6 +129,7 @@ LONG = "a" * 300
         ("-m", "preprocess", "ucf101", "--root", ".", "--splits", LONG, "--out", "OUT"),
         ("-m", "preprocess", "verify", LONG),
         ("-m", "preprocess", "stats", "SET", "--out", LONG),
+        ("-m", "preprocess", "preview", "SET", "--out", LONG),
         ("-m", "dclr.compare", LONG),
         ("-m", "dclr.export", LONG, "--out", "OUT/"),
         ("-m", "dclr.report", LONG),

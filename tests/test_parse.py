@@ -10,9 +10,10 @@ from tempfile import TemporaryDirectory
 import pytest
 from conftest import REAL, needs_real_data
 
+from dclr import parse
 from dclr.data.manifest import ShardSet, parse_columns, read_index
 from dclr.errors import InputError
-from dclr.parse import from_json, parsing
+from dclr.parse import MAX_DEPTH, from_json, parsing, read_whole, require_small
 from dclr.record import FormatError, unpack
 from dclr.storage import open_folder
 
@@ -59,6 +60,50 @@ def test_json_is_read_by_its_declared_types(text: bytes, says: str) -> None:
     with pytest.raises(InputError, match=f"^x.json: not a table .*{says}"), parsing("x.json", "a table"):
         from_json(text, dict[str, list[int]])
     assert from_json(b'{"a": [1]}', dict[str, list[int]]) == {"a": [1]}
+
+
+def test_json_as_python_writes_it_has_nan() -> None:
+    assert str(from_json(b'{"a": NaN}', dict[str, float], nan=True)) == "{'a': nan}"
+    with (
+        pytest.raises(InputError, match=r"x.json: not a table \(\[...\]: expected int, got str\)"),
+        parsing("x.json", "a table"),
+    ):
+        from_json(b'{"a": "b"}', dict[str, int], nan=True)
+
+
+def test_a_file_is_read_whole_only_where_it_is_small(tmp_path: Path) -> None:
+    """The size alone refuses it: a file of 10 GB is none on the disk, and a device says that it has no size."""
+    with (tmp_path / "manifest.json").open("wb") as file:
+        file.truncate(10**10)
+    for read in (
+        lambda: read_whole(tmp_path / "manifest.json", 100, "a manifest"),
+        lambda: open_folder(tmp_path).read_whole("manifest.json", 100, "a manifest"),
+    ):
+        with pytest.raises(InputError, match=r"manifest.json: 10000000000 bytes, expected a manifest of at most 100$"):
+            read()
+    with pytest.raises(InputError, match="10000000000 bytes, expected a shard set's manifest of at most 67108864"):
+        ShardSet(tmp_path)
+    with pytest.raises(InputError, match="/dev/zero: more than 100 bytes, expected a recipe of at most so many"):
+        read_whole(Path("/dev/zero"), 100, "a recipe")
+    (tmp_path / "small").write_bytes(b"ab")
+    assert read_whole(tmp_path / "small", 2, "letters") == open_folder(tmp_path).read_whole("small", 2, "letters") == b"ab"
+    assert open_folder(tmp_path).read("small", 1, 10**18) == b"b"  # no memory of that size is taken
+
+
+def test_few_lists_in_many_places_are_many_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parse, "MAX_VALUES", 1000)
+    bomb: object = "x"
+    for _ in range(30):
+        bomb = [bomb] * 30
+    circle: list[object] = []
+    circle.append(circle)
+    deep: object = 0
+    for _ in range(MAX_DEPTH + 1):
+        deep = {"a": deep}
+    for large in (bomb, circle, deep, [0] * 1001, ["x" * 10**6] * 20, [1 << 10**8]):
+        with pytest.raises(ValueError, match="lists and tables of more than"):
+            require_small(large)
+    require_small({"a": [1, "b", (None, 2.5)], 3: {}})
 
 
 def index(path: Path) -> object:

@@ -349,12 +349,21 @@ def test_a_file_says_what_flags_say(text: str, expected: dict[str, Any], tmp_pat
         ("out: 2024-13-45", "not a readable YAML file"),
         ("[" * 20_000, "not a readable YAML file"),
         ("lr: " + "1" * 5_000, "not a readable YAML file"),
+        ("split: &a [x, x]\nlr: [*a, *a]", "not a readable YAML file .*it refers to .a, expected each value where it belongs"),
+        ("lr: [[[[[1]]]]]", "not a readable YAML file .*lists and tables in one another"),
+        ("lr: 0x" + "f" * 9_000, "not a readable YAML file"),
+        ("lr: 1" + ":1" * 9_000 + ".5", "not a readable YAML file"),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_one_line(text: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"--config .*c.yaml: {says}") as caught:
         given(train_pretrain.parser, text, tmp_path)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_device_is_no_recipe() -> None:
+    """It has no end and says that it has no bytes."""
+    assert refuse("train_pretrain.py", "--config", "/dev/zero").startswith("error: /dev/zero: more than 65536 bytes, expected")
 
 
 @needs_real_data

@@ -91,7 +91,7 @@ class Reading:
         free=True, before=MINUTES,
     )  # fmt: skip
     stall_minutes: float = setting(
-        STALL, "minutes after which a run ends whose loader processes are stopped or hang", metavar="MINUTES", above=0,
+        STALL, "minutes after which a run ends whose loader processes are stopped or hang", metavar="MINUTES", above=0, most=1e6,
         free=True, before=STALL,
     )  # fmt: skip
     on_error: str = setting(

@@ -35,6 +35,7 @@ from dclr.errors import InputError
 from dclr.patience import MINUTES, interruptible
 from dclr.record import FormatError, Record
 from dclr.storage import open_folder
+from dclr.text import plain
 
 STATE = 1  # version of TrainLoader.state_dict
 S = TypeVar("S", int, str)
@@ -374,11 +375,11 @@ class TrainLoader:
         for name, expected in self.state_dict().items():
             if name != "step" and state.get(name) != expected:
                 raise InputError(
-                    f"the loader's state says {name} {state.get(name)!r}, expected {expected!r}: "
+                    f"the loader's state says {name} {plain(repr(state.get(name)), 80)}, expected {expected!r}: "
                     "resume with the sets, weights, split, batch, seed and clips that the run began with"
                 )
-        if not isinstance(state.get("step"), int) or state["step"] < 0:
-            raise InputError(f"the loader's state says step {state.get('step')!r}, expected a number of batches")
+        if type(state.get("step")) is not int or state["step"] < 0:
+            raise InputError(f"the loader's state says step {plain(repr(state.get('step')), 80)}, expected a number of batches")
         self.step, self._batches = state["step"], None
 
 

@@ -57,6 +57,8 @@ from dclr.text import plain
 MANIFEST = "manifest.json"
 INDEX = "index.npz"
 FAILURES = "failures.jsonl"
+MAX_MANIFEST, MAX_INDEX = 1 << 26, 1 << 28  # bytes of a manifest and of a shard's index: 300,000 shards, a million samples
+COLUMNS_BYTES, KEY_BYTES = 80, 90  # most of a sample in index.npz, labels and splits apart, and of its key
 SHA256 = re.compile(r"[0-9a-f]{64}")  # it names folders of a cache, and an index
 OLD_INDEX = re.compile(r"index-[0-9a-f]{16}\.npz")
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")  # a manifest is hostile input: no path escapes the set's folder
@@ -206,7 +208,7 @@ def old_index(sha256: str) -> str:
 def publish(folder: Folder, index: bytes, manifest: Manifest) -> None:
     """Give a set a new index and manifest. A reader finds the old set or the new one, also where this is killed on its way."""
     if folder.size(MANIFEST) is not None and folder.size(INDEX) is not None:
-        there = folder.read(INDEX)
+        there = folder.read(INDEX)  # as large as it is: it was opened before
         if (digest := hashlib.sha256(there).hexdigest()) != manifest.index_sha256:
             folder.write(old_index(digest), there)
     folder.write(INDEX, index)
@@ -221,9 +223,14 @@ def drop_old_indexes(folder: Folder, but_of: str = "") -> None:
             folder.remove(name)
 
 
+def read_manifest(folder: Folder) -> bytes:
+    """A set's manifest as it is written. Raises FileNotFoundError, and InputError for one of more than :data:`MAX_MANIFEST`."""
+    return folder.read_whole(MANIFEST, MAX_MANIFEST, "a shard set's manifest")
+
+
 def read_index(folder: Folder, name: str) -> tuple[Header, list[Entry]]:
     """One shard's index; raises InputError naming the file and line."""
-    lines, entries = folder.read(name).splitlines(), list[Entry]()
+    lines, entries = folder.read_whole(name, MAX_INDEX, "a shard's index").splitlines(), list[Entry]()
     with parsing(f"{folder}/{name}, line 1", "the head of a shard's index", "copy it again"):
         header = from_json(lines[0] if lines else b"", Header)
         if header.version != FORMAT_VERSION:
@@ -451,22 +458,24 @@ class ShardSet:
 
     def _manifest_text(self) -> bytes:
         try:
-            return self.root.read(MANIFEST)
+            return read_manifest(self.root)
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{self.root}: no {MANIFEST} there; make a shard set with python -m preprocess") from None
 
     def _index(self, again: bool) -> bytes | None:
         """``index.npz``, in memory: a file that is mapped and then cut short by a copy ends the process. With ``again`` None
         where it is another than the manifest says: both may just have been written anew."""
-        name, wanted = f"{self.root}/{INDEX}", self.manifest.index_sha256
+        manifest, name, wanted = self.manifest, f"{self.root}/{INDEX}", self.manifest.index_sha256
+        each = COLUMNS_BYTES + KEY_BYTES + 8 * len(manifest.classes) + len(manifest.splits)
+        most, what = manifest.samples * each + (1 << 16), f"the index of {manifest.samples} samples"  # and the zip's own
         try:
-            data = self.root.read(INDEX)
+            data = self.root.read_whole(INDEX, most, what)
         except FileNotFoundError:
             raise InputError(f"{name} is missing, though {MANIFEST} lists it: copy the whole set again") from None
         digest = hashlib.sha256(data).hexdigest()
         if digest != wanted and SHA256.fullmatch(wanted):
             with suppress(FileNotFoundError):  # a change of the set was stopped between its two files
-                data = self.root.read(old_index(wanted))
+                data = self.root.read_whole(old_index(wanted), most, what)
                 digest = hashlib.sha256(data).hexdigest()
         if digest == wanted:
             return data

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from dclr import metrics
@@ -17,9 +17,11 @@ from dclr.compare import heading, measured, read_result
 from dclr.errors import InputError
 from dclr.files import whole
 from dclr.metrics import Metric
+from dclr.parse import Count, from_json, parsing
 from dclr.text import plain, public, table
 
 SCORES = "scores.safetensors"
+SAID = ("numbers", "keys", "labels", "videos")  # in it, as JSON, besides the tensors
 
 
 @dataclass(frozen=True)
@@ -58,24 +60,21 @@ def read(folder: Path) -> tuple[dict[str, Any], Each]:
 
 
 def _each(folder: Path, result: Mapping[str, Any]) -> Each:
-    path = folder / SCORES
-    try:
-        with safe_open(path, "numpy") as file:
-            said = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
-            values = dict(zip(said["numbers"], file.get_tensor("each").astype(float), strict=True))
-        each = Each(said["videos"], said["keys"], said["labels"], frozenset(result["skipped"]), values)
-        shapes = {(len(each.keys),), (len(each.labels),), *(value.shape for value in values.values())}
-        if len(shapes) > 1 or not 0 <= each.videos <= len(each.keys):
+    path, anew = folder / SCORES, "make the evaluation anew with --force"
+    if not path.is_file():
+        raise InputError(f"{path}: it is not there; {anew}")
+    with parsing(str(path), "what train_eval.py keeps", anew), safe_open(path, "numpy") as file:
+        said = file.metadata() or {}
+        if absent := [name for name in SAID if name not in said]:
+            raise InputError(f"{path}: it does not say {', '.join(absent)}, as those of an earlier version; {anew}")
+        numbers, keys, labels = (from_json(said[name], list[str]) for name in SAID[:3])
+        each, videos = file.get_slice("each"), from_json(said["videos"], Count)
+        if each.get_shape() != [len(numbers), len(keys)] or len(labels) != len(keys) or videos > len(keys):
             raise ValueError("its lists have different lengths")
-        return each
-    except FileNotFoundError:
-        raise InputError(f"{path}: it is not there; make the evaluation anew with --force") from None
-    except KeyError as error:
-        raise InputError(
-            f"{path}: it does not say {error}, as those of an earlier version; make the evaluation anew with --force"
-        ) from None
-    except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not what train_eval.py keeps ({type(error).__name__}: {error})") from None
+        if each.get_dtype() != "F32":
+            raise ValueError(f"its values are {each.get_dtype()}, expected F32")
+        values = dict(zip(numbers, file.get_tensor("each").astype(float), strict=True))
+    return Each(videos, keys, labels, frozenset(result["skipped"]), values)
 
 
 def _joined(runs: Mapping[str, Each]) -> Each:

@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from dclr import distributed
 from dclr.data.loader import RGB_ALONE, Beside
-from dclr.errors import InputError, make_folder
+from dclr.errors import make_folder
 from dclr.evaluation.pieces import Pieces
 from dclr.evaluation.setting import Opened, Pooled, Setting, forward, over_videos
 from dclr.files import LOCK, held, whole
 from dclr.hardware import place
 from dclr.method.pixels import IMAGENET
+from dclr.parse import parsing
 
 FEATURES_VERSION = 2  # of the arithmetic from stored frames to features: another one where that changes
 Found = Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor]  # a network and a video's batch -> features
@@ -94,12 +94,13 @@ def _extracted(
 
 def read(path: Path) -> Features:
     """Read the features that :func:`extract` wrote to ``path``. Raises InputError for any other file."""
-    try:
-        return Features(**load_file(path))
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{path}: not features that train_eval.py kept ({error}): remove it, and they are made again"
-        ) from None
+    with parsing(str(path), "features that train_eval.py kept", "remove it, and they are made again"):
+        found = Features(**load_file(path))
+        if found.value.dtype != np.float32 or found.value.ndim < 2 or found.sample.dtype != np.int64:
+            raise ValueError(f"they are {found.value.dtype} {found.value.shape}, of samples {found.sample.dtype}")
+        if found.sample.shape != found.value.shape[:1]:
+            raise ValueError(f"{len(found.value)} of {found.sample.shape} samples")
+        return found
 
 
 def name(setting: Setting, samples_N: np.ndarray, clips: int, crops: int, what: str) -> str:

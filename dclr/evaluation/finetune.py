@@ -28,6 +28,7 @@ from dclr.hardware import peak_memory_gb, place, precision_name, require_memory,
 from dclr.method import norm
 from dclr.method.backbones.layers import Backbone
 from dclr.method.views import normalise, to_clip
+from dclr.parse import parsing
 from dclr.settings import check_values, completed, free
 from dclr.text import plain
 from dclr.training.curves import Curves
@@ -41,6 +42,19 @@ from dclr.training.state import FINETUNING, TrainState
 FREE = free(EvalConfig)
 BEST = "best.pt"
 STORED = ("size", "codec", "quality", "sar", "deinterlace", "fps", "segment")  # of a set's options: what decides its pixels
+
+
+@dataclass
+class Best:
+    """The best epoch on what --val holds out, as a checkpoint keeps it."""
+
+    epoch: int
+    top1: float
+    model: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if type(self.epoch) is not int or not isinstance(self.top1, float) or not isinstance(self.model, dict):
+            raise TypeError("its best epoch is none")
 
 
 class Classifier(nn.Module):
@@ -200,7 +214,10 @@ class Finetuning(Learner):
     def restore(self, saved: dict[str, Any]) -> int:
         """Go on after a checkpoint; returns the steps that are done. Raises InputError for another finetuning's."""
         setting, state = self.setting, TrainState.read(saved, FINETUNING)
-        made = completed(EvalConfig, _older(setting, state.config))
+        with parsing(state.file, "the state of a finetuning"):
+            made = completed(EvalConfig, _older(setting, state.config))
+            best = Best(**state.more["best"])
+            state.require_model(best.model, self.model)
         for name, ours in _decides(setting).items():
             theirs = made.get(name)
             if theirs != ours:
@@ -212,7 +229,7 @@ class Finetuning(Learner):
                 "--force evaluates anew"
             )
         state.restore(self.model, self.optimiser, self.scaler, self.loader)
-        self.best = state.more["best"]
+        self.best = vars(best)
         return state.step
 
 

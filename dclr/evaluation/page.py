@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dclr import page
-from dclr.compare import compare, guesses, heading, measured, read_result
+from dclr.compare import RESULT, compare, guesses, heading, measured, read_result
 from dclr.evaluation.baseline import against, read, verdict
 from dclr.evaluation.modes import MODES
 from dclr.metrics import Metric, interval
 from dclr.page import Cell, Html, element, joined
+from dclr.parse import parsing
 from dclr.text import duration, plain
 
 PERCENT = Metric("percent")
@@ -39,7 +40,10 @@ def write(out: Path, folders: Sequence[Path], beside: Path | None = None) -> Pat
     for folder, result in results.items():
         if beside:
             result["baseline"] = against(read(folder)[1], measured(result), beside / folder.relative_to(out))
-    parts = [_section(folder, result) for folder, result in results.items()]
+    parts = []
+    for folder, result in results.items():
+        with parsing(str(folder / RESULT), "a result of train_eval.py"):
+            parts.append(_section(folder, result))
     summary = element("pre", compare(list(results))) if len(results) > 1 else Html()
     return page.write(out, out.resolve().name, [summary, *parts])
 

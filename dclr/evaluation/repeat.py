@@ -16,9 +16,9 @@ import numpy as np
 
 from dclr import distributed
 from dclr.checkpoint import digest
-from dclr.compare import GUESSES, RESULT, compare, headline, measured, read_result
+from dclr.compare import GUESSES, RESULT, compare, headline, measured, read_result, read_table
 from dclr.data.clips import LEARNED
-from dclr.data.manifest import MANIFEST, ShardSet
+from dclr.data.manifest import ShardSet, read_manifest
 from dclr.data.sets import choose
 from dclr.errors import InputError, dispensable
 from dclr.evaluation import baseline, page
@@ -28,6 +28,7 @@ from dclr.evaluation.result import circumstances, events, write
 from dclr.files import run_folder
 from dclr.hardware import pick_device
 from dclr.method.pixels import IMAGENET, recorded
+from dclr.parse import parsing
 from dclr.settings import completed, free
 from dclr.storage import open_folder
 from dclr.text import public
@@ -115,10 +116,11 @@ def finished(config: EvalConfig, folds: Sequence[int] = (), seeds: Sequence[int]
         return None
     result = read_result(path.parent)
     wanted = json.loads(json.dumps(asdict(config)))
-    made = completed(type(config), renamed(result["options"])) | {
-        name: result[name] for name in NETWORK if name in result
-    }  # an older version kept those that were asked for
-    pixels = recorded(made) or IMAGENET  # those of the weights, where none were given
+    with parsing(str(path), "a result of train_eval.py"):
+        made = completed(type(config), renamed(result["options"])) | {
+            name: result[name] for name in NETWORK if name in result
+        }  # an older version kept those that were asked for
+        pixels = recorded(made) or IMAGENET  # those of the weights, where none were given
     made, wanted = made | pixels.said, wanted | config.pixels(pixels).said
     if config.pretrained != "random":
         del wanted["width"]  # the checkpoint's
@@ -149,14 +151,14 @@ def _hashes(config: EvalConfig) -> dict[str, str]:
         with suppress(OSError):
             found["weights"] = digest(Path(config.pretrained))
     with suppress(OSError, InputError):
-        found["set"] = hashlib.sha256(open_folder(config.shards).read(MANIFEST)).hexdigest()
+        found["set"] = hashlib.sha256(read_manifest(open_folder(config.shards))).hexdigest()
     return found
 
 
 def _beside(out: Path, folder: Path) -> None:
     """Put the baseline in ``folder`` beside the result that is in ``out``, and on its page."""
     result, ours = baseline.read(out)
-    written = json.loads((out / RESULT).read_text(encoding="utf-8"))
+    written = read_table(out / RESULT)
     written["baseline"] = baseline.against(ours, measured(result), folder)
     write(out, written, f"the differences to {folder}")
     print(baseline.lines(written))

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,10 +29,12 @@ from dclr.evaluation.pieces import Pieces
 from dclr.evaluation.setting import Opened, Pooled, forward, opened, over_videos
 from dclr.files import whole
 from dclr.hardware import place
+from dclr.parse import from_json, parsing, read_whole
 from dclr.settings import as_table
 from dclr.text import plain, public
 
 MADE = "extract.json"
+MAX_MADE = 1 << 24  # bytes of it
 FILE_BYTES = 256_000_000  # of features, in a file
 DRAWN = 5000  # rows in the picture
 LEGEND = 20  # classes up to which it names them
@@ -50,6 +51,13 @@ EXTRAS: dict[str, tuple[Callable[[Extraction], bool], str, str]] = {  # flag -> 
     "--format parquet": (lambda config: config.format == "parquet", "pyarrow", "pyarrow"),
     "--plot": (lambda config: config.plot, "sklearn", "scikit-learn"),
 }
+
+
+@dataclass(frozen=True)
+class Made:
+    """What is read of extract.json: all that decides the features."""
+
+    made: dict[str, Any]
 
 
 def extract(config: Extraction) -> None:
@@ -90,11 +98,9 @@ def _check(out: Path, made: Mapping[str, Any]) -> None:
     path = out / MADE
     if not path.exists():
         return
-    try:
-        there = json.loads(path.read_text())["made"]
-        other = next((name for name, value in made.items() if there.get(name) != value), None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{path}: not of python -m dclr.extract; name another --out, or --force makes it anew") from None
+    with parsing(str(path), "of python -m dclr.extract", "name another --out, or --force makes it anew"):
+        there = from_json(read_whole(path, MAX_MADE, "what was extracted"), Made, nan=True).made
+    other = next((name for name, value in made.items() if there.get(name) != value), None)
     if other:
         raise InputError(
             f"--out {out}: its features were made {OTHERWISE.get(other, f'with other --{other}')}; name another folder, or "
@@ -219,7 +225,7 @@ WRITERS: dict[str, Callable[[Columns, Mapping[str, list[str]], Path], None]] = {
 
 def read(path: Path, name: str) -> np.ndarray:
     """A column of a file. Raises InputError for a file that cannot be read."""
-    try:
+    with parsing(str(path), "features of python -m dclr.extract", "remove it, and it is made again"):
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as table:
                 return table[name]
@@ -229,8 +235,6 @@ def read(path: Path, name: str) -> np.ndarray:
         if name == "features":
             return column.flatten().to_numpy().reshape(len(column), -1)
         return (column.fill_null(-1) if name.startswith("label_") else column).to_numpy(zero_copy_only=False)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not features of python -m dclr.extract ({error}): remove it, and it is made again") from None
 
 
 def plot(setting: Opened, files: list[Path], kind: str | None) -> Path:

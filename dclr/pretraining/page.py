@@ -9,16 +9,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import yaml
 
 from dclr import page
 from dclr.errors import InputError
 from dclr.page import Html, Point, element, joined
+from dclr.parse import Number, parsing
+from dclr.settings import read_yaml
 from dclr.text import duration, plain
 from dclr.training.lines import LINES, read_lines
 
 CONFIG = "config.yaml"
+Value = Number | bool | str | None  # of a setting
 RATE, WAIT = "speed/clips_per_second", "speed/data_wait"
 Lines = Sequence[Mapping[str, float]]
 # title of a section -> charts: title, which scalars, and whether they are shares that are shown in per cent. A chart without a
@@ -80,10 +84,10 @@ def write(out: Path) -> Path:
 def _config(path: Path) -> dict[str, Any]:
     """The run's settings; none where the file is not there, or is not what a run writes."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        with parsing(str(path), "a run's settings"):
+            return msgspec.convert(read_yaml(path), dict[str, Value | list[Value]])
+    except (OSError, InputError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _settings(config: dict[str, Any]) -> list[Html]:

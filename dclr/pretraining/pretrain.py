@@ -29,6 +29,7 @@ from dclr.method.model import DCLR, Output
 from dclr.method.objective import Method
 from dclr.method.pixels import IMAGENET, recorded
 from dclr.method.views import make_views
+from dclr.parse import parsing
 from dclr.pretraining.config import MOMENTA, PretrainConfig
 from dclr.pretraining.watch import Videos, knn_setting, online_knn
 from dclr.settings import flag
@@ -37,7 +38,7 @@ from dclr.training.loop import DUE, Learner, diverged, sound, train
 from dclr.training.optimiser import build_optimiser
 from dclr.training.rate import learning_rate
 from dclr.training.saver import LAST, Saver, resume
-from dclr.training.state import PRETRAINING, TrainState
+from dclr.training.state import FILE, PRETRAINING, TrainState
 
 BAD = "bad-keys.txt"
 
@@ -102,7 +103,8 @@ def begun(config: PretrainConfig, saved: Mapping[str, Any] | None) -> tuple[Pret
     from ``saved`` does not need them again. Raises InputError where they are of another network."""
     learned, pixels = None, IMAGENET
     if saved is not None:
-        pixels = recorded(saved["config"]) or IMAGENET
+        with parsing(saved.get(FILE, "the checkpoint"), "a pretraining's"):
+            pixels = recorded(saved["config"]) or IMAGENET
     elif config.pretrained is not None:
         learned = load_trunk(config.pretrained, config)
         pixels = learned.module.pixels
@@ -230,12 +232,16 @@ def _train(
     first_step, last_step, due = 0, len(loader) * config.epochs, False
     saved = distributed.from_first(resume(out, config.resume) if first else None)
     config, learned = begun(config, saved)
+    state = None if saved is None else TrainState.read(saved, PRETRAINING)
+    if state is not None:
+        with parsing(state.file, "the state of a pretraining"):
+            config.check_resumed(state.config, [len(of) for of in data.chosen_S], distributed.world())
+            if state.step > (most := len(loader) * state.config["epochs"]):
+                raise ValueError(f"it is of step {state.step}, of {most} that it says that the run has")
+            if config.resume == "auto":
+                config = replace(config, resume=state.config.get("resume", "auto"))
     learner = Pretraining(config, data, cache, length, loader, device, dtype, learned)
-    if saved is not None:
-        state = TrainState.read(saved, PRETRAINING)
-        config.check_resumed(state.config, [len(of) for of in data.chosen_S], distributed.world())
-        if config.resume == "auto":
-            learner.config = config = replace(config, resume=state.config.get("resume", "auto"))
+    if state is not None:
         state.restore(learner.model, learner.optimiser, learner.scaler, loader)
         first_step, due = state.step, DUE in state.more
         if first:

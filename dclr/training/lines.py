@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
 
+from dclr.errors import InputError
+from dclr.parse import Number, from_json, parsing, read_whole
+
 LINES = "metrics.jsonl"
+MAX_BYTES = 1 << 30  # of it
 
 
 def read_lines(out: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl, without one that a kill or a full disk has cut, or that is just being written."""
-    path, lines = out / LINES, []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        with suppress(ValueError, RecursionError):
-            lines.append(json.loads(line))
-    return [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]
+    """The lines of a run's metrics.jsonl, without one that a kill or a full disk has cut, or that is just being written. Raises
+    InputError for a file of more than :data:`MAX_BYTES`."""
+    path, lines = out / LINES, list[dict[str, float]]()
+    for line in read_whole(path, MAX_BYTES, "a training's numbers").splitlines() if path.exists() else []:
+        with suppress(InputError), parsing(str(path), "numbers by name"):
+            lines.append(from_json(line, dict[str, Number], nan=True))
+    return [line for line in lines if isinstance(line.get("step"), int)]

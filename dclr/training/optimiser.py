@@ -9,6 +9,8 @@ import torch
 
 from dclr.training.config import OPTIMISERS
 
+KEPT = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}  # of each parameter
+
 
 def build_optimiser(
     name: str, parameters: Iterable[Any], lr: float, wd: float, fused: bool | None = None

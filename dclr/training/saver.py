@@ -17,6 +17,7 @@ import torch
 from dclr import checkpoint
 from dclr.errors import InputError, NotKept
 from dclr.files import whole
+from dclr.training.state import FILE
 
 STEP_NAME = re.compile(r"step-(\d{9})\.pt")
 LAST = "last.pt"  # the newest, under a name that does not change
@@ -151,8 +152,8 @@ def _newest(paths: list[Path]) -> dict[str, Any] | None:
 
 
 def valid(path: Path) -> dict[str, Any]:
-    """The state in ``path``, after every byte was checked against the file's own checksums. Raises InputError as
-    checkpoint.load does."""
+    """The state in ``path``, and :data:`FILE`, after every byte was checked against the file's own checksums. Raises InputError
+    as checkpoint.load does."""
     checkpoint.require_unpacked(path)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -163,4 +164,4 @@ def valid(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a readable checkpoint ({error})") from None
     if damaged:
         raise InputError(f"{path}: not a readable checkpoint ({damaged} in it is damaged)")
-    return checkpoint.load(path)
+    return checkpoint.load(path) | {FILE: str(path)}

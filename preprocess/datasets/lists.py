@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dclr.errors import InputError
-from dclr.parse import from_json, parsing
+from dclr.parse import from_json, parsing, read_whole
 from preprocess.datasets.base import UNFIT
 
 E = TypeVar("E", list[Any], dict[str, Any])
+MAX_BYTES = 1 << 30  # of a list
 ROWS_SHOWN = 3  # rows that --dry-run shows
 LAST_NUMBER = 10**9  # of a frame, a second or a label
 DEFAULT_KIND = "action"
@@ -35,7 +36,8 @@ def list_files(lists: Path, pattern: str) -> list[Path]:
 def read_text(path: Path) -> str:
     """A list as text with ``\\n`` line ends; raises InputError where it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig", errors="replace")
+        text = read_whole(path, MAX_BYTES, "a list").decode("utf-8-sig", errors="replace")
+        return text.replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); name a list of this machine") from None
 

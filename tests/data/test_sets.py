@@ -109,9 +109,12 @@ def test_a_set_that_does_not_know_its_motion_says_what_to_do(tmp_path: Path) -> 
 
 def test_a_share_is_per_cent_or_a_part() -> None:
     assert share("25%") == share("0.25") == share(" 25 %") == 0.25 and share("100%") == 1
-    for text in ("0%", "101%", "25", "-1%", "half", "", "nan"):
-        with pytest.raises(InputError, match=f"share '{text}': expected a part of the videos, such as 25%"):
+    for text in ("-1%", "half", "", "nan", "1_0%", "25%%"):
+        with pytest.raises(InputError, match=f"'{text}': expected a share of the videos, such as 25%"):
             share(text)
+    for text in ("0%", "101%", "25"):
+        with pytest.raises(InputError, match=r"--share .*: expected above 0 to 1"):
+            Choice(share=share(text))
     assert Choice().chosen_by == ""
     assert Choice(min_motion=2.0, share=0.25).chosen_by == "--min-motion 2 --share 0.25"
 

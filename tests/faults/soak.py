@@ -107,15 +107,16 @@ def streaming(shards: Path, seconds: float, out: Path) -> list[dict[str, float]]
                         raise SystemExit(f"error: the stream ended with {process.returncode}")
                     handler.served.clear()  # or the server itself would grow
                     done = (out / "batches").read_bytes()[-100:].split()
-                    lines.append({
-                        "seconds": round(seconds - until + time.monotonic(), 2), "batches": int(done[-1]) if done else 0,
-                        **measured(process.pid),
-                    })  # fmt: skip
+                    if not done:  # it has just started
+                        until = time.monotonic() + seconds
+                        continue
+                    spent = round(seconds - until + time.monotonic(), 2)
+                    lines.append({"seconds": spent, "batches": int(done[-1]), **measured(process.pid)})
                     file.write(json.dumps(lines[-1]) + "\n")
         finally:
             process.kill()
             process.wait()
-    return [line for line in lines if line["batches"]]
+    return lines
 
 
 def slope(second_N: np.ndarray, value_N: np.ndarray) -> tuple[float, float]:

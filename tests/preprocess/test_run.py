@@ -750,7 +750,7 @@ def test_preprocess_refuses_what_cannot_work(half_broken: tuple[Path, Path], tmp
     for flags, says in (
         (("--size", "4"), "--size 4: expected 16 to 1024"),
         (("--workers", "0"), "--workers 0: expected 1 to 100000"),
-        (("--quality", "101"), "--quality 101: expected 1 to 100"),
+        (("--quality", "0"), "--quality 0: expected 1 to 100"),
         (("--codec", "h264", "--quality", "90"), "--quality 90: expected 0 to 51"),
         (("--codec", "h264", "--size", "113"), "--size 113: --codec h264 needs an even number"),
         (("--cues", "diff,taste"), "--cues taste: expected any of diff, flow, energy"),
