@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import cv2
 import numpy as np
@@ -116,7 +116,7 @@ class Adding:
 
     def _add(self, made: MadeWriter, data: memoryview, again: Iterator[Transcoded], spool: Path) -> None:
         """Append one sample with its new cues; ``again`` is what the video gives for it and those after it."""
-        contents = members(data)
+        contents = cast("dict[str, memoryview]", members(data))  # of a view
         record, one = parse(contents), next(again, None)
         stored = one is None or not same(one.meta, record.meta)
         new = self._from_frames(record, spool) if one is None or stored else one.members
