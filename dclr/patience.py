@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -42,6 +42,7 @@ CLIENTS = {  # package -> the errors of its own that mean a connection that fail
     "requests": ("ConnectionError", "Timeout", "ChunkedEncodingError"),
     "urllib3": ("HTTPError",),
 }
+INVALID = {"aiohttp": ("InvalidURL", "RedirectClientError")}  # a redirect to another scheme; botocore wraps it as what may pass
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -64,17 +65,21 @@ def _answer(error: BaseException) -> tuple[int, Mapping[str, str]]:
     return 0, {}
 
 
+def _names(error: BaseException, known: Mapping[str, Collection[str]]) -> bool:
+    return any(kind.__name__ in known.get(kind.__module__.partition(".")[0], ()) for kind in type(error).__mro__)
+
+
 def may_pass(error: BaseException) -> bool:
     """Whether the same request may succeed later: a server that is busy or fails, or a connection that cannot be made, breaks
-    or is silent. Not what is forbidden or absent, nor a certificate that does not hold."""
-    if any(isinstance(one, ssl.SSLCertVerificationError) for one in _chain(error)):
+    or is silent. Not what is forbidden or absent, nor a certificate that does not hold, nor a redirect to a file."""
+    if any(isinstance(one, ssl.SSLCertVerificationError) or _names(one, INVALID) for one in _chain(error)):
         return False
     for one in _chain(error):
         if status := _answer(one)[0]:
             return status in BUSY or status >= 500
         if isinstance(one, PASSING) or getattr(one, "errno", None) in ERRNOS:
             return True
-        if any(kind.__name__ in CLIENTS.get(kind.__module__.partition(".")[0], ()) for kind in type(one).__mro__):
+        if _names(one, CLIENTS):
             return True
     return False
 

@@ -116,7 +116,7 @@ class Adding:
 
     def _add(self, made: MadeWriter, data: memoryview, again: Iterator[Transcoded], spool: Path) -> None:
         """Append one sample with its new cues; ``again`` is what the video gives for it and those after it."""
-        contents = members(data)
+        contents = cast("dict[str, memoryview]", members(data))  # of a view
         record, one = parse(contents), next(again, None)
         stored = one is None or not same(one.meta, record.meta)
         new = self._from_frames(record, spool) if one is None or stored else one.members

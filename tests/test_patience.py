@@ -161,6 +161,9 @@ def test_a_wait_is_said_once_a_minute_by_one_of_a_run(clock: SimpleNamespace, ca
     patience.time.time = time.time
     waited(clock, ConnectionResetError("gone"))
     assert capsys.readouterr().err == ""
+    patience.time.time = lambda: time.time() - 3600  # it was set back: or nobody would hear a word for an hour
+    waited(clock, ConnectionResetError("gone"))
+    assert len(capsys.readouterr().err.splitlines()) > 3
 
 
 def test_wrong_content_is_asked_for_again_a_few_times(clock: SimpleNamespace) -> None:

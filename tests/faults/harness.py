@@ -75,13 +75,13 @@ def files(out: Path) -> Bits:
 
 
 def checkpoint(out: Path) -> Bits:
-    """A training: every entry of its last checkpoint, but the name of its folder."""
+    """A training: every entry of its last checkpoint, but the name of its folder and the code's commit."""
 
     def entries(value: Any, at: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict | list):
             for name, item in value.items() if isinstance(value, dict) else enumerate(value):
                 yield from entries(item, f"{at}/{name}")
-        elif at != "/config/out":
+        elif at not in ("/config/out", "/revision"):
             yield at, (value.dtype, value.numpy(force=True).tobytes()) if isinstance(value, torch.Tensor) else value
 
     return dict(entries(load(out / "last.pt"), ""))

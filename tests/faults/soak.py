@@ -36,7 +36,11 @@ T_95 = 2.101  # Student's t for 95 % with 18 degrees of freedom
 WARM_UP = 0.2  # of the lines, in which caches fill
 ALLOWED = 0.01  # of the mean, an hour
 FAULTS = ["500", *[""] * 20, "reset", *[""] * 20, "hang up", *[""] * 20, "garbled", *[""] * 20]
-MEASURED = {"rss_mb": "MB", "descriptors": "", "threads": "", "processes": "", "shm_mb": "MB"}
+MEASURED = {  # name in soak.jsonl -> in the picture
+    "rss_mb": "RSS (MB)",
+    **{name: name for name in ("descriptors", "threads", "processes")},
+    "shm_mb": "/dev/shm (MB)",
+}
 
 
 def family(pid: int) -> list[int]:
@@ -103,15 +107,16 @@ def streaming(shards: Path, seconds: float, out: Path) -> list[dict[str, float]]
                         raise SystemExit(f"error: the stream ended with {process.returncode}")
                     handler.served.clear()  # or the server itself would grow
                     done = (out / "batches").read_bytes()[-100:].split()
-                    lines.append({
-                        "seconds": round(seconds - until + time.monotonic(), 2), "batches": int(done[-1]) if done else 0,
-                        **measured(process.pid),
-                    })  # fmt: skip
+                    if not done:  # it has just started
+                        until = time.monotonic() + seconds
+                        continue
+                    spent = round(seconds - until + time.monotonic(), 2)
+                    lines.append({"seconds": spent, "batches": int(done[-1]), **measured(process.pid)})
                     file.write(json.dumps(lines[-1]) + "\n")
         finally:
             process.kill()
             process.wait()
-    return [line for line in lines if line["batches"]]
+    return lines
 
 
 def slope(second_N: np.ndarray, value_N: np.ndarray) -> tuple[float, float]:
@@ -139,10 +144,10 @@ def grown(lines: list[dict[str, float]]) -> list[str]:
 
 def plot(lines: list[dict[str, float]], out: Path) -> Path:
     figure, axes = canvas.axes(len(MEASURED), 1, 8, 1.5 * len(MEASURED), sharex=True)
-    for (axis,), (name, unit) in zip(axes, MEASURED.items(), strict=True):
+    for (axis,), (name, said) in zip(axes, MEASURED.items(), strict=True):
         value_N = [line[name] for line in lines]
         axis.plot([line["seconds"] / 60 for line in lines], value_N, linewidth=0.8)
-        axis.set(ylim=(0, 1.2 * max(value_N) or 1), ylabel=name.replace("_mb", f" ({unit})").replace("rss", "RSS"))
+        axis.set(ylim=(0, 1.2 * max(value_N) or 1), ylabel=said)
     axes[-1][0].set_xlabel(f"minutes; {lines[-1]['batches']} batches")
     return canvas.write(figure, out / "soak.png")
 

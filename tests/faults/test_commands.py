@@ -99,7 +99,7 @@ def test_out_of_open_files_it_says_so_and_goes_on_later(more: int, straight: Str
     out = tmp_path / "out"
     code, said = limited.start(out).wait(600), log(out).read_text()
     assert code == 0 or "Traceback" not in said, said
-    assert code == 0 or re.search(r"^error: .*Too many open files", said, re.MULTILINE), (code, said)
+    assert code == 0 or re.search(r"^error: .*open files", said, re.MULTILINE), (code, said)
     assert code or more
     assert command.start(out).wait(600) == 0, log(out).read_text()
     same(command.bits(expected), command.bits(out))

@@ -81,7 +81,20 @@ def test_a_rank_that_is_killed_ends_the_others(straight: tuple[Command, Path], t
 
 def test_a_decoder_that_hangs_costs_its_video_until_retry(synthetic_set: Path, tmp_path: Path) -> None:
     out, limit = tmp_path / "out", ("--limit", "24", "--size", "32")
-    made = ("-m", "preprocess", "folder", "--root", synthetic_set / "videos", *limit, "--workers", "1", "--timeout", "8")
+    made = (
+        "-m",
+        "preprocess",
+        "folder",
+        "--root",
+        synthetic_set / "videos",
+        *limit,
+        "--workers",
+        "1",
+        "--timeout",
+        "8",
+        "--max-failures",
+        "0",
+    )
     process = Command("preprocess", made, dict).start(out)
     while not (
         hanging := [one for one in family(process.pid)[1:] if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]
@@ -101,8 +114,10 @@ def test_a_run_that_was_stopped_loses_no_time(monkeypatch: pytest.MonkeyPatch) -
     passed, waits, monotonic = [0.0], pool.wait, time.monotonic
 
     def stopped(pipes: list, seconds: float) -> list:
-        passed[0] += 0 if passed[0] else 1000
-        return waits(pipes, seconds)
+        if passed[0]:
+            return waits(pipes, seconds)
+        passed[0] = 1000
+        return []
 
     monkeypatch.setattr(pool, "wait", stopped)
     monkeypatch.setattr(pool, "time", SimpleNamespace(monotonic=lambda: monotonic() + passed[0]))

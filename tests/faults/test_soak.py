@@ -41,7 +41,7 @@ def test_a_short_soak_writes_its_lines_and_its_picture(
 ) -> None:
     """Which of them grow, seconds do not tell."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    monkeypatch.setattr(sys, "argv", ["soak.py", "--kills", "0", "--minutes", "0.3", "--out", str(tmp_path / "out")])
+    monkeypatch.setattr(sys, "argv", ["soak.py", "--kills", "0", "--minutes", "0.2", "--out", str(tmp_path / "out")])
     monkeypatch.setattr(soak, "grown", lambda lines: grown(lines) and [])
     soak.main()
     seen = [json.loads(line) for line in (tmp_path / "out/soak.jsonl").read_text().splitlines()]
