@@ -67,8 +67,8 @@ def last_line(text: str) -> str:
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Turn errors for a user into one line on standard error and an exit code: 2 for an :class:`InputError` and for what
-    this machine refuses (:data:`REFUSED`), :data:`NOT_KEPT` for a full or read-only disk, :data:`AGAIN` for a store, a loader
+    """Turn errors for a user into one line on standard error and an exit code: 2 for an :class:`InputError` and for what this
+    machine refuses (:data:`REFUSED`), :data:`NOT_KEPT` for a full or read-only disk, :data:`AGAIN` for a store, a loader
     process or another rank that is gone, 1 for a training that diverged, :data:`INTERRUPTED` after Ctrl-C, and without a line
     :data:`NO_READER`. Any other error is a bug and keeps its traceback. However it ends, nothing waits for a store any more."""
     _open_streams()
@@ -83,7 +83,8 @@ def exit_on_input_error() -> Iterator[None]:
         met = getattr(sys.modules.get("dclr.distributed"), "met", False)  # not imported here: preprocess runs without torch
         alone = met and not (isinstance(error, Lost) and error.shared)
         if alone or os.environ.get("RANK" if met else "LOCAL_RANK", "0") == "0":
-            _say(f"error: {public(last_line(str(error)))}")
+            again = "; start the same command again" if isinstance(error, Lost) and "same command" not in str(error) else ""
+            _say(f"error: {public(last_line(str(error)))}{again}")
         codes = {InputError: 2, NotKept: NOT_KEPT, Lost: AGAIN, FloatingPointError: 1}
         raise SystemExit(next(code for kind, code in codes.items() if isinstance(error, kind))) from None
     except Exception as error:
@@ -149,7 +150,8 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in _streams():
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError):
+                stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

@@ -51,8 +51,9 @@ def pick_device(deterministic: bool = False) -> torch.device:
 
     On a GPU, cuDNN tries its kernels for each shape and keeps the fastest: the shapes of steps and of features stay the same.
     Another start may keep other kernels. With ``deterministic`` every operation has the same bits each time, or torch raises
-    RuntimeError. Call it before anything computes on the GPU. A CPU gives the same bits either way. Raises InputError for
-    numbers of ranks that cannot be."""
+    RuntimeError. Call it before anything computes on the GPU. A CPU gives the same bits either way.
+
+    Raises InputError as :func:`dclr.distributed.check_environment`."""
     distributed.check_environment()
     keep_freed_memory()
     if not torch.cuda.is_available():

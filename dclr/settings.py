@@ -247,6 +247,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise InputError(f"{message}; {self.prog} --help says what there is")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """As argparse, which hides that what it prints could not be written."""
+        (file or sys.stderr).write(message)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse, but for ``--help``: it comes last, so that it shows what a ``--config`` beside it says."""
         words = list(sys.argv[1:] if args is None else args)

@@ -560,12 +560,20 @@ def _extend(source: VideoSet, have: ShardSet, out: Folder, options: Options, how
     keep = [shard.name.removesuffix(".tar") for shard in have.manifest.shards]
     if not source.videos:
         return _nothing_new(source, have, out)
-    numbers = [name.rpartition("-")[2] for name in keep]  # someone may have renamed a shard, in the manifest too
-    first = 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
     used = {key.rpartition("_s")[0] if options.segment else key for key in have.keys}
     ratio = output_ratio(source, options)
-    made = jobs(source, sample_keys([video.id for video in source.videos], used), options, ratio, first)
+    made = jobs(source, sample_keys([video.id for video in source.videos], used), options, ratio, next_number(keep))
     return carry_out(_plan(source, options, keep, made, ratio), made, source.root, out, options, how)
+
+
+def next_number(names: Sequence[str]) -> int:
+    """The number of a set's next shard. Someone may have renamed shards, in the manifest too.
+
+    >>> next_number(["shard-000000", "shard-000004", "evil"]), next_number(["evil"])
+    (5, 0)
+    """
+    numbers = [name.rpartition("-")[2] for name in names]
+    return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
 
 
 def _nothing_new(source: VideoSet, have: ShardSet, out: Folder) -> Summary:

@@ -31,7 +31,7 @@ class Unreliable(http.server.BaseHTTPRequestHandler):
     """Answers requests, each with the next of ``faults``: ``""``, a status such as ``"500"`` (with ``more`` as its headers),
     ``"late"``, ``"reset"`` (no answer), ``"hang up"`` (in the middle), ``"short"`` (half of it, as if that were all),
     ``"garbled"`` (one byte is another), ``"broken"`` (reset in the middle), ``"long"`` (a length that never comes),
-    ``"endless"`` (a body without an end), ``"stale"`` (what is in ``old``, where it has the path), or a URL to which it redirects."""
+    ``"endless"`` (a body without an end), ``"stale"`` (what is in ``old``, where it has the path), or a URL to go to."""
 
     protocol_version = "HTTP/1.1"
     faults: Iterator[str] = itertools.cycle([""])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -112,8 +111,7 @@ def index(path: Path) -> object:
 
 
 def columns(path: Path) -> object:
-    data = path.read_bytes()
-    return parse_columns(io.BytesIO(data), memoryview(data), 12, 2, 1, path.name)
+    return parse_columns(path.read_bytes(), 12, 2, 1, path.name)
 
 
 def opened(path: Path) -> object:

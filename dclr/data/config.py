@@ -92,7 +92,7 @@ class Reading:
     )  # fmt: skip
     stall_minutes: float = setting(
         STALL, "minutes after which a run ends whose loader processes are stopped or hang", metavar="MINUTES", above=0,
-        free=True, before=STALL,
+        most=1e6, free=True, before=STALL,
     )  # fmt: skip
     on_error: str = setting(
         "stop", "at a video that cannot be read: stop, or skip (training takes another, a result names it)", choices=ON_ERROR

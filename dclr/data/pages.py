@@ -23,7 +23,6 @@ Sample = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
 
 PREFETCH = 2  # batches that each worker has ready or in work
-SHARED = "/dev/shm"  # Linux's, and glibc's shm_open
 SLOTS = PREFETCH + 1  # and the one that the trainer takes over
 
 
@@ -44,7 +43,7 @@ class Pages:
     A worker takes its slots in turn, one for a batch; batches of one worker arrive in order, so the slot that :meth:`release`
     frees is always the one that it takes next.
 
-    Raises InputError where the machine has not as much shared memory.
+    Raises InputError where the machine has no shared memory, or no place for semaphores.
     """
 
     def __init__(self, workers: int, size: int):
@@ -54,7 +53,7 @@ class Pages:
             self._free = [torch.multiprocessing.get_context("spawn").Semaphore(SLOTS) for _ in range(workers)]
         except (RuntimeError, OSError) as error:
             why = str(error).splitlines()[0]
-            raise InputError(f"--workers {workers}: no shared memory ({why}): mount {SHARED}, or give --workers 0") from None
+            raise InputError(f"--workers {workers}: no shared memory ({why}): mount /dev/shm, or give --workers 0") from None
         self._used = 0  # by this worker
 
     def lend(self, shapes: Shapes) -> dict[str, Lent]:

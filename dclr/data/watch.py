@@ -29,9 +29,9 @@ from dclr.threads import state_of
 NUMBERS = ON, PLACE, UNTIL = range(3)  # how often; the sample + 1, below 0 once it is done with; time.monotonic()
 NAMED = 3  # workers in an error, at most
 STATES = {"T": "stopped by a signal", "t": "stopped by a debugger", "D": "waiting for its disk"}
-MEANS = {
+MEANS: dict[int, str] = {
     signal.SIGKILL: "where memory ran out, a smaller --workers needs less",
-    signal.SIGBUS: "where its shard was cut short, copy it again; where /dev/shm is full, a smaller --workers needs less",
+    signal.SIGBUS: "where its shard was cut short, copy it again",
 }
 ELSE = "where that comes at one place again, python -m preprocess verify SET --deep tells what is wrong there"
 
@@ -148,8 +148,8 @@ class _Watch:
             self._named(number) + (f", {STATES[states[number]]}" if number in odd else "")
             for number in (odd or busy or list(states))[:NAMED]
         ]
-        who = "; ".join(named) or "the loader's processes do not start"
-        return f"no batch for {self._most / 60:g} minutes (--stall-minutes): {who}" + ("" if odd else f"; {ELSE}")
+        who = "; ".join(named) or "the loader's processes do not start; is the machine busy, or its disk silent?"
+        return f"no batch for {self._most / 60:g} minutes (--stall-minutes): {who}" + (f"; {ELSE}" if named and not odd else "")
 
     def _named(self, number: int) -> str:
         place = int(self._numbers[number, PLACE])

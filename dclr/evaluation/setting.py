@@ -325,8 +325,7 @@ def over_videos(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """What ``found`` says of every video, each asked exactly once over all ranks, in ascending sample order; the segments of a
     cut video count as one, with the mean of their results. What cannot be read is left out and named in ``setting.skipped``
-    where ``--on-error skip`` says so. Raises :class:`dclr.errors.Lost` or Interrupted on every rank where one of them could not
-    go on.
+    where ``--on-error skip`` says so. Raises Lost or Interrupted on every rank where one of them could not go on.
 
     Args:
         found: a batch of :func:`dclr.data.loader.eval_loader` (one video, and what is ``beside`` it) -> a tensor.

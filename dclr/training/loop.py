@@ -195,8 +195,8 @@ def _short(means: Mapping[str, float], scalars: Mapping[str, float]) -> dict[str
 
 
 def _leave(done: int, saver: Saver, ended: BaseException | None = None, made: bool = True) -> NoReturn:
-    """End the run after a signal, or because what feeds the run is gone, when its checkpoint is written; ``made``: there is one
-    of this start."""
+    """End the run after a signal, or because what feeds it is gone, when its checkpoint is written; ``made``: there is one of
+    this start."""
     stop_workers()  # they may wait for long
     saver.wait()
     on = f"the same command goes on from {saver.folder / LAST}" if done else "start the same command again"

@@ -144,9 +144,9 @@ class TrainState:
             if set(values) != (expected := KEPT[type(optimiser)]):
                 raise ValueError(f"parameter {plain(str(number), 20)} has other states than {', '.join(sorted(expected))}")
             for name, value in values.items():
-                own = torch.zeros(()) if name == "step" else parameters[number]
                 if value is not None:
-                    self._require_like(f"{name} of parameter {plain(str(number), 20)}", value, own)
+                    like = torch.zeros(()) if name == "step" else parameters[number]
+                    self._require_like(f"{name} of parameter {plain(str(number), 20)}", value, like)
                 if name == "step" and not 0 <= float(value) <= LAST_STEP:
                     raise ValueError(f"parameter {number} is at step {float(value)}, expected 0 to {LAST_STEP}")
 

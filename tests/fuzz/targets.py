@@ -66,7 +66,7 @@ def shard_index(data: bytes, scratch: Path) -> None:
 
 
 def columns(data: bytes, _: Path) -> None:
-    found = parse_columns(io.BytesIO(data), memoryview(data), SAMPLES, SPLITS, KINDS, "index.npz")
+    found = parse_columns(data, SAMPLES, SPLITS, KINDS, "index.npz")
     list(Names(found["keys"], found["key_ends"]))
 
 
