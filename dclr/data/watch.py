@@ -26,7 +26,7 @@ from dclr.errors import Lost, WorkerLost
 from dclr.patience import Interrupted, interruptible
 from dclr.threads import state_of
 
-MARKS = ON, PLACE, UNTIL = range(3)  # how often; the sample + 1, below 0 once it is done with; time.monotonic()
+WHEREABOUTS = ON, PLACE, UNTIL = range(3)  # how often; the sample + 1, below 0 once it is done with; time.monotonic()
 START = 60.0  # seconds in which processes that have begun with no sample may start, at least
 WORKERS_SAID = 3  # workers in an error, at most
 STATES = {"T": "stopped by a signal", "t": "stopped by a debugger", "D": "waiting for its disk"}
@@ -36,7 +36,7 @@ MEANS: dict[int, str] = {
 }
 ELSE = "where that comes at one place again, python -m preprocess verify SET --deep tells what is wrong there"
 
-_mine = np.zeros(len(MARKS))
+_mine = np.zeros(len(WHEREABOUTS))
 
 
 def report_to(numbers: np.ndarray) -> None:
