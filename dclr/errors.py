@@ -22,7 +22,7 @@ INTERRUPTED = 130  # exit code after Ctrl-C, a shell's: 128 + SIGINT
 NO_READER = 141  # exit code where nobody reads what is printed, as a program's before `| head`: 128 + SIGPIPE
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _LOOK = "look at that disk,"
-REFUSED = {  # by the machine, whatever the program does -> the way out
+MACHINE = {  # what it refuses, whatever the program does -> the way out
     errno.EMFILE: "raise the number of open files (ulimit -n),", errno.ENFILE: "close other programs,",
     errno.ENOMEM: "give it more memory, or fewer --workers,", errno.EIO: _LOOK, errno.ESTALE: _LOOK, errno.ENXIO: _LOOK,
     errno.EACCES: "change its rights, or name another,", errno.EPERM: "change its rights, or name another,",
@@ -68,7 +68,7 @@ def last_line(text: str) -> str:
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
     """Turn errors for a user into one line on standard error and an exit code: 2 for an :class:`InputError` and for what this
-    machine refuses (:data:`REFUSED`), :data:`NOT_KEPT` for a full or read-only disk, :data:`AGAIN` for a store, a loader
+    machine refuses (:data:`MACHINE`), :data:`NOT_KEPT` for a full or read-only disk, :data:`AGAIN` for a store, a loader
     process or another rank that is gone, 1 for a training that diverged, :data:`INTERRUPTED` after Ctrl-C, and without a line
     :data:`NO_READER`. Any other error is a bug and keeps its traceback. However it ends, nothing waits for a store any more."""
     _open_streams()
@@ -111,10 +111,10 @@ def _code_of(error: Exception) -> int:
         _say(f"error: {error.strerror}: set TMPDIR to a folder that can be written to")
         return 2
     number = errno.ENOMEM if isinstance(error, MemoryError) else _number(error)
-    if number not in FULL and number not in REFUSED:
+    if number not in FULL and number not in MACHINE:
         raise error
     where = f"{public(str(error.filename))}: " if isinstance(error, OSError) and error.filename else ""
-    way_out = "free some space, or name another folder," if number in FULL else REFUSED[number]
+    way_out = "free some space, or name another folder," if number in FULL else MACHINE[number]
     _say(f"error: {where}{os.strerror(number)}; what is finished is kept: {way_out} and start the same command again")
     return NOT_KEPT if number in FULL else 2
 

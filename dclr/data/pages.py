@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from dclr.data.watch import NUMBERS, done
+from dclr.data.watch import WHEREABOUTS, done
 from dclr.errors import InputError
 
 Sample = dict[str, Any]
@@ -47,7 +47,7 @@ class Pages:
     """
 
     def __init__(self, workers: int, size: int):
-        self._size, self._first = size, workers * 8 * len(NUMBERS)
+        self._size, self._first = size, workers * 8 * len(WHEREABOUTS)
         try:
             self._memory = _shared(self._first + workers * SLOTS * size)
             self._free = [torch.multiprocessing.get_context("spawn").Semaphore(SLOTS) for _ in range(workers)]
@@ -73,7 +73,7 @@ class Pages:
 
     def numbers(self) -> np.ndarray:
         """What workers say of themselves, float64 (workers, 3)."""
-        return self._bytes()[: self._first].view(np.float64).reshape(-1, len(NUMBERS))
+        return self._bytes()[: self._first].view(np.float64).reshape(-1, len(WHEREABOUTS))
 
     def array(self, lent: Lent) -> np.ndarray:
         start = self._first + (lent.worker * SLOTS + lent.slot) * self._size + lent.start

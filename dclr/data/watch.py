@@ -26,9 +26,9 @@ from dclr.errors import Lost, WorkerLost
 from dclr.patience import Interrupted, interruptible
 from dclr.threads import state_of
 
-NUMBERS = ON, PLACE, UNTIL = range(3)  # how often; the sample + 1, below 0 once it is done with; time.monotonic()
+WHEREABOUTS = ON, PLACE, UNTIL = range(3)  # how often; the sample + 1, below 0 once it is done with; time.monotonic()
 START = 60.0  # seconds in which processes that have begun with no sample may start, at least
-NAMED = 3  # workers in an error, at most
+WORKERS_SAID = 3  # workers in an error, at most
 STATES = {"T": "stopped by a signal", "t": "stopped by a debugger", "D": "waiting for its disk"}
 MEANS: dict[int, str] = {
     signal.SIGKILL: "where memory ran out, a smaller --workers needs less",
@@ -36,7 +36,7 @@ MEANS: dict[int, str] = {
 }
 ELSE = "where that comes at one place again, python -m preprocess verify SET --deep tells what is wrong there"
 
-_mine = np.zeros(len(NUMBERS))
+_mine = np.zeros(len(WHEREABOUTS))
 
 
 def report_to(numbers: np.ndarray) -> None:
@@ -148,7 +148,7 @@ class _Watch:
         busy = [number for number in states if self._numbers[number, PLACE] > 0]
         named = [
             self._named(number) + (f", {STATES[states[number]]}" if number in odd else "")
-            for number in (odd or busy or list(states))[:NAMED]
+            for number in (odd or busy or list(states))[:WORKERS_SAID]
         ]
         who = "; ".join(named) or "the loader's processes do not start; is the machine busy, or its disk silent?"
         return f"no batch for {self._most / 60:g} minutes (--stall-minutes): {who}" + (f"; {ELSE}" if named and not odd else "")
