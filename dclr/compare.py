@@ -197,7 +197,7 @@ def _cells(metrics: Mapping[str, Metric], numbers: Mapping[str, float], several:
         (name, heading(name, metric)): metric.text(numbers[name])
         + (f" ± {metric.text(several[name])}" if name in several else "")
         for name, metric in metrics.items()
-        if name in numbers
+        if name in numbers and not isinstance(numbers[name], dict)  # of an edited result, one of whose guesses is a table
     }
 
 

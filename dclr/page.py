@@ -266,7 +266,7 @@ def ticks(low: float, high: float) -> list[float]:
     >>> ticks(0.3, 9.7), ticks(5, 5)
     ([2.0, 4.0, 6.0, 8.0], [5])
     """
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
+    if not 1e-9 * max(abs(low), abs(high)) < high - low < math.inf:
         return [low]
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))

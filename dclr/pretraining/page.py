@@ -174,7 +174,7 @@ def _speed(lines: Lines, config: Mapping[str, Any]) -> list[Html]:
     speed, waits, waited = list[Point](), list[Point](), 0.0
     for line in lines:
         rate, share = line.get(RATE), line.get(WAIT)
-        if isinstance(rate, int | float) and isinstance(share, int | float) and 0 < rate < math.inf:
+        if isinstance(rate, int | float) and isinstance(share, int | float) and 0 < rate < math.inf and 0 <= share <= 1:
             seconds = max(line["step"] - before, 0) * 2 * batch / rate if isinstance(batch, int) else 0.0
             clock, waited, before = clock + seconds, waited + seconds * share, line["step"]
             speed.append((clock if clock else before, rate / 2 if clock else rate))
