@@ -34,7 +34,7 @@ from dclr.parse import from_json, parsing, read_whole, require_small
 from dclr.text import plain, table
 
 CHECKPOINT_VERSION = 1
-PLAIN = {  # without tensors in them
+NO_TENSORS = {  # without tensors in them
     "version", "config", "classes", "stored", "kind", "state_version", "loader", "scaler", "revision",
 }  # fmt: skip
 OURS = "f_q."  # the trained encoder in our checkpoints
@@ -157,7 +157,7 @@ def _checked(path: Path, state: Any) -> dict[str, Any]:
         raise InputError(f"{path}: not a checkpoint of train_pretrain.py (it lacks {', '.join(sorted(missing))})")
     if not isinstance(state["config"], dict) or not isinstance(state["model"], dict):
         raise InputError(f"{path}: not a checkpoint of train_pretrain.py (its config and model are no tables)")
-    for name in PLAIN & state.keys():
+    for name in NO_TENSORS & state.keys():
         if where := next((where for where, _ in _tensors(state[name], name)), None):
             raise InputError(f"{path}: {where} is a tensor, expected plain values")
     if type(state["version"]) is not int or state["version"] != CHECKPOINT_VERSION:

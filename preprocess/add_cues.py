@@ -126,7 +126,7 @@ class Adding:
             table["from_stored"] = in_order({*record.meta.from_stored, *self.options.cues})
         document = json.dumps(table, sort_keys=True, ensure_ascii=False).encode()
         meta = SampleMeta.loads(document)
-        whole: dict[str, Contents] = {**contents, **new, "json": document}
+        whole: dict[str, Contents] = {**cast(dict[str, Contents], contents), **new, "json": document}
         made.add(record.key, pack(record.key, whole, meta), meta, _motion(whole, meta))
 
     def _from_frames(self, record: Record, spool: Path) -> dict[str, bytes | IO[bytes]]:

@@ -138,7 +138,7 @@ class RunPlan:
 
 def options_of(plan: RunPlan) -> Options:
     """What the plan's set is made with; raises InputError where that cannot be."""
-    with parsing(PLAN, "a plan of this version", "make the set again"):
+    with parsing(PLAN, "of options that a set can have", "make the set again"):
         try:
             return Options(**{name: value for name, value in plan.options.items() if name in Options.__dataclass_fields__})
         except InputError as error:

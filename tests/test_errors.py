@@ -114,7 +114,7 @@ LONG = "a" * 300
 @pytest.mark.parametrize(
     "command",
     [
-        (*TRAIN, "--shards", "SET", "--out", LONG),
+        (*TRAIN, "--shards", "SET", *SMALL, "--out", LONG),
         (*TRAIN, "--shards", LONG, "--out", "OUT"),
         (*TRAIN, "--shards", "SET", "--out", "OUT", "--cache", LONG),
         (*TRAIN, "--shards", "SET", "--out", "OUT", "--config", LONG),
@@ -122,7 +122,7 @@ LONG = "a" * 300
         (*TRAIN, "--shards", "SET", "--out", "OUT", *SMALL, "--pretrained", LONG),
         (*EVAL[:-4], "--pretrained", LONG, "--shards", "SET", "--out", "OUT"),
         (*EVAL, "--shards", "SET", "--out", LONG),
-        (*EVAL, "--shards", "SET", "--out", "OUT", "--baseline", LONG),
+        (*EVAL, "--shards", "SET", "--size", "32", "--out", "OUT", "--baseline", LONG),
         (*MAKE, "--out", LONG),
         ("-m", "preprocess", "folder", "--root", LONG, "--out", "OUT"),
         ("-m", "preprocess", "csv", "--root", ".", "--list", LONG, "--out", "OUT"),

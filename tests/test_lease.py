@@ -32,7 +32,7 @@ OVER = 2.1  # seconds after which a lease is over for others, in tests; a store'
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Owners renew often."""
-    for name, seconds in {"RENEWAL": 0.2, "ROUNDING": 1.0, "POLL": 0.1}.items():
+    for name, seconds in {"RENEWAL": 0.2, "ROUNDING": 1.0, "POLL": 0.5}.items():
         monkeypatch.setattr(lease, name, seconds)
 
 
@@ -131,12 +131,12 @@ def test_of_many_that_begin_at_once_one_is_inside_at_a_time(place: str, tmp_path
             time.sleep(0.05)
             inside -= 1
 
-    threads = [threading.Thread(target=enter, args=(number,)) for number in range(4)]
+    threads = [threading.Thread(target=enter, args=(number,)) for number in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (most, entered) == (1, 4)
+    assert (most, entered) == (1, 3)
 
 
 def test_a_run_that_lost_its_lease_writes_nothing_more(place: str, asleep: Callable[[], None], tmp_path: Path) -> None:

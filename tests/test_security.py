@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import pickle
 import re
@@ -177,13 +176,11 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-def tests_of(path: str) -> set[str]:
-    return {node.name for node in ast.parse((REPOSITORY / path).read_text()).body if isinstance(node, ast.FunctionDef)}
-
-
 def test_every_promise_has_its_test() -> None:
     _, _, *rows = re.findall(r"^\| (.+) \| (.+) \|$|^\|-", (REPOSITORY / "SECURITY.md").read_text(), re.M)
     named = {promise: re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", tests) for promise, tests in rows}
     assert len(named) == len(rows) > 20 and all(named.values())
-    there = {path: tests_of(path) for pairs in named.values() for path, _ in pairs}
+    there = {
+        path: re.findall(r"^def (\w+)", (REPOSITORY / path).read_text(), re.M) for pairs in named.values() for path, _ in pairs
+    }
     assert not [(path, test) for pairs in named.values() for path, test in pairs if test not in there[path]]

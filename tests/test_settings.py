@@ -156,7 +156,7 @@ def test_a_resumed_run_may_change_what_it_could_change() -> None:
     from dclr.evaluation import finetune
     from dclr.evaluation.repeat import HELD
 
-    aside = {"out", "workers", "cache", "cache_size", "patience", "save_minutes", "deterministic"}
+    aside = {"out", "workers", "cache", "cache_size", "patience", "stall_minutes", "save_minutes", "deterministic"}
     assert free(PretrainConfig) == aside | {"epochs", "resume", "keep", "milestone", "knn_split", "knn_every"}
     assert {"epochs", "shards", "pretrained"} == HELD and aside | {"baseline", "features", "force"} | HELD == finetune.FREE
 
@@ -499,7 +499,7 @@ def test_a_number_has_one_range_and_what_is_outside_is_refused(part: type, name:
     outside = [low if said.least is None else low - 1, high if said.most is None else high + 1]
     outside += [math.nan, math.inf, -math.inf] if one.kind is float else []
     needed = {need: "x" if other.kind is str else ("x",) for need, other in flags(part).items() if other.required}
-    needed |= {need: "x" for need in ("mode", "shards") if need in part.__dataclass_fields__ and need not in needed}
+    needed |= {need: "x" for need in ("mode", "shards") if need in flags(part) and need not in needed}
     for value in outside:
         with pytest.raises(InputError) as refused:
             part(**needed | {name: (value,) if one.many else value})

@@ -91,8 +91,8 @@ class Reading:
         free=True, before=MINUTES,
     )  # fmt: skip
     stall_minutes: float = setting(
-        STALL, "minutes after which a run ends whose loader processes are stopped or hang", metavar="MINUTES", above=0, most=1e6,
-        free=True, before=STALL,
+        STALL, "minutes after which a run ends whose loader processes are stopped or hang", metavar="MINUTES", above=0,
+        most=1e6, free=True, before=STALL,
     )  # fmt: skip
     on_error: str = setting(
         "stop", "at a video that cannot be read: stop, or skip (training takes another, a result names it)", choices=ON_ERROR

@@ -27,6 +27,7 @@ from dclr.patience import Interrupted, interruptible
 from dclr.threads import state_of
 
 NUMBERS = ON, PLACE, UNTIL = range(3)  # how often; the sample + 1, below 0 once it is done with; time.monotonic()
+START = 60.0  # seconds in which processes that have begun with no sample may start, at least
 NAMED = 3  # workers in an error, at most
 STATES = {"T": "stopped by a signal", "t": "stopped by a debugger", "D": "waiting for its disk"}
 MEANS: dict[int, str] = {
@@ -130,7 +131,8 @@ class _Watch:
         if (on != self._before).any() or now < self._numbers[:, UNTIL].max():
             self._idle, self._before = 0.0, on
         self._looked = now
-        if self._idle >= self._most:
+        begun = self._numbers[:, PLACE].any()
+        if self._idle >= (self._most if begun else max(self._most, START)):
             raise WorkerLost(self._stalled())
 
     def _require_alive(self) -> None:

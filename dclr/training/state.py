@@ -134,19 +134,24 @@ class TrainState:
         for found, own in zip(groups, optimiser.param_groups, strict=True):
             if found["params"] != [next(numbers) for _ in own["params"]]:
                 raise ValueError("the optimiser's parameters are not numbered as theirs now")
-            for name in (found.keys() & own.keys()) - {"params"}:
-                chosen = isinstance(own[name], bool | None)  # how, not what it computes; lr follows from the step
-                same = isinstance(found[name], bool | None) if chosen else found[name] == own[name]
-                if not (type(found[name]) in (int, float) and 0 <= found[name] < math.inf if name == "lr" else same):
-                    raise ValueError(f"the optimiser's {name} is {plain(repr(found[name]), 80)}, expected {own[name]}")
+            for name, value in own.items():
+                there = found.get(name)
+                if isinstance(value, bool | None):  # how a step is computed, not what it is; older versions lack some
+                    good = isinstance(there, bool | None)
+                elif name == "lr":  # which follows from the step
+                    good = type(there) in (int, float) and 0 <= there < math.inf
+                else:
+                    good = name == "params" or there == value
+                if not good:
+                    raise ValueError(f"the optimiser's {name} is {plain(repr(there), 80)}, expected {value}")
         parameters = [one for group in optimiser.param_groups for one in group["params"]]
         for number, values in state.items():
             if set(values) != (expected := KEPT[type(optimiser)]):
                 raise ValueError(f"parameter {plain(str(number), 20)} has other states than {', '.join(sorted(expected))}")
             for name, value in values.items():
-                own = torch.zeros(()) if name == "step" else parameters[number]
+                like = torch.zeros(()) if name == "step" else parameters[number]
                 if value is not None:
-                    self._require_like(f"{name} of parameter {plain(str(number), 20)}", value, own)
+                    self._require_like(f"{name} of parameter {plain(str(number), 20)}", value, like)
                 if name == "step" and not 0 <= float(value) <= LAST_STEP:
                     raise ValueError(f"parameter {number} is at step {float(value)}, expected 0 to {LAST_STEP}")
 

@@ -73,6 +73,7 @@ def test_a_worker_that_waits_for_a_store_or_goes_on_does_not_stall(monkeypatch: 
     monkeypatch.setattr(watch, "_mine", watch._mine)
     monkeypatch.setattr(patience, "_everywhere", None)
     watch.report_to(numbers[1])
+    watch.at(3)
     waits = threading.Thread(target=patience._pause, args=(2.5,))
     waits.start()
     looked = watch._Watch(numbers, str, 1.0)

@@ -133,23 +133,6 @@ def test_a_signal_saves_and_the_same_command_goes_on(straight: Path, synthetic_s
     assert_same(straight / "last.pt", out / "last.pt")
 
 
-def test_a_loader_process_that_is_killed_costs_no_step(synthetic_set: Path, tmp_path: Path) -> None:
-    """As where memory runs out: one line, and a checkpoint after the last step."""
-    out = tmp_path / "run"
-    process = start(synthetic_set, out, 0, "--save-minutes", "0.0001", "-j", "1")
-    assert reached(out, 3, process)
-    (worker,) = [child for server in children(process.pid) for child in children(server)]
-    os.kill(worker, signal.SIGKILL)
-    said = process.communicate()[0]
-    assert process.returncode == AGAIN and "Traceback" not in said
-    last, step = said.strip().splitlines()[-1], load(out / "last.pt")["step"]
-    assert (
-        last.startswith(f"error: loader worker 0 (process {worker}), ") and ", killed by SIGKILL; where memory ran out" in last
-    )
-    assert last.endswith(f"; saved after step {step}: the same command goes on from {out / 'last.pt'}")
-    assert step == max(map(saver.number, saver.found(out)))
-
-
 def script(folder: Path, changes: str) -> Path:
     """train_pretrain.py with ``changes`` to its modules."""
     path = folder / "changed.py"

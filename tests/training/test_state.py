@@ -96,6 +96,10 @@ def group(**edited: Any) -> dict[str, Any]:
         ({"optimiser": at(1e30)}, "parameter 0 is at step 1.*, expected 0 to"),
         ({"optimiser": group(betas=(1e308, 0.9))}, r"the optimiser's betas is \(1e\+308, 0.9\), expected \(0.9, 0.999\)"),
         ({"optimiser": group(lr=float("nan"))}, "the optimiser's lr is nan"),
+        (
+            {"optimiser": {**saved()["optimiser"], "param_groups": [{"params": [0, 1], "lr": 0.1}]}},
+            "the optimiser's betas is None",
+        ),
         ({"scaler": {"scale": "large"}}, "the scaler's values are no numbers"),
         ({"generator": torch.zeros(3)}, "not the state of this training"),
         ({"loader": {}}, "not the state of this training"),
