@@ -53,7 +53,8 @@ class Pages:
             self._free = [torch.multiprocessing.get_context("spawn").Semaphore(SLOTS) for _ in range(workers)]
         except (RuntimeError, OSError) as error:
             why = str(error).splitlines()[0]
-            raise InputError(f"--workers {workers}: no shared memory ({why}): mount /dev/shm, or give --workers 0") from None
+            way_out = "mount /dev/shm, or give more open files (ulimit -n) or --workers 0"
+            raise InputError(f"--workers {workers}: no shared memory ({why}): {way_out}") from None
         self._used = 0  # by this worker
 
     def lend(self, shapes: Shapes) -> dict[str, Lent]:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import succeed
-from harness import TINY, Command, checkpoint, log, same
+from harness import TINY, Command, appears, checkpoint, log, same
 from soak import family
 
 from dclr.data.manifest import ShardSet
@@ -96,6 +96,7 @@ def test_a_decoder_that_hangs_costs_its_video_until_retry(synthetic_set: Path, t
         "0",
     )
     process = Command("preprocess", made, dict).start(out)
+    appears(out / "plan.json", process)  # other processes look at the files before
     while not (
         hanging := [one for one in family(process.pid)[1:] if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]
     ):
