@@ -26,12 +26,12 @@ FIRST_COLUMNS = ("run", "mode", "label", "pretrained", "arch", "width", "videos"
 GUESSES = ("chance", "majority")
 GUESSED = dict.fromkeys(GUESSES, Metric("percent"))
 RESULT = "result.json"
-MAX_BYTES = 1 << 25  # of it
+RESULT_BYTES = 1 << 25  # of it
 LISTED_MOST = 10  # of the folders that are left out
 
 
 @dataclass(frozen=True)
-class Options:
+class Recorded:
     """What is read of a result's options."""
 
     mode: str
@@ -42,7 +42,7 @@ class Options:
 class Result:
     """What a result.json says besides its numbers. What has a default here, earlier versions may lack."""
 
-    options: Options
+    options: Recorded
     classes: Annotated[float, msgspec.Meta(gt=0)]
     chance: Number | dict[str, Number] = 0
     majority: Number | dict[str, Number] = 0
@@ -62,7 +62,7 @@ class Result:
 def read_table(path: Path) -> dict[str, Any]:
     """A result.json as it is written; raises InputError for what is none, and OSError."""
     with parsing(str(path), "a result of train_eval.py"):
-        table: dict[str, Any] = from_json(read_whole(path, MAX_BYTES, "a result of train_eval.py"), dict, nan=True)
+        table: dict[str, Any] = from_json(read_whole(path, RESULT_BYTES, "a result of train_eval.py"), dict, nan=True)
         msgspec.convert(table, Result)
         for name in measured(table):
             msgspec.convert(table[name], Number)

@@ -38,7 +38,7 @@ class NotKept(Exception):
     """The disk did not take what was made. The message names the place, and what is kept."""
 
 
-class Lost(Exception):
+class FeedLost(Exception):
     """What feeds the run is gone. The same command goes on later.
 
     Attributes:
@@ -51,11 +51,11 @@ class Lost(Exception):
         return last_line(super().__str__())
 
 
-class Unreachable(Lost):
+class Unreachable(FeedLost):
     """A store did not answer for as long as ``--patience`` says. The message names the URL and the last error."""
 
 
-class WorkerLost(Lost):
+class WorkerLost(FeedLost):
     """A loader process was killed, or makes nothing for as long as ``--stall-minutes`` says. The message names it and the
     shard that it was at."""
 
@@ -78,14 +78,14 @@ def exit_on_input_error() -> Iterator[None]:
     except KeyboardInterrupt:
         _say("\ninterrupted; what is finished is kept, and the same command goes on from there")
         raise SystemExit(INTERRUPTED) from None
-    except (InputError, NotKept, Lost, FloatingPointError) as error:
+    except (InputError, NotKept, FeedLost, FloatingPointError) as error:
         # before torchrun's ranks have met, each finds the same mistake; later a damaged shard is met by one of them alone
         met = getattr(sys.modules.get("dclr.distributed"), "met", False)  # not imported here: preprocess runs without torch
-        alone = met and not (isinstance(error, Lost) and error.shared)
+        alone = met and not (isinstance(error, FeedLost) and error.shared)
         if alone or os.environ.get("RANK" if met else "LOCAL_RANK", "0") == "0":
-            again = "; start the same command again" if isinstance(error, Lost) and "same command" not in str(error) else ""
+            again = "; start the same command again" if isinstance(error, FeedLost) and "same command" not in str(error) else ""
             _say(f"error: {public(last_line(str(error)))}{again}")
-        codes = {InputError: 2, NotKept: NOT_KEPT, Lost: AGAIN, FloatingPointError: 1}
+        codes = {InputError: 2, NotKept: NOT_KEPT, FeedLost: AGAIN, FloatingPointError: 1}
         raise SystemExit(next(code for kind, code in codes.items() if isinstance(error, kind))) from None
     except Exception as error:
         raise SystemExit(_code_of(error)) from None

@@ -149,12 +149,9 @@ def card(trunk: Trunk, checkpoint: Path, name: str, preprocessing: Mapping[str, 
         with contextlib.suppress(InputError):
             options = compare.read_result(beside[0])["options"]
             made = {name: options[name] for name in ("shards", "pretrained") if name in options} | made
-    how = "Finetuned" if trunk.classes else "Trained"
-    data = (
-        f"{how} on `{made['shards']}`, of it {', '.join(splits)}"
-        if made.get("shards")
-        else "Its file does not say what it was trained on"
-    )
+    data = "Its file does not say what it was trained on"
+    if made.get("shards"):
+        data = f"{'Finetuned' if trunk.classes else 'Trained'} on `{made['shards']}`, of it {', '.join(splits)}"
     begun = f", beginning with `{made['pretrained']}`" if made.get("pretrained") else ""
     tables = []
     for folder in beside:

@@ -67,7 +67,7 @@ REFUSED = {  # what fsspec knows and nothing here can use
     **dict.fromkeys(("dir", "zip", "tar", "libarchive", "reference", "generic", "dask"), _INSIDE),
     **dict.fromkeys(("cached", "blockcache", "filecache", "simplecache"), "it keeps copies of another place: name that"),
 }
-MOST = 2 * 10**9  # bytes of a file that is read whole: the index of ten million samples
+WHOLE_BYTES = 2 * 10**9  # bytes of a file that is read whole: the index of ten million samples
 LISTING = 4  # tries of each request for a listing
 OUTWARDS = "a link that leads out of the folder; --follow-links takes it"
 FOLLOWED = 8  # times that one link to a folder is followed
@@ -389,8 +389,10 @@ class RemoteFolder(Folder):
                 raise InputError(
                     f"{where}: the server sends whole files where byte ranges are asked for; use one that knows ranges"
                 )
-            if len(data) > MOST:
-                raise InputError(f"{where}: above {MOST / 1e9:.0f} GB, or without an end; expected a file of a shard set")
+            if len(data) > WHOLE_BYTES:
+                raise InputError(
+                    f"{where}: above {WHOLE_BYTES / 1e9:.0f} GB, or without an end; expected a file of a shard set"
+                )
             return data
         raise FileNotFoundError(errno.ENOENT, "no such file", public(self._path(name)))
 
@@ -437,7 +439,7 @@ def _bounded() -> type:
     class Bounded(aiohttp.ClientResponse):
         async def read(self) -> bytes:
             asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
-            most = int(asked[2]) - int(asked[1]) + 1 if asked else MOST
+            most = int(asked[2]) - int(asked[1]) + 1 if asked else WHOLE_BYTES
             pieces, held = list[bytes](), 0
             async for piece in self.content.iter_any():
                 pieces.append(piece)

@@ -30,7 +30,7 @@ from preprocess.pool import Lost, Pool
 from preprocess.transcode import QUALITY, OpenedVideo, Options, Span, TranscodeError, stored_size
 
 PLAN = "plan.json"
-MAX_BYTES = 1 << 30  # of it and of failures.jsonl, which name each file that is not in the set
+PLAN_BYTES = 1 << 30  # of it and of failures.jsonl, which name each file that is not in the set
 MISSING, LEFT_OUT = "missing", "left-out"  # stages of a failure that nothing was tried for
 PROBE_SECONDS = 15.0
 PROBED = 32  # videos whose headers are read to learn how many output bytes a source byte gives
@@ -132,7 +132,7 @@ class RunPlan:
     def load(cls, folder: Folder) -> RunPlan | None:
         """The plan in a set's folder; None where there is none."""
         return (
-            None if folder.size(PLAN) is None else cls.loads(folder.read_whole(PLAN, MAX_BYTES, "a plan"), f"{folder}/{PLAN}")
+            None if folder.size(PLAN) is None else cls.loads(folder.read_whole(PLAN, PLAN_BYTES, "a plan"), f"{folder}/{PLAN}")
         )
 
 

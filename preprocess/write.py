@@ -20,7 +20,7 @@ from dclr.errors import InputError
 from dclr.parse import from_json, parsing
 from dclr.record import BLOCK, SampleMeta, array_name, mean_motion, parse_array
 from dclr.storage import Folder, RemoteFolder
-from preprocess.plan import MAX_BYTES, Failure, Job
+from preprocess.plan import PLAN_BYTES, Failure, Job
 from preprocess.transcode import SPOOL
 
 PIECE = 1 << 20
@@ -29,7 +29,7 @@ PIECE = 1 << 20
 def read_failures(folder: Folder, name: str) -> list[Failure]:
     """The lines of a failures file; raises InputError naming the line."""
     failures = []
-    for number, line in enumerate(folder.read_whole(name, MAX_BYTES, "failures").splitlines(), 1):
+    for number, line in enumerate(folder.read_whole(name, PLAN_BYTES, "failures").splitlines(), 1):
         if not line:
             continue
         with parsing(f"{folder}/{name}, line {number}", "a failure", "remove the line"):

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from dclr import patience
 from dclr.data.workers import GLANCE, signals_blocked, stop_workers
-from dclr.errors import Lost, WorkerLost
+from dclr.errors import FeedLost, WorkerLost
 from dclr.patience import Interrupted, interruptible
 from dclr.threads import state_of
 
@@ -80,7 +80,7 @@ def watched(loader: DataLoader[Any], numbers_W3: np.ndarray, where: Callable[[in
             if batch is None:
                 return
             yield batch
-    except (Interrupted, Lost):  # the run ends, and its workers may wait for long
+    except (Interrupted, FeedLost):  # the run ends, and its workers may wait for long
         stop_workers()
         raise
     finally:

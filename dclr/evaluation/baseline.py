@@ -21,7 +21,7 @@ from dclr.parse import Count, from_json, parsing
 from dclr.text import plain, public, table
 
 SCORES = "scores.safetensors"
-SAID = ("numbers", "keys", "labels", "videos")  # in it, as JSON, besides the tensors
+IN_JSON = ("numbers", "keys", "labels", "videos")  # in it, as JSON, besides the tensors
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ def _each(folder: Path, result: Mapping[str, Any]) -> Each:
         raise InputError(f"{path}: it is not there; {anew}")
     with parsing(str(path), "what train_eval.py keeps", anew), safe_open(path, "numpy") as file:
         said = file.metadata() or {}
-        if absent := [name for name in SAID if name not in said]:
+        if absent := [name for name in IN_JSON if name not in said]:
             raise InputError(f"{path}: it does not say {', '.join(absent)}, as those of an earlier version; {anew}")
-        numbers, keys, labels = (from_json(said[name], list[str]) for name in SAID[:3])
+        numbers, keys, labels = (from_json(said[name], list[str]) for name in IN_JSON[:3])
         each, videos = file.get_slice("each"), from_json(said["videos"], Count)
         if each.get_shape() != [len(numbers), len(keys)] or len(labels) != len(keys) or videos > len(keys):
             raise ValueError("its lists have different lengths")

@@ -54,7 +54,7 @@ EXTRAS: dict[str, tuple[Callable[[Extraction], bool], str, str]] = {  # flag -> 
 
 
 @dataclass(frozen=True)
-class Made:
+class Extracted:
     """What is read of extract.json: all that decides the features."""
 
     made: dict[str, Any]
@@ -99,7 +99,7 @@ def _check(out: Path, made: Mapping[str, Any]) -> None:
     if not path.exists():
         return
     with parsing(str(path), "of python -m dclr.extract", "name another --out, or --force makes it anew"):
-        there = from_json(read_whole(path, MAX_MADE, "what was extracted"), Made, nan=True).made
+        there = from_json(read_whole(path, MAX_MADE, "what was extracted"), Extracted, nan=True).made
     other = next((name for name, value in made.items() if there.get(name) != value), None)
     if other:
         raise InputError(

@@ -26,7 +26,7 @@ from dclr.data.loader import RGB_ALONE, Beside, TrainLoader, all_skipped, eval_l
 from dclr.data.manifest import ShardSet, require_size
 from dclr.data.sets import choose, leaks, pace_warnings
 from dclr.draws import generator
-from dclr.errors import InputError, Lost, make_folder
+from dclr.errors import FeedLost, InputError, make_folder
 from dclr.evaluation.baseline import Each, require_same
 from dclr.evaluation.config import EvalConfig, Extraction
 from dclr.evaluation.pieces import Pieces
@@ -325,7 +325,7 @@ def over_videos(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """What ``found`` says of every video, each asked exactly once over all ranks, in ascending sample order; the segments of a
     cut video count as one, with the mean of their results. What cannot be read is left out and named in ``setting.skipped``
-    where ``--on-error skip`` says so. Raises Lost or Interrupted on every rank where one of them could not go on.
+    where ``--on-error skip`` says so. Raises FeedLost or Interrupted on every rank where one of them could not go on.
 
     Args:
         found: a batch of :func:`dclr.data.loader.eval_loader` (one video, and what is ``beside`` it) -> a tensor.
@@ -351,7 +351,7 @@ def over_videos(
             sample = int(batch["sample"][0])
             mine[sample] = result = found(batch).cpu().numpy()
             pieces.add(sample, result)
-    except (Interrupted, Lost) as error:
+    except (Interrupted, FeedLost) as error:
         ended = error
         distributed.call_off()  # the others need not first ask all of theirs
     pieces.keep()

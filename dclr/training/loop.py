@@ -14,7 +14,7 @@ from torch import nn
 from dclr import bars, distributed
 from dclr.data.loader import TrainLoader, all_skipped
 from dclr.data.workers import stop_workers
-from dclr.errors import Lost
+from dclr.errors import FeedLost
 from dclr.hardware import peak_memory_gb
 from dclr.method import norm
 from dclr.patience import Interrupted
@@ -77,8 +77,8 @@ def train(
     due: bool = False,
 ) -> None:  # fmt: skip
     """The steps from ``first_step`` on. A checkpoint comes after each epoch, every ``save_minutes``, after a signal, which ends
-    the run by SystemExit with :data:`PREEMPTED`, and before what is Lost is raised: a store that did not answer, or a loader
-    process.
+    the run by SystemExit with :data:`PREEMPTED`, and before FeedLost is raised: a store did not answer, or a loader process is
+    gone.
 
     With ``due`` what is due at the end of the epoch before ``first_step`` was not done (:data:`DUE`), and comes first."""
     loader, clock, next_save = learner.loader, Clock(learner.clips, first_step), time.monotonic() + 60 * save_minutes
@@ -121,7 +121,7 @@ def train(
                     _save(learner, saver, done, look)
                 if wish == STOP and not (learner.ends_here and done == last_step):
                     _leave(done, saver)
-        except (Interrupted, Lost) as ended:
+        except (Interrupted, FeedLost) as ended:
             stop_workers()
             if done > saved:
                 loader.load_state_dict(loader.state_dict() | {"step": done})  # this rank may have had its next batch
@@ -147,7 +147,7 @@ def _next(batches: Iterator[dict[str, Any]], clock: Clock) -> dict[str, Any]:
     with clock:
         try:
             batch = next(batches)
-        except (Interrupted, Lost) as error:
+        except (Interrupted, FeedLost) as error:
             ended = error
         distributed.unanimous(ended)
     return batch
@@ -201,14 +201,14 @@ def _leave(done: int, saver: Saver, ended: BaseException | None = None, made: bo
     saver.wait()
     on = f"the same command goes on from {saver.folder / LAST}" if done else "start the same command again"
     if saver.kept == done or not made:
-        if isinstance(ended, Lost):
+        if isinstance(ended, FeedLost):
             ended.args = (f"{ended}; {f'saved after step {done}: ' if done else ''}{on}",)
         elif distributed.rank() == 0:
             print(f"stopped by a signal after step {done}; {on}", flush=True)
     distributed.wait()  # until rank 0 has written: torchrun ends it as soon as another one leaves
     if made and distributed.rank() == 0:
         saver.require(done)
-    if isinstance(ended, Lost):
+    if isinstance(ended, FeedLost):
         raise ended
     raise SystemExit(PREEMPTED)
 

@@ -18,7 +18,7 @@ from dclr.parse import from_json, parsing, read_whole
 from preprocess.datasets.base import UNFIT
 
 E = TypeVar("E", list[Any], dict[str, Any])
-MAX_BYTES = 1 << 30  # of a list
+LIST_BYTES = 1 << 30  # of a list
 ROWS_SHOWN = 3  # rows that --dry-run shows
 LAST_NUMBER = 10**9  # of a frame, a second or a label
 DEFAULT_KIND = "action"
@@ -36,7 +36,7 @@ def list_files(lists: Path, pattern: str) -> list[Path]:
 def read_text(path: Path) -> str:
     """A list as text with ``\\n`` line ends; raises InputError where it cannot be read."""
     try:
-        text = read_whole(path, MAX_BYTES, "a list").decode("utf-8-sig", errors="replace")
+        text = read_whole(path, LIST_BYTES, "a list").decode("utf-8-sig", errors="replace")
         return text.replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); name a list of this machine") from None
