@@ -94,7 +94,7 @@ def test_help_beside_a_file_shows_its_values(words: list[str], capsys: pytest.Ca
     with pytest.raises(SystemExit):
         train_pretrain.parser().given(words)
     said = " ".join(capsys.readouterr().out.split())
-    assert "epochs of" not in said and "--lr RATE learning rate (default: 0.003)" in said
+    assert "epochs of" not in said and "--lr RATE learning rate (above 0 to 1000; default: 0.003)" in said
     assert "(default: train)" in said and "--out RUN folder of the run, for checkpoints, curves and pictures (required)" in said
     assert "take the steps" not in said and "(default: dynamic,mining)" in said and "(default: yes)" in said  # --in-batch
 

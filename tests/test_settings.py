@@ -464,7 +464,7 @@ def test_a_newer_setting_says_what_runs_did_before_it() -> None:
 
 
 def test_what_a_result_keeps_is_what_it_kept() -> None:
-    since = {*flags(Choice), *flags(PixelSettings), "baseline", "early_stop"}
+    since = {*flags(Choice), *flags(PixelSettings), "baseline", "early_stop", "stall_minutes"}
     assert set(as_table(EvalConfig(shards="s", out="o", pretrained="x", **NEEDED))) == set(OPTIONS.split()) | since  # type: ignore[arg-type]
 
 
@@ -499,7 +499,8 @@ def test_a_number_has_one_range_and_what_is_outside_is_refused(part: type, name:
     outside = [low if said.least is None else low - 1, high if said.most is None else high + 1]
     outside += [math.nan, math.inf, -math.inf] if one.kind is float else []
     needed = {need: "x" if other.kind is str else ("x",) for need, other in flags(part).items() if other.required}
-    needed |= {need: "x" for need in ("mode", "shards") if need in flags(part) and need not in needed}
+    every = {one.name for one in fields(part)}
+    needed |= {need: "x" for need in ("mode", "shards") if need in every and need not in needed}
     for value in outside:
         with pytest.raises(InputError) as refused:
             part(**needed | {name: (value,) if one.many else value})
