@@ -396,6 +396,13 @@ class RemoteFolder(Folder):
             return data
         raise FileNotFoundError(errno.ENOENT, "no such file", public(self._path(name)))
 
+    def read_whole(self, name: str, most: int, what: str) -> bytes:
+        if self.listable:
+            return super().read_whole(name, most, what)
+        data = self.read(name)  # of which a web server's answer has a bound; to ask for the size is a request, or two
+        require_size(public(self._path(name)), len(data), most, what)
+        return data
+
     def absent(self, name: str) -> None:
         return None
 

@@ -138,10 +138,11 @@ class RunPlan:
 
 def options_of(plan: RunPlan) -> Options:
     """What the plan's set is made with; raises InputError where that cannot be."""
-    try:
-        return Options(**{name: value for name, value in plan.options.items() if name in Options.__dataclass_fields__})
-    except InputError as error:
-        raise InputError(f"{PLAN}: the set is made with {str(error).removeprefix('--')}; make it again") from None
+    with parsing(PLAN, "of options that a set can have", "make the set again"):
+        try:
+            return Options(**{name: value for name, value in plan.options.items() if name in Options.__dataclass_fields__})
+        except InputError as error:
+            raise InputError(f"{PLAN}: the set is made with {str(error).removeprefix('--')}; make it again") from None
 
 
 def manifest_options(options: Options, source: VideoSet) -> dict[str, Any]:

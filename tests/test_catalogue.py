@@ -559,6 +559,9 @@ CASES: dict[str, Callable[[Path], object]] = {
     "its tensors up to a claim 36 bytes, and the file has 1": lambda at: _require_held(
         written(at / "w.pt", b"x"), {"a": torch.zeros(9)}
     ),
+    "plan.json: not of options that a set can have .*; make the set again": lambda at: options_of(
+        SimpleNamespace(options={"quality": []})  # type: ignore[arg-type]
+    ),
     "last.pt: not a pretraining's": lambda at: begun(
         PretrainConfig(shards=("s",), out="o", split=("a",)), {"file": "last.pt", "config": {"mean": 3, "std": 3}}
     ),

@@ -27,6 +27,7 @@ from dclr.data.loader import TrainLoader
 from dclr.data.manifest import Entry, Manifest, Shard, ShardSet, pack_columns
 from dclr.data.sets import JoinedSets, Selection, choose, folds, leaks, same_videos, select
 from dclr.errors import InputError
+from dclr.settings import check_values
 
 ENTRY = Entry("", 0, 512, 0, 0, {"action": 0}, ["train"], 50, 25.0, "")
 
@@ -114,7 +115,7 @@ def test_a_share_is_per_cent_or_a_part() -> None:
             share(text)
     for text in ("0%", "101%", "25"):
         with pytest.raises(InputError, match=r"--share .*: expected above 0 to 1"):
-            Choice(share=share(text))
+            check_values(Choice(share=share(text)))
     assert Choice().chosen_by == ""
     assert Choice(min_motion=2.0, share=0.25).chosen_by == "--min-motion 2 --share 0.25"
 

@@ -265,7 +265,7 @@ def test_awkward_lists_give_results(synthetic_set: Path, tmp_path: Path) -> None
         (tmp_path / f"{n}.mp4").symlink_to(video)
     for name, classes in (("l300", 2), ("sparse", 2), ("mathname", 2), ("unseen", 3)):
         file, shards, out = REAL / f"reports/lists/{name}.csv", tmp_path / name, tmp_path / f"{name}-run"
-        flags = ("--root", tmp_path, "--list", file, "--out", shards, "--size", "32", "--cues", "none")
+        flags = ("--root", tmp_path, "--follow-links", "--list", file, "--out", shards, "--size", "32", "--cues", "none")
         succeed("-m", "preprocess", "csv", *flags)
         done = run("train_eval.py", "knn", "--shards", shards, *SPLITS, *RANDOM, *TINY, "--out", out)
         said = json.loads((out / "result.json").read_text())

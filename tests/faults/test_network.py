@@ -57,7 +57,7 @@ def test_a_body_without_an_end_is_left_after_what_was_asked_for(web: Web, monkey
     """And takes no more memory than that."""
     handler, url = web
     shards = ShardSet(url)
-    monkeypatch.setattr(storage, "MOST", 10**6)
+    monkeypatch.setattr(storage, "WHOLE_BYTES", 10**6)
     handler.faults = itertools.repeat("endless")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(

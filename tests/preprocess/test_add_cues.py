@@ -251,7 +251,7 @@ def test_other_cues_for_a_finished_set_name_the_way(videos: Path, tmp_path: Path
         assert f"--cues diff,flow: {out} is finished and has the cues diff,energy; python -m preprocess add-cues {out} " in said
         assert "--cues flow adds flow to it" in said
     assert "give --cues diff,energy" in refuse(*command, "--cues", "diff")
-    assert "made from other videos or options" in refuse(*command, "--cues", "diff,flow", "--quality", "80")
+    assert "made with --quality 90" in refuse(*command, "--cues", "diff,flow", "--quality", "80")
     assert samples(out) == before
 
 

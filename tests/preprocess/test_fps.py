@@ -141,7 +141,7 @@ def test_a_set_says_its_rate_and_its_sources_and_is_continued_with_it(tmp_path: 
     before = (out / "shard-000000.tar").stat()
     succeed(*command, "--fps", "30")
     assert (out / "shard-000000.tar").stat() == before
-    assert "made from other videos or options" in refuse(*command) and "made from other" in refuse(*command, "--fps", "15")
+    assert "made with --fps 30" in refuse(*command) and "made with --fps 30" in refuse(*command, "--fps", "15")
     numbered(videos / "more.mp4", range(20), 60)
     assert "no --fps: " in (said := refuse(*command, "--append")) and "was made with --fps 30.0; give the same" in said
     assert "--fps 15.0: " in refuse(*command, "--append", "--fps", "15")

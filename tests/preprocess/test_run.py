@@ -335,7 +335,7 @@ def test_videos_with_rare_suffixes_become_a_set(tmp_path: Path) -> None:
         shutil.copy(REAL / "reports/video" / name, root / name[:3])
     (root / "ogv").rename(tmp_path / "elsewhere")
     (root / "ogv").symlink_to("../elsewhere")
-    assert "2 videos" in succeed(*FOLDER, root, "--out", tmp_path / "set", "--size", "32")
+    assert "2 videos" in succeed(*FOLDER, root, "--follow-links", "--out", tmp_path / "set", "--size", "32")
     assert ShardSet(tmp_path / "set").manifest.classes == {"action": ["mts", "ogv"]} and not left_out(tmp_path / "set")
 
 

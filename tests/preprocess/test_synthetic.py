@@ -188,4 +188,4 @@ def test_a_set_of_the_laboratory(tmp_path: Path) -> None:
         assert [classes[kind][shards.labels[kind][i]] for kind in classes] == [motion, scene, texture]
         assert split in ("train", "test", "swapped", "correlated")
     assert "a finished shard set is there already" in refuse(*command, "--hard")
-    assert "--correlate 2: expected a share of the videos" in refuse(*command, "--correlate", "2")
+    assert "--correlate 2.0: expected above 0 to 1" in refuse(*command, "--correlate", "2")

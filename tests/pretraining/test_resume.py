@@ -295,7 +295,7 @@ def test_an_outage_is_waited_for_and_then_costs_nothing_that_was_done(
     out, little = tmp_path / "run", script(tmp_path, AHEAD)
     with serving(FileServer, folder=synthetic_set) as (handler, port):
         url = f"http://127.0.0.1:{port}"
-        handler.faults = itertools.chain(itertools.islice(for_a_while("reset", 1, after=30), 100), itertools.repeat("503"))
+        handler.faults = itertools.chain(itertools.islice(for_a_while("reset", 1, after=31), 110), itertools.repeat("503"))
         done = run(little, "--shards", url, *FLAGS, "--out", out, "--patience", "0.02")
         (said,) = [line for line in done.stderr.splitlines() if "error" in line]
         stopped = load(out / "last.pt")["step"]
