@@ -227,7 +227,7 @@ def test_a_job_at_its_time_limit_goes_on_and_ends_with_the_same_weights(
 
     def over() -> bool:
         said(slurm, "scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm leaves two minutes before a second start
-        return ended(slurm, job)
+        return ended(slurm, job) and "resumed after step" in log.read_text()  # on its way back into the queue it is in none
 
     until(over, "the second start ends")
     told = log.read_text()

@@ -35,7 +35,7 @@ SWITCHES = [
 
 
 def configured(**more: Any) -> PretrainConfig:
-    return PretrainConfig(shards="s", out="o", split=("train",), width=4, batch=4, queue=8, **more)
+    return PretrainConfig(shards="s", out="o", split=("train",), width=4, batch=4, queue=8, frames=8, size=48, **more)
 
 
 def made(config: PretrainConfig, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> DCLR:
