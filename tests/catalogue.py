@@ -91,7 +91,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(config, "workeroutput"):
         config.workeroutput["tried"] = list(TRIED)
         return
-    whole = config.args_source == config.ArgsSource.TESTPATHS and not (config.option.keyword or config.option.markexpr)
+    whole = (
+        config.args_source == config.ArgsSource.TESTPATHS
+        and not config.option.keyword
+        and config.option.markexpr in ("", "not soak")
+    )
     if whole and not config.option.collectonly and not session.shouldstop:
         new = {str(place) for place in untried(TRIED)} - UNTRIED
         tried = UNTRIED - {str(place) for place in untried(TRIED)}
