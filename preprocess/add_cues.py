@@ -29,7 +29,7 @@ from dclr.data.manifest import (
     Manifest,
     Shard,
     drop_old_indexes,
-    mapped,
+    extent,
     pack_columns,
     publish,
     read_index,
@@ -102,7 +102,7 @@ class Adding:
         if isinstance(self.out, RemoteFolder):
             data = memoryview(self.out.read(shard, entry.offset, entry.size))
         else:
-            data = mapped(Path(self.out.place, shard), entry.offset, entry.size, self.out.place)
+            data = memoryview(bytes(extent(Path(self.out.place, shard), entry.offset, entry.size, self.out.place)))
         if (crc32 := zlib.crc32(data)) != entry.crc32:
             raise FormatError(f"crc32 is {crc32}, its index says {entry.crc32}; the shard is damaged, copy it again")
         return data

@@ -18,7 +18,6 @@ import hashlib
 import io
 import json
 import math
-import mmap
 import os
 import re
 import struct
@@ -254,18 +253,6 @@ def extent(path: Path, offset: int, size: int, of: str) -> Extent:
     open for the set whose digest is ``of``."""
     file = _opened(path, of)
     return Extent(file, offset, max(0, min(size, os.fstat(file.fileno()).st_size - offset)))
-
-
-def mapped(path: Path, offset: int, size: int, of: str) -> memoryview:
-    """``size`` bytes of a shard from ``offset`` on, fewer where it ends before; mapped, so that only what is decoded is read.
-    The file stays open for the set whose digest is ``of``."""
-    file = _opened(path, of)
-    there = min(size, os.fstat(file.fileno()).st_size - offset)
-    if there <= 0:
-        return memoryview(b"")
-    before = offset % mmap.ALLOCATIONGRANULARITY
-    view = mmap.mmap(file.fileno(), before + there, access=mmap.ACCESS_READ, offset=offset - before)
-    return memoryview(view)[before:]
 
 
 class Names(Sequence[str]):
